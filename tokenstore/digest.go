@@ -1,0 +1,204 @@
+package tokenstore
+
+import (
+	"bytes"
+	"crypto/hkdf"
+	"crypto/hmac"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"slices"
+	"sync"
+)
+
+// Digest stands for a secret in stores and caches: SHA-256 of the text, or
+// HMAC-SHA-256 of it under a pepper.
+type Digest [sha256.Size]byte
+
+// Equal compares in constant time.
+func (d Digest) Equal(other Digest) bool { return subtle.ConstantTimeCompare(d[:], other[:]) == 1 }
+
+// String shows nothing of the digest: it has no place outside the store.
+func (d Digest) String() string { return Redacted }
+
+// Format implements fmt.Formatter for every verb.
+func (d Digest) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(Redacted)) }
+
+// MarshalText keeps the digest out of JSON and the like.
+func (d Digest) MarshalText() ([]byte, error) { return []byte(Redacted), nil }
+
+// Scheme says how a digest was made from the text.
+type Scheme uint8
+
+// SchemeNative is the digest of a secret that this product made. The zero
+// Scheme is invalid.
+const SchemeNative Scheme = 1
+
+// Valid reports whether s is a scheme this version knows.
+func (s Scheme) Valid() bool { return s == SchemeNative }
+
+// PepperID names a pepper without telling it. The zero PepperID means none.
+type PepperID [8]byte
+
+func (p PepperID) String() string { return hex.EncodeToString(p[:]) }
+
+// IsZero reports whether the id stands for no pepper.
+func (p PepperID) IsZero() bool { return p == PepperID{} }
+
+// MinPepperBytes is the least entropy-bearing length of a pepper file.
+const MinPepperBytes = 32
+
+// Peppers makes digests and seals records. The nil *Peppers uses plain SHA-256
+// and seals nothing. It is immutable and safe for concurrent use.
+type Peppers struct{ list []*pepper }
+
+type pepper struct {
+	id     PepperID
+	macKey []byte
+	// hashers holds *keyed values: an HMAC keeps the compressed key between
+	// uses, which saves two of four SHA-256 blocks.
+	hashers sync.Pool
+}
+
+type keyed struct {
+	mac hash.Hash
+	out Digest
+}
+
+// NewPeppers takes the contents of the configured pepper files. The first one
+// writes; all of them are tried on reading. Surrounding white space is not part
+// of a pepper. No file at all gives the nil *Peppers.
+func NewPeppers(files ...[]byte) (*Peppers, error) {
+	if len(files) == 0 {
+		return nil, nil
+	}
+	p := &Peppers{}
+	for i, raw := range files {
+		key := bytes.TrimSpace(raw)
+		if len(key) < MinPepperBytes {
+			return nil, fmt.Errorf("pepper %d has %d bytes, and needs at least %d: make one with `head -c 32 /dev/urandom | base64`", i+1, len(key), MinPepperBytes)
+		}
+		one, err := newPepper(key)
+		if err != nil {
+			return nil, err
+		}
+		if slices.ContainsFunc(p.list, func(o *pepper) bool { return o.id == one.id }) {
+			return nil, fmt.Errorf("pepper %d is the same as an earlier one: list each once", i+1)
+		}
+		p.list = append(p.list, one)
+	}
+	return p, nil
+}
+
+func newPepper(key []byte) (*pepper, error) {
+	derive := func(label string, n int) ([]byte, error) { return hkdf.Key(sha256.New, key, nil, label, n) }
+	id, err := derive("tokenward pepper id", len(PepperID{}))
+	if err != nil {
+		return nil, err
+	}
+	macKey, err := derive("tokenward record mac", sha256.Size)
+	if err != nil {
+		return nil, err
+	}
+	digestKey, err := derive("tokenward secret digest", sha256.Size)
+	if err != nil {
+		return nil, err
+	}
+	p := &pepper{id: PepperID(id), macKey: macKey}
+	p.hashers.New = func() any { return &keyed{mac: hmac.New(sha256.New, digestKey)} }
+	return p, nil
+}
+
+// IDs returns the ids of the configured peppers, the writing one first; none
+// for the nil *Peppers.
+func (p *Peppers) IDs() []PepperID {
+	if p == nil {
+		return nil
+	}
+	ids := make([]PepperID, len(p.list))
+	for i, one := range p.list {
+		ids[i] = one.id
+	}
+	return ids
+}
+
+// Digest returns the digest under which a new secret is stored, and the pepper
+// that made it.
+func (p *Peppers) Digest(text string) (Digest, PepperID) {
+	if p == nil {
+		return sha256.Sum256([]byte(text)), PepperID{}
+	}
+	return p.list[0].digest([]byte(text)), p.list[0].id
+}
+
+// Candidates is how many digests a presented text can be stored under.
+func (p *Peppers) Candidates() int {
+	if p == nil {
+		return 1
+	}
+	return len(p.list)
+}
+
+// Candidate returns the i-th digest that the text can be stored under. It does
+// not allocate.
+func (p *Peppers) Candidate(i int, text []byte) Digest {
+	if p == nil {
+		return sha256.Sum256(text)
+	}
+	return p.list[i].digest(text)
+}
+
+func (p *pepper) digest(text []byte) Digest {
+	k := p.hashers.Get().(*keyed)
+	k.mac.Reset()
+	k.mac.Write(text)
+	k.mac.Sum(k.out[:0])
+	d := k.out
+	p.hashers.Put(k)
+	return d
+}
+
+// sealLen is what a seal adds to a record: which pepper, and its MAC.
+const sealLen = len(PepperID{}) + sha256.Size
+
+// ErrSeal says that a record was not written by a holder of the pepper.
+var ErrSeal = errors.New("record is not sealed by a configured pepper: the store was written by something else, restore it from a backup")
+
+// Seal appends to record a MAC over it, so that whoever can write the store
+// but lacks the pepper can neither mint a token nor widen one. Without a
+// pepper the record is returned as it is.
+func (p *Peppers) Seal(record []byte) []byte {
+	if p == nil {
+		return record
+	}
+	one := p.list[0]
+	sealed := append(record, one.id[:]...)
+	return append(sealed, one.seal(sealed)...)
+}
+
+// Unseal checks and removes what Seal appended.
+func (p *Peppers) Unseal(sealed []byte) ([]byte, error) {
+	if p == nil {
+		return sealed, nil
+	}
+	if len(sealed) < sealLen {
+		return nil, ErrSeal
+	}
+	body, mac := sealed[:len(sealed)-sha256.Size], sealed[len(sealed)-sha256.Size:]
+	record, id := body[:len(body)-len(PepperID{})], PepperID(body[len(body)-len(PepperID{}):])
+	for _, one := range p.list {
+		if one.id == id && hmac.Equal(mac, one.seal(body)) {
+			return record, nil
+		}
+	}
+	return nil, ErrSeal
+}
+
+func (p *pepper) seal(body []byte) []byte {
+	h := hmac.New(sha256.New, p.macKey)
+	h.Write(body)
+	return h.Sum(nil)
+}
