@@ -62,14 +62,15 @@ type Resources struct {
 // Restricted reports whether only the grants count.
 func (r *Resources) Restricted() bool { return !r.All }
 
-// Allows reports whether the resource can be reached at level.
-func (r *Resources) Allows(typ, id string, level Level) bool {
+// Allows reports whether the resource can be reached at level. The id is a
+// slice because a request's path holds it: comparing copies nothing.
+func (r *Resources) Allows(typ string, id []byte, level Level) bool {
 	if r.All {
 		return true
 	}
 	for i := range r.Grants {
 		g := &r.Grants[i]
-		if g.Level >= level && g.Type == typ && (g.ID == id || g.ID == AnyID) {
+		if g.Level >= level && g.Type == typ && (g.ID == string(id) || g.ID == AnyID) {
 			return true
 		}
 	}
@@ -86,7 +87,7 @@ func (r *Resources) covers(inner *Resources) bool {
 		return false
 	}
 	for _, g := range inner.Grants {
-		if !r.Allows(g.Type, g.ID, g.Level) {
+		if !r.Allows(g.Type, []byte(g.ID), g.Level) {
 			return false
 		}
 	}
@@ -149,7 +150,7 @@ func prefixCovers(outer, inner netip.Prefix) bool {
 // tightly.
 func limitsCover(outer, inner *Limits) bool {
 	tight := func(o, i uint64) bool { return o == 0 || i != 0 && i <= o }
-	if outer.Rate != 0 && (inner.Rate == 0 || inner.Rate > outer.Rate || inner.burst() > outer.burst()) {
+	if outer.Rate != 0 && (inner.Rate == 0 || inner.Rate > outer.Rate || inner.BurstInForce() > outer.BurstInForce()) {
 		return false
 	}
 	if !tight(outer.Uses, inner.Uses) || !tight(outer.Concurrent, inner.Concurrent) {
@@ -163,12 +164,13 @@ func limitsCover(outer, inner *Limits) bool {
 	return true
 }
 
-// burst is the burst in force: at least one request, or nothing would pass.
-func (l *Limits) burst() uint64 {
+// BurstInForce is how many requests may come at once: Burst, or where it is
+// not set what one second refills, but at least one, or nothing would pass.
+func (l *Limits) BurstInForce() int {
 	if l.Burst != 0 {
-		return l.Burst
+		return int(l.Burst) //nolint:gosec // Validate keeps it below 2^53
 	}
-	return uint64(max(1, l.Rate))
+	return max(1, int(l.Rate))
 }
 
 // Aspect is one side of a token in which it can be wider than another.
