@@ -1,0 +1,70 @@
+package canon
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+)
+
+// compile makes rules that must be fine.
+func compile(t testing.TB, o Options) *Rules {
+	t.Helper()
+	r, err := NewRules(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// head is a GET over HTTP/1.1 for host api.example.com, from a peer that nobody trusts, with further "Name: value" lines.
+func head(target string, lines ...string) *Head {
+	h := &Head{
+		Method: []byte("GET"), Target: []byte(target), Major: 1, Minor: 1,
+		Peer: netip.MustParseAddrPort("198.51.100.7:40000"),
+	}
+	for _, line := range append([]string{"Host: api.example.com"}, lines...) {
+		name, value, _ := strings.Cut(line, ":")
+		h.Fields = append(h.Fields, Field{[]byte(name), []byte(strings.TrimSpace(value))})
+	}
+	return h
+}
+
+// accept canonicalises what must be accepted.
+func accept(t testing.TB, r *Rules, h *Head) *Request {
+	t.Helper()
+	var q Request
+	if v := r.Canonicalize(&q, h); v != Accepted {
+		t.Fatalf("%s %q: refused: %v", h.Method, h.Target, v)
+	}
+	return &q
+}
+
+// forwarded lists the lines that go to the upstream as they are.
+func forwarded(q *Request, h *Head) []string {
+	var lines []string
+	for i, f := range h.Fields {
+		if q.Disposition(i) == Forward {
+			lines = append(lines, string(f.Name)+": "+string(f.Value))
+		}
+	}
+	return lines
+}
+
+func TestZeroValuesRefuse(t *testing.T) {
+	var q Request
+	if q.Verdict() == Accepted {
+		t.Error("a request that was never read is accepted")
+	}
+	if q.Verdict().Status() != 400 {
+		t.Errorf("status %d", q.Verdict().Status())
+	}
+	if c := q.Credential(); c.Kind != NoCredential || c.Secret != nil {
+		t.Errorf("credential %v", c)
+	}
+	if q.Client.Known {
+		t.Error("the client is known")
+	}
+	if q.Disposition(0) != Removed {
+		t.Error("a field is forwarded")
+	}
+}
