@@ -1,0 +1,352 @@
+package audit
+
+import (
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+)
+
+// Keys are what a log is checked with.
+type Keys struct {
+	MAC     [][]byte          // every MAC key that a file of the log was written under
+	Signing ed25519.PublicKey // nil: signatures of heads are not checked
+	Heads   []Head            // kept elsewhere; each must be found in the log as it stands
+}
+
+// A Report is what Verify found. The log is whole if it has no faults.
+type Report struct {
+	Log        string   // id
+	Files      []string // as they were read, oldest first
+	First      uint64   // number of the first line; above 1 when older files are not there
+	Last       uint64   // number of the last line
+	Events     uint64
+	Signed     uint64 // the last line covered by a signature that was checked; 0: none
+	MACFrom    uint64 // the first line from which on all are under a MAC key; 0: none are
+	TornBytes  int    // at the end: a line being written, or left half-written by a crash
+	Head       Head   // where the log stands
+	Faults     []Fault
+	MoreFaults int // beyond the first 1,000
+}
+
+// A Fault is a run of lines that are not as they were written.
+type Fault struct {
+	File     string // where it was noticed
+	FileLine int    // and its first line there, from 1
+	From, To uint64 // numbers of the lines it concerns, both included
+	What     string
+}
+
+// String returns the fault as a sentence for an operator.
+func (f Fault) String() string {
+	return fmt.Sprintf("%s:%d: lines %d to %d: %s", f.File, f.FileLine, f.From, f.To, f.What)
+}
+
+// maxFaults bounds a Report.
+const maxFaults = 1000
+
+// Verify reads the whole log at path and checks every line. It may run while
+// the log is being written. Its error says that the log could not be read or
+// a key is missing; what it found wrong stands in the Report.
+//
+// A changed line is found by its chain value; a missing, doubled or moved one
+// by the number as well. Lines after a fault are checked on from there. Two
+// things leave no trace in the files themselves: lines cut off the end, and,
+// for those without the keys' protection, a chain written anew; Keys.Heads
+// shows the first and most of the second.
+func Verify(path string, keys Keys) (Report, error) {
+	for range 5 {
+		r, again, err := verifyOnce(path, keys)
+		if err != nil {
+			return Report{}, fmt.Errorf("verify audit log: %w", err)
+		}
+		if !again {
+			return r, nil
+		}
+	}
+	return Report{}, fmt.Errorf("verify audit log: %s: new files are begun faster than they can be read; try again", path)
+}
+
+// verifyOnce also reports whether a new file was begun while it read.
+func verifyOnce(path string, keys Keys) (Report, bool, error) {
+	older, err := rotatedFiles(path)
+	if err != nil {
+		return Report{}, false, err
+	}
+	v := verifier{keys: keys, wanted: make(map[uint64][]Head)}
+	for _, h := range keys.Heads {
+		v.wanted[h.Line] = append(v.wanted[h.Line], h)
+	}
+	for i, name := range append(slices.Clone(older), path) {
+		if err := v.file(name, i == len(older)); err != nil {
+			now, listErr := rotatedFiles(path)
+			return Report{}, listErr == nil && !slices.Equal(older, now), err
+		}
+	}
+	now, err := rotatedFiles(path)
+	if err != nil || !slices.Equal(older, now) {
+		return Report{}, err == nil, err
+	}
+	v.end(path)
+	return v.report, false, nil
+}
+
+// A verifier follows the chain through the files.
+//
+// good is the last line that was proven. Lines that do not follow from it are
+// suspects, until one is found that follows from good or from a suspect;
+// between these two lies one fault.
+type verifier struct {
+	keys     Keys
+	report   Report
+	wanted   map[uint64][]Head
+	mac      []byte // of the file being read
+	good     anchor
+	suspects []suspect
+	dropped  int  // suspects that are no longer held
+	keyed    bool // a file under a MAC key has been seen
+}
+
+// anchor is a point that the next line can follow from.
+type anchor struct {
+	n     uint64
+	chain chainValue
+}
+
+// suspect is a line that follows from nothing known.
+type suspect struct {
+	file  string
+	at    int
+	n     uint64 // as the line says; 0 if it cannot be read
+	chain chainValue
+	known bool // whether chain could be read
+}
+
+// maxSuspects bounds how many lines of one fault are held.
+const maxSuspects = 4096
+
+// file checks one file's lines.
+func (v *verifier) file(name string, last bool) error {
+	f, err := os.Open(name)
+	if errors.Is(err, fs.ErrNotExist) && len(v.report.Files) > 0 {
+		v.fault(Fault{File: name, From: v.good.n + 1, To: v.good.n + 1, What: "the current file is gone"})
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	v.report.Files = append(v.report.Files, name)
+	torn, err := readLines(f, func(at int, text []byte) error { return v.line(name, at, text) })
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	switch {
+	case last:
+		v.report.TornBytes = len(torn)
+	case len(torn) > 0:
+		v.suspect(suspect{file: name, at: -1})
+	}
+	return nil
+}
+
+// line checks one line.
+func (v *verifier) line(name string, at int, text []byte) error {
+	ln, err := parseLine(text)
+	if err != nil {
+		v.suspect(suspect{file: name, at: at})
+		return nil
+	}
+	first := v.report.First == 0
+	if ln.kind == kindStart {
+		if err := v.begin(name, at, ln); err != nil {
+			return err
+		}
+	}
+	if first && v.report.First == 0 {
+		v.suspect(suspect{file: name, at: at, n: ln.n, chain: ln.chain, known: true})
+		return nil
+	}
+	from, ok := v.follows(ln)
+	if !ok {
+		v.suspect(suspect{file: name, at: at, n: ln.n, chain: ln.chain, known: true})
+		return nil
+	}
+	v.settle(ln.n)
+	if ln.kind == kindEvent {
+		v.report.Events++
+	}
+	if ln.kind == kindHead {
+		v.checkSigned(name, at, ln, from)
+	}
+	v.good = anchor{ln.n, ln.chain}
+	v.report.Last = ln.n
+	v.checkWanted(name, at)
+	return nil
+}
+
+// begin takes over what the first line of a file says.
+func (v *verifier) begin(name string, at int, ln line) error {
+	s, err := parseStart(ln)
+	if err != nil || at != 1 {
+		return nil // the line will be a suspect: the chain does not hold with the key before
+	}
+	mac, ok := keyNamed(v.keys.MAC, s.Key)
+	if !ok {
+		return fmt.Errorf("%s was written under the MAC key %s, which was not given; give every key the log was written under", name, s.Key)
+	}
+	v.mac = mac
+	switch {
+	case mac != nil && !v.keyed:
+		v.keyed, v.report.MACFrom = true, ln.n
+	case mac == nil && v.keyed:
+		v.report.MACFrom, v.keyed = 0, false
+		v.fault(Fault{File: name, FileLine: at, From: ln.n, To: ln.n, What: "the file is without a MAC, though the one before has one"})
+	}
+	if v.report.First == 0 {
+		v.report.Log, v.report.First = s.ID, ln.n
+		prev, _ := s.prev()
+		v.good = anchor{ln.n - 1, prev}
+		if ln.n == 1 && prev != (chainValue{}) {
+			v.fault(Fault{File: name, FileLine: at, From: 1, To: 1, What: "the first line of the log claims to follow another"})
+		}
+	} else if s.ID != v.report.Log {
+		v.fault(Fault{File: name, FileLine: at, From: ln.n, To: ln.n, What: "the file belongs to another log, " + s.ID})
+	}
+	return nil
+}
+
+// follows returns the chain value that ln follows from, if it is a known one.
+func (v *verifier) follows(ln line) (chainValue, bool) {
+	h := chainHash(v.mac)
+	if ln.n == v.good.n+1 && v.good.chain.next(h, ln.body) == ln.chain {
+		return v.good.chain, true
+	}
+	for i := len(v.suspects) - 1; i >= 0 && i >= len(v.suspects)-64; i-- {
+		s := v.suspects[i]
+		place := v.good.n + uint64(v.dropped+i) + 1 // the number it should have if nothing is missing
+		if s.known && (ln.n == s.n+1 || ln.n == place+1) && ln.n > v.good.n && s.chain.next(h, ln.body) == ln.chain {
+			return s.chain, true
+		}
+	}
+	return chainValue{}, false
+}
+
+func (v *verifier) suspect(s suspect) {
+	if len(v.suspects) == maxSuspects {
+		// The first one says where the fault begins, the last ones where it can end.
+		v.suspects = slices.Delete(v.suspects, 1, maxSuspects/2)
+		v.dropped += maxSuspects/2 - 1
+	}
+	v.suspects = append(v.suspects, s)
+}
+
+// settle makes one fault of the suspects, and of a gap before line n, which is
+// proven.
+func (v *verifier) settle(n uint64) {
+	if len(v.suspects) == 0 {
+		return
+	}
+	first := v.suspects[0]
+	f := Fault{File: first.file, FileLine: first.at, From: v.good.n + 1, To: n - 1}
+	have, want := len(v.suspects)+v.dropped, int(n-1-v.good.n)
+	var numbers []uint64
+	readable := true
+	for _, s := range v.suspects {
+		readable = readable && s.known
+		if s.known {
+			numbers = append(numbers, s.n)
+		}
+		if s.known && s.n < f.From && s.n > 0 {
+			f.From = s.n
+		}
+	}
+	f.To = max(f.To, f.From)
+	inOrder := slices.IsSorted(numbers)
+	switch {
+	case have < want:
+		f.What = fmt.Sprintf("%d of these %d lines are missing, and the other cannot be proven", want-have, want)
+	case have > want:
+		f.What = fmt.Sprintf("%d lines stand here that were doubled, moved or put in", have-want)
+	case !inOrder:
+		f.What = "the lines are not in their order"
+	case !readable:
+		f.What = "changed after it was written, and unreadable"
+	default:
+		f.What = "changed after it was written"
+	}
+	v.fault(f)
+	v.suspects, v.dropped = v.suspects[:0], 0
+}
+
+// checkSigned checks a signed head that stands in the log.
+func (v *verifier) checkSigned(name string, at int, ln line, prev chainValue) {
+	if v.keys.Signing == nil {
+		return
+	}
+	h, err := parseHeadLine(ln, v.report.Log, prev)
+	if err == nil && h.Key != signingKeyName(v.keys.Signing) {
+		return // of another key: it proves nothing here, and its absence of proof shows in Signed
+	}
+	if err == nil {
+		err = h.Verify(v.keys.Signing)
+	}
+	if err != nil {
+		v.fault(Fault{File: name, FileLine: at, From: max(v.report.Signed+1, v.report.First), To: ln.n,
+			What: "the signature over the lines up to here is wrong: one of them was changed and the chain written anew"})
+		return
+	}
+	v.report.Signed = h.Line
+}
+
+// checkWanted compares heads kept elsewhere with the line just proven.
+func (v *verifier) checkWanted(name string, at int) {
+	for _, h := range v.wanted[v.good.n] {
+		if h.Chain != v.good.chain || h.Log != v.report.Log {
+			v.fault(Fault{File: name, FileLine: at, From: max(v.report.First, 1), To: v.good.n,
+				What: "the log is not the one that the head kept elsewhere was taken from, or its chain was written anew"})
+		}
+	}
+	delete(v.wanted, v.good.n)
+}
+
+// end settles what is open at the end of the last file.
+func (v *verifier) end(path string) {
+	if len(v.suspects) > 0 {
+		v.settle(v.good.n + uint64(len(v.suspects)+v.dropped) + 1)
+	}
+	for _, n := range sortedKeys(v.wanted) {
+		for _, h := range v.wanted[n] {
+			f := Fault{File: path, From: v.report.Last + 1, To: n, What: "cut off: a head kept elsewhere covers them"}
+			switch {
+			case h.Log != v.report.Log:
+				f.From, f.To, f.What = v.report.First, v.report.Last, "the head kept elsewhere is of another log, "+h.Log
+			case n < v.report.First:
+				continue // in a file that is no longer here
+			case n <= v.report.Last:
+				f.From, f.To, f.What = n, n, "the line that a head kept elsewhere ends in is not there as it was"
+			}
+			v.fault(f)
+		}
+	}
+	v.report.Head = Head{Log: v.report.Log, Line: v.good.n, Chain: v.good.chain}
+}
+
+func sortedKeys(m map[uint64][]Head) []uint64 {
+	var keys []uint64
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+func (v *verifier) fault(f Fault) {
+	if len(v.report.Faults) == maxFaults {
+		v.report.MoreFaults++
+		return
+	}
+	v.report.Faults = append(v.report.Faults, f)
+}
