@@ -1,0 +1,113 @@
+// Package metrics counts what the program does, for Prometheus, and says
+// whether it is fit to serve.
+//
+// A [Registry] holds every family of metrics, with names and labels fixed
+// here. Others are handed its small observers ([Decisions], [Counters],
+// [Gauges], …), whose methods take numbers only, so that no other package
+// imports Prometheus; what others already count is fetched through funcs when
+// it is scraped. No label has a value that a client can choose.
+//
+// There is no global state: two registries live side by side in one process.
+package metrics
+
+import (
+	"runtime"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+)
+
+// Options are the words that label values are taken from. Position is
+// identity: the observers take an index into these lists. An index outside
+// its list is counted under "other".
+type Options struct {
+	Version  string // of the program
+	Revision string // of its source
+
+	Reasons   []string // why a decision fell as it did; index 0 is the reason that is none
+	Refusals  []string // codes of requests refused as HTTP, before any decision
+	Upstream  []string // kinds of failure of an upstream
+	Listeners []string // proxy, admin, metrics
+	APIs      []string // token APIs and other faces of the admin service
+	Verbs     []string // of the admin service
+}
+
+// Registry holds the metrics of one program. Its observers may be used from
+// many goroutines; a nil observer counts nothing.
+type Registry struct {
+	Decisions   *Decisions // by route, reason, outcome; and how long requests took
+	Refusals    *Counters  // by Options.Refusals
+	Upstream    *Counters  // by Options.Upstream
+	InFlight    *Gauges    // requests, by Options.Listeners
+	Connections *Gauges    // by Options.Listeners
+	Admin       *Admin     // by API, verb, outcome
+	Reload      *Reload
+
+	prom *prometheus.Registry
+}
+
+// New makes a registry with all families but those that Watch… methods add.
+func New(o Options) *Registry {
+	r := &Registry{
+		Decisions: newDecisions(o.Reasons),
+		Refusals: newCounters("tokenward_protocol_refusals_total",
+			"Requests refused as HTTP, before any decision.", "code", o.Refusals),
+		Upstream: newCounters("tokenward_upstream_failures_total",
+			"Requests that an upstream refused, broke or did not answer in time.", "kind", o.Upstream),
+		InFlight: newGauges("tokenward_requests_in_flight",
+			"Requests being served.", "listener", o.Listeners),
+		Connections: newGauges("tokenward_connections",
+			"Open connections from clients.", "listener", o.Listeners),
+		Admin:  newAdmin(o.APIs, o.Verbs),
+		Reload: newReload(),
+		prom:   prometheus.NewRegistry(),
+	}
+	build := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name:        "tokenward_build_info",
+		Help:        "Always 1; its labels say what is running.",
+		ConstLabels: prometheus.Labels{"version": o.Version, "revision": o.Revision, "goversion": runtime.Version()},
+	})
+	build.Set(1)
+	r.prom.MustRegister(r.Decisions, r.Refusals, r.Upstream, r.InFlight, r.Connections, r.Admin, r.Reload, build,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return r
+}
+
+// StoreStats are what a token store tells of itself.
+type StoreStats struct {
+	Active, Disabled, Revoked int           // tokens by stored state
+	Outbox                    int           // audit events that wait for the log
+	FileBytes                 int64         // size of its file
+	Commits                   uint64        // transactions committed since start
+	Changes                   uint64        // changes in them; by Commits, the mean batch
+	Staleness                 time.Duration // age of what requests are judged by; 0 on a single node; negative: not known
+}
+
+// WatchStore adds the store's metrics. f is called at each scrape, from any
+// goroutine, and must be quick. A second call panics.
+func (r *Registry) WatchStore(f func() StoreStats) { r.prom.MustRegister(newStoreCollector(f)) }
+
+// CacheStats are what the token cache tells of itself.
+type CacheStats struct {
+	Entries      int
+	Hits         uint64
+	Misses       uint64
+	Evictions    uint64
+	FillsDropped uint64 // lookups whose token changed while they ran
+}
+
+// WatchCache adds the token cache's metrics, as [Registry.WatchStore] does.
+func (r *Registry) WatchCache(f func() CacheStats) { r.prom.MustRegister(newCacheCollector(f)) }
+
+// AuditStats are what the audit log tells of itself.
+type AuditStats struct {
+	Events    uint64 // appended since start
+	FileBytes int64  // size of the current file
+	Line      uint64 // number of the last line
+	Broken    bool   // it can no longer be written
+	Head      string // the last signed head as text; empty when there is none
+}
+
+// WatchAudit adds the audit log's metrics, as [Registry.WatchStore] does.
+func (r *Registry) WatchAudit(f func() AuditStats) { r.prom.MustRegister(newAuditCollector(f)) }

@@ -1,0 +1,128 @@
+package metrics
+
+import (
+	"math"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// storeCollector asks a store once per scrape, so that its numbers belong together.
+type storeCollector struct {
+	stats                                              func() StoreStats
+	tokens, outbox, bytes, commits, changes, staleness *prometheus.Desc
+}
+
+func newStoreCollector(f func() StoreStats) *storeCollector {
+	return &storeCollector{
+		stats:     f,
+		tokens:    desc("tokenward_store_tokens", "Tokens in the store, by stored state.", "state"),
+		outbox:    desc("tokenward_store_outbox_entries", "Audit events that wait to be written to the audit log."),
+		bytes:     desc("tokenward_store_file_bytes", "Size of the store's file."),
+		commits:   desc("tokenward_store_commits_total", "Transactions committed."),
+		changes:   desc("tokenward_store_changes_total", "Changes committed; divided by commits, the mean batch."),
+		staleness: desc("tokenward_store_staleness_seconds", "Age of what requests are judged by; infinite when not known."),
+	}
+}
+
+func (c *storeCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{c.tokens, c.outbox, c.bytes, c.commits, c.changes, c.staleness} {
+		ch <- d
+	}
+}
+
+func (c *storeCollector) Collect(ch chan<- prometheus.Metric) {
+	s := c.stats()
+	ch <- gauge(c.tokens, float64(s.Active), "active")
+	ch <- gauge(c.tokens, float64(s.Disabled), "disabled")
+	ch <- gauge(c.tokens, float64(s.Revoked), "revoked")
+	ch <- gauge(c.outbox, float64(s.Outbox))
+	ch <- gauge(c.bytes, float64(s.FileBytes))
+	ch <- counter(c.commits, s.Commits)
+	ch <- counter(c.changes, s.Changes)
+	staleness := s.Staleness.Seconds()
+	if staleness < 0 {
+		staleness = math.Inf(1)
+	}
+	ch <- gauge(c.staleness, staleness)
+}
+
+// cacheCollector asks the token cache once per scrape.
+type cacheCollector struct {
+	stats                                func() CacheStats
+	entries, lookups, evictions, dropped *prometheus.Desc
+}
+
+func newCacheCollector(f func() CacheStats) *cacheCollector {
+	return &cacheCollector{
+		stats:     f,
+		entries:   desc("tokenward_cache_entries", "Tokens in the cache."),
+		lookups:   desc("tokenward_cache_lookups_total", "Lookups in the cache, by result.", "result"),
+		evictions: desc("tokenward_cache_evictions_total", "Tokens that made room for others."),
+		dropped:   desc("tokenward_cache_fills_dropped_total", "Tokens not cached because they changed while they were read."),
+	}
+}
+
+func (c *cacheCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{c.entries, c.lookups, c.evictions, c.dropped} {
+		ch <- d
+	}
+}
+
+func (c *cacheCollector) Collect(ch chan<- prometheus.Metric) {
+	s := c.stats()
+	ch <- gauge(c.entries, float64(s.Entries))
+	ch <- counter(c.lookups, s.Hits, "hit")
+	ch <- counter(c.lookups, s.Misses, "miss")
+	ch <- counter(c.evictions, s.Evictions)
+	ch <- counter(c.dropped, s.FillsDropped)
+}
+
+// auditCollector asks the audit log once per scrape.
+type auditCollector struct {
+	stats                         func() AuditStats
+	events, bytes, line, up, head *prometheus.Desc
+}
+
+func newAuditCollector(f func() AuditStats) *auditCollector {
+	return &auditCollector{
+		stats:  f,
+		events: desc("tokenward_audit_events_total", "Events written to the audit log."),
+		bytes:  desc("tokenward_audit_file_bytes", "Size of the audit log's current file."),
+		line:   desc("tokenward_audit_last_line", "Number of the audit log's last line."),
+		up:     desc("tokenward_audit_writable", "1 while the audit log can be written, else 0."),
+		head:   desc("tokenward_audit_head_info", "Always 1; its label is the audit log's last signed head, to be kept elsewhere.", "head"),
+	}
+}
+
+func (c *auditCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{c.events, c.bytes, c.line, c.up, c.head} {
+		ch <- d
+	}
+}
+
+func (c *auditCollector) Collect(ch chan<- prometheus.Metric) {
+	s := c.stats()
+	ch <- counter(c.events, s.Events)
+	ch <- gauge(c.bytes, float64(s.FileBytes))
+	ch <- gauge(c.line, float64(s.Line))
+	up := 1.0
+	if s.Broken {
+		up = 0
+	}
+	ch <- gauge(c.up, up)
+	if s.Head != "" {
+		ch <- gauge(c.head, 1, s.Head)
+	}
+}
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc(name, help, labels, nil)
+}
+
+func gauge(d *prometheus.Desc, v float64, labels ...string) prometheus.Metric {
+	return prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+}
+
+func counter(d *prometheus.Desc, v uint64, labels ...string) prometheus.Metric {
+	return prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+}
