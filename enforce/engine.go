@@ -1,0 +1,132 @@
+// Package enforce judges requests: which route they take, and whether their
+// token allows it.
+//
+// A door reads a request into a [canon.Request], asks [Engine.Decide], then
+// [Engine.Admit], and acts on the decision. The package does no I/O of its own
+// but the token lookup, starts no goroutine and reads no clock.
+package enforce
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"tokenward/enforce/canon"
+	"tokenward/tokenstore"
+)
+
+// Finder leads from a presented secret to its token: [tokenstore.Cache.Find].
+// An error that is neither [tokenstore.ErrBrokenSecret] nor
+// [tokenstore.ErrNotFound] means that the store cannot be asked.
+type Finder interface {
+	Find(ctx context.Context, text []byte) (tokenstore.Match, error)
+}
+
+// Engine is the one judge behind every door. A nil Engine, and one without a
+// policy, refuses everything. All methods may be called at once from many
+// goroutines.
+type Engine struct {
+	finder Finder
+	policy atomic.Pointer[Policy]
+	limits *limitTable
+}
+
+// DefaultMaxLimiters bounds the table of rate limiters: about 200 bytes each.
+const DefaultMaxLimiters = 1 << 18
+
+// NewEngine returns an engine that judges by policy. maxLimiters bounds how
+// many tokens with a rate limit can be in use at once; 0 means
+// [DefaultMaxLimiters].
+func NewEngine(finder Finder, policy *Policy, maxLimiters int) *Engine {
+	if maxLimiters <= 0 {
+		maxLimiters = DefaultMaxLimiters
+	}
+	e := &Engine{finder: finder, limits: newLimitTable(maxLimiters)}
+	e.policy.Store(policy)
+	return e
+}
+
+// Policy returns the policy in force.
+func (e *Engine) Policy() *Policy { return e.policy.Load() }
+
+// SetPolicy puts a policy in force for all requests judged from now on.
+func (e *Engine) SetPolicy(p *Policy) { e.policy.Store(p) }
+
+// Decide judges the request at now and changes nothing. The caller passes a
+// request on only after [Engine.Admit] let it through as well. Decide does no
+// I/O when the token is in the cache, and does not allocate.
+func (e *Engine) Decide(ctx context.Context, q *canon.Request, now time.Time) Decision {
+	if e == nil {
+		return Decision{}
+	}
+	p := e.policy.Load()
+	if p == nil || q.Verdict() != canon.Accepted {
+		return Decision{}
+	}
+	var v vars
+	route := p.match(q, &v)
+	if left := route.irregular(q); left != 0 {
+		return Decision{Reason: IrregularPath, Route: route, Irregular: left}
+	}
+	if route != nil && route.Public {
+		return Decision{Reason: Public, Route: route}
+	}
+	m, reason, err := e.find(ctx, q)
+	if reason != Allowed {
+		return Decision{Reason: reason, Route: route, Cause: err}
+	}
+	return judge(p, route, &v, m, q, now)
+}
+
+// irregular is what of the request's irregularities the route does not relax;
+// a nil route relaxes nothing.
+func (r *Route) irregular(q *canon.Request) canon.Irregularity {
+	if q.Irregular == 0 {
+		return 0
+	}
+	if r == nil {
+		return q.Irregular.Refused(0, false)
+	}
+	return q.Irregular.Refused(r.relax, r.readsQuery)
+}
+
+func (e *Engine) find(ctx context.Context, q *canon.Request) (tokenstore.Match, Reason, error) {
+	c := q.Credential()
+	switch c.Kind {
+	case canon.NoCredential:
+		return tokenstore.Match{}, MissingToken, nil
+	case canon.AmbiguousCredential:
+		return tokenstore.Match{}, AmbiguousCredential, nil
+	case canon.OneCredential:
+	default:
+		return tokenstore.Match{}, MalformedToken, nil
+	}
+	m, err := e.finder.Find(ctx, c.Secret)
+	switch {
+	case err == nil:
+		return m, Allowed, nil
+	case errors.Is(err, tokenstore.ErrBrokenSecret):
+		return m, MalformedToken, nil
+	case errors.Is(err, tokenstore.ErrNotFound):
+		return m, UnknownToken, nil
+	}
+	return m, StoreUnavailable, err
+}
+
+// Admit charges the request to the token's limits and reports whether they
+// allow it. It changes d into a refusal when they do not. Only a decision that
+// allows is charged.
+func (e *Engine) Admit(d *Decision, now time.Time) bool {
+	if !d.Allowed() {
+		return false
+	}
+	if d.Reason == Public {
+		return true
+	}
+	d.Reason, d.RetryAfter = e.limits.admit(d.Match.Token, now)
+	return d.Allowed()
+}
+
+// LimitStats returns counts of the rate limiters.
+func (e *Engine) LimitStats() LimitStats { return e.limits.stats() }

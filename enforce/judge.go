@@ -1,0 +1,261 @@
+package enforce
+
+import (
+	"bytes"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"tokenward/enforce/canon"
+	"tokenward/tokenstore"
+)
+
+// Decision is the answer of [Engine.Decide]. The zero Decision refuses.
+type Decision struct {
+	Reason Reason
+	// Route is the one that matched, or nil.
+	Route *Route
+	// Match is the token whose secret was presented, once it was found; it is set
+	// on refusals too, for logs. The zero Match where no token was found or asked
+	// for.
+	Match tokenstore.Match
+	// Scope is what a token would need where Reason is ScopeMissing: the
+	// alternatives of the first item that did not hold, in the form of RFC 6750.
+	Scope string
+	// Irregular is what the route does not relax where Reason is IrregularPath.
+	Irregular canon.Irregularity
+	// RetryAfter is how long to wait where Reason is about a limit.
+	RetryAfter time.Duration
+	// Cause is the store's error where Reason is StoreUnavailable.
+	Cause error
+
+	notFound bool // no_route is answered as 404
+}
+
+// Allowed reports whether the request may pass.
+func (d *Decision) Allowed() bool { return d.Reason.Allows() }
+
+// Status returns the HTTP status of a refusal, and 0 where the request passes.
+func (d *Decision) Status() int {
+	if d.Reason == NoRoute && d.notFound {
+		return 404
+	}
+	return d.Reason.Status()
+}
+
+// Detail returns a sentence for the client.
+func (d *Decision) Detail() string {
+	if d.Reason == IrregularPath {
+		return d.Irregular.Detail()
+	}
+	return d.Reason.Detail()
+}
+
+// Judge decides, from the token that was found and the canonical request
+// alone, whether the request may pass. It is pure: the same arguments give the
+// same decision. The order of the checks is policy: what a client may learn of
+// a route, it learns only with a valid token used from an allowed address.
+func Judge(p *Policy, m tokenstore.Match, q *canon.Request, now time.Time) Decision {
+	var v vars
+	return judge(p, p.match(q, &v), &v, m, q, now)
+}
+
+func judge(p *Policy, route *Route, v *vars, m tokenstore.Match, q *canon.Request, now time.Time) Decision {
+	d := Decision{Route: route, Match: m}
+	d.Reason = judgeToken(m, now)
+	if d.Reason != Allowed {
+		return d
+	}
+	if d.Reason = judgeSource(m.Token, q.Client.Addr); d.Reason != Allowed {
+		return d
+	}
+	if route == nil {
+		d.Reason, d.notFound = NoRoute, p != nil && p.notFoundOnNoRoute
+		return d
+	}
+	for _, either := range route.scopes {
+		if !hasAny(m.Token, either) {
+			d.Reason, d.Scope = ScopeMissing, either[0]
+			return d
+		}
+	}
+	d.Reason = route.judgeReach(m.Token, q, v)
+	return d
+}
+
+func judgeToken(m tokenstore.Match, now time.Time) Reason {
+	if m.Token == nil || m.Secret == nil {
+		return UnknownToken
+	}
+	switch m.Token.Status(now) {
+	case tokenstore.StatusActive:
+	case tokenstore.StatusRevoked:
+		return RevokedToken
+	case tokenstore.StatusExpired:
+		return ExpiredToken
+	case tokenstore.StatusDisabled:
+		return DisabledToken
+	case tokenstore.StatusNotYetValid:
+		return TokenNotYetValid
+	default:
+		return UnknownToken
+	}
+	if m.Secret.Ends.Ended(now) {
+		return SecretEnded
+	}
+	return Allowed
+}
+
+func judgeSource(t *tokenstore.Token, client netip.Addr) Reason {
+	switch {
+	case t.Sources.Permit(client):
+		return Allowed
+	case !client.IsValid():
+		return SourceUnknown
+	}
+	return SourceNotAllowed
+}
+
+func hasAny(t *tokenstore.Token, either []string) bool {
+	for _, scope := range either {
+		if t.HasScope(scope) {
+			return true
+		}
+	}
+	return false
+}
+
+// judgeReach checks account and resources.
+func (r *Route) judgeReach(t *tokenstore.Token, q *canon.Request, v *vars) Reason {
+	if r.tokenAccount >= 0 && !t.IsRoot() {
+		var decimal [20]byte
+		own := strconv.AppendUint(decimal[:0], t.Account, 10)
+		s := v[r.tokenAccount]
+		if !canon.EqualDecoded(q.Path[s.start:s.end], string(own)) {
+			return OtherAccount
+		}
+	}
+	if len(r.resources) == 0 {
+		if t.Resources.Restricted() && !r.restrictedTokens {
+			return RestrictedToken
+		}
+		return Allowed
+	}
+	level := r.level(q.Method)
+	for _, either := range r.resources {
+		if reason := judgeItem(either, t, q, v, level); reason != Allowed {
+			return reason
+		}
+	}
+	return Allowed
+}
+
+// level is what the request needs of its resources.
+func (r *Route) level(method []byte) tokenstore.Level {
+	if r.access != 0 {
+		return r.access
+	}
+	switch string(method) {
+	case "GET", "HEAD", "OPTIONS":
+		return tokenstore.LevelRead
+	}
+	return tokenstore.LevelWrite
+}
+
+// judgeItem looks for one alternative that the token grants. Every alternative
+// is read before the answer, so that a query parameter that is not there exactly
+// once is refused for every token alike.
+func judgeItem(either []resource, t *tokenstore.Token, q *canon.Request, v *vars, level tokenstore.Level) Reason {
+	result := ResourceNotGranted
+	for i := range either {
+		var buf [tokenstore.MaxGrantID + 1]byte
+		id, ok := either[i].appendID(buf[:0], t, q, v)
+		switch {
+		case !ok:
+			return AmbiguousQuery
+		case result == Allowed || len(id) == 0:
+		case t.Resources.Allows(either[i].typ, id, level):
+			result = Allowed
+		case t.Resources.Allows(either[i].typ, id, tokenstore.LevelRead):
+			result = LevelTooLow
+		}
+	}
+	return result
+}
+
+// appendID appends the resource's id as this request names it, decoded. It
+// reports false where a query parameter is not there exactly once.
+func (res *resource) appendID(dst []byte, t *tokenstore.Token, q *canon.Request, v *vars) ([]byte, bool) {
+	for i := range res.template {
+		p := &res.template[i]
+		ok := true
+		switch p.kind {
+		case partLiteral:
+			dst = append(dst, p.literal...)
+		case partPath:
+			s := v[p.v]
+			dst, ok = canon.AppendDecoded(dst, q.Path[s.start:s.end])
+		case partQuery:
+			dst, ok = appendQueryValue(dst, q.Query, p.literal)
+		case partTokenAccount:
+			dst = strconv.AppendUint(dst, t.Account, 10)
+		}
+		if !ok {
+			return nil, false
+		}
+	}
+	return dst, true
+}
+
+// appendQueryValue appends the decoded value of the parameter if the query has
+// it exactly once. Names are compared decoded, as a form parser would read them.
+func appendQueryValue(dst, query []byte, name string) ([]byte, bool) {
+	start, found := len(dst), false
+	for len(query) > 0 {
+		var pair []byte
+		pair, query, _ = bytes.Cut(query, []byte{'&'})
+		rawName, rawValue, _ := bytes.Cut(pair, []byte{'='})
+		if !formEqual(rawName, name) {
+			continue
+		}
+		if found {
+			return nil, false
+		}
+		found = true
+		var ok bool
+		if dst, ok = appendForm(dst[:start], rawValue); !ok {
+			return nil, false
+		}
+	}
+	return dst, found
+}
+
+func formEqual(raw []byte, name string) bool {
+	if len(raw) < len(name) || len(raw) > 3*len(name) {
+		return false
+	}
+	var buf [128]byte
+	decoded, ok := appendForm(buf[:0], raw)
+	return ok && string(decoded) == name
+}
+
+// appendForm decodes application/x-www-form-urlencoded text.
+func appendForm(dst, raw []byte) ([]byte, bool) {
+	for len(raw) > 0 {
+		plus := bytes.IndexByte(raw, '+')
+		piece := raw
+		if plus >= 0 {
+			piece = raw[:plus]
+		}
+		var ok bool
+		if dst, ok = canon.AppendDecoded(dst, piece); !ok {
+			return nil, false
+		}
+		if plus < 0 {
+			break
+		}
+		dst = append(dst, ' ')
+		raw = raw[plus+1:]
+	}
+	return dst, true
+}

@@ -1,0 +1,364 @@
+package enforce
+
+import (
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+
+	"tokenward/enforce/canon"
+	"tokenward/tokenstore"
+)
+
+// RouteSpec is a route as it was configured. Compile checks it.
+type RouteSpec struct {
+	// Match is `METHOD[,METHOD…] PATH`. `*` is any method; GET does not imply
+	// HEAD. In the path `{x}` is one non-empty segment and a final `{x...}` zero
+	// or more. The path `*` is that of `OPTIONS *`.
+	Match string
+	// Public lets everyone through; credentials are not read, only removed.
+	Public bool
+	// Scopes must all hold; `a|b` inside an item is either.
+	Scopes []string
+	// Resources must all hold for a token restricted to resources; `a|b` inside
+	// an item is either. An item is `type:template`, where the template may use
+	// path variables, `{?name}` and `{token.account}`.
+	Resources []string
+	// TokenAccount is `{x}`, a path variable that must equal the token's account.
+	TokenAccount string
+	// RestrictedTokens lets tokens restricted to resources use a route that
+	// names none.
+	RestrictedTokens bool
+	// Access is the level that the resources need: read, write, or empty for
+	// what the method implies.
+	Access string
+	// Relax names irregularities of the path that this route accepts.
+	Relax []string
+
+	Line int // where it stands in the configuration; 0 if it does not
+}
+
+// SpecFault is one thing wrong with one route. Field is the key of the
+// configuration that it concerns.
+type SpecFault struct {
+	Index  int // of the route in the list
+	Field  string
+	Detail string // what is wrong and what to write
+}
+
+func (f SpecFault) Error() string {
+	return fmt.Sprintf("routes[%d].%s: %s", f.Index, f.Field, f.Detail)
+}
+
+// Route is a compiled route. It is immutable.
+type Route struct {
+	Pattern string // as configured, for logs, metrics and explain
+	Index   int    // in the configuration's list
+	Line    int
+	Public  bool
+
+	methods          []string // nil: any
+	path             pathPattern
+	scopes           [][]string // all of, any of
+	resources        [][]resource
+	tokenAccount     int // variable that names the account; -1: none
+	restrictedTokens bool
+	access           tokenstore.Level // 0: by method
+	relax            canon.Irregularity
+	readsQuery       bool // a resource depends on a query parameter
+}
+
+// resource is one alternative of a resource item.
+type resource struct {
+	typ      string
+	template []part
+}
+
+// part is a piece of a template: a literal, or the value of a variable.
+type part struct {
+	kind    partKind
+	literal string // partLiteral: the text; partQuery: the parameter's name
+	v       int    // partPath: which variable of the pattern
+}
+
+type partKind uint8
+
+const (
+	partLiteral partKind = iota
+	partPath
+	partQuery
+	partTokenAccount
+)
+
+// pathPattern is the path half of a match.
+type pathPattern struct {
+	segments []segment
+	vars     []string // names of {x} in order
+	tail     bool     // ends in {x...}
+	asterisk bool     // the path is `*`
+}
+
+// segment is a literal (decoded) or, with param set, any non-empty segment.
+type segment struct {
+	literal string
+	param   bool
+}
+
+// maxVars bounds the variables of a pattern so that a match needs no
+// allocation.
+const maxVars = 8
+
+// compileRoute checks one route. It reports every fault it finds.
+func compileRoute(index int, spec *RouteSpec, report func(SpecFault)) *Route {
+	fault := func(field, format string, args ...any) {
+		report(SpecFault{index, field, fmt.Sprintf(format, args...)})
+	}
+	r := &Route{Pattern: spec.Match, Index: index, Line: spec.Line, Public: spec.Public,
+		restrictedTokens: spec.RestrictedTokens, tokenAccount: -1}
+
+	var err error
+	if r.methods, r.path, err = parseMatch(spec.Match); err != nil {
+		fault("match", "%v", err)
+	}
+	if spec.Public {
+		for field, set := range map[string]bool{"scopes": len(spec.Scopes) > 0, "resources": len(spec.Resources) > 0,
+			"token_account": spec.TokenAccount != "", "restricted_tokens": spec.RestrictedTokens, "access": spec.Access != ""} {
+			if set {
+				fault(field, "a public route reads no token: remove either public or %s", field)
+			}
+		}
+	}
+	for _, item := range spec.Scopes {
+		names := strings.Split(item, "|")
+		for _, name := range names {
+			if detail := tokenstore.CheckScopeName(name); detail != "" {
+				fault("scopes", "scope %q %s", name, detail)
+			}
+		}
+		r.scopes = append(r.scopes, names)
+	}
+	for _, item := range spec.Resources {
+		var either []resource
+		for _, text := range splitOutsideBraces(item) {
+			res, err := r.path.parseResource(text)
+			if err != nil {
+				fault("resources", "%q: %v", text, err)
+			}
+			r.readsQuery = r.readsQuery || slices.ContainsFunc(res.template, func(p part) bool { return p.kind == partQuery })
+			either = append(either, res)
+		}
+		r.resources = append(r.resources, either)
+	}
+	if spec.TokenAccount != "" {
+		name, ok := strings.CutPrefix(spec.TokenAccount, "{")
+		name, ok2 := strings.CutSuffix(name, "}")
+		r.tokenAccount = slices.Index(r.path.vars, name)
+		if !ok || !ok2 || r.tokenAccount < 0 {
+			fault("token_account", "%q must be a variable of the path, such as {account}", spec.TokenAccount)
+		}
+	}
+	if spec.Access != "" {
+		level, ok := tokenstore.ParseLevel(spec.Access)
+		if !ok {
+			fault("access", "%q must be read or write", spec.Access)
+		}
+		r.access = level
+	}
+	for _, name := range spec.Relax {
+		bit, ok := canon.RelaxationNamed(name)
+		if !ok {
+			fault("relax", "%q is no relaxation: choose from %s", name, relaxationNames())
+		}
+		r.relax |= bit
+	}
+	return r
+}
+
+func relaxationNames() string {
+	var names []string
+	for r := range canon.Relaxations() {
+		names = append(names, r.Name)
+	}
+	return strings.Join(names, ", ")
+}
+
+func parseMatch(match string) (methods []string, path pathPattern, err error) {
+	method, rest, ok := strings.Cut(match, " ")
+	if !ok || method == "" || strings.ContainsAny(rest, " \t") {
+		return nil, path, fmt.Errorf("%q must be methods, one space and a path, such as `GET,HEAD /accounts/{account}`", match)
+	}
+	if method != "*" {
+		methods = strings.Split(method, ",")
+		for i, m := range methods {
+			if !validMethod(m) {
+				return nil, path, fmt.Errorf("%q is no method: write names such as GET in capitals, separated by commas without spaces, or * for any", m)
+			}
+			if slices.Contains(methods[:i], m) {
+				return nil, path, fmt.Errorf("method %s is named twice", m)
+			}
+		}
+	}
+	path, err = parsePath(rest)
+	return methods, path, err
+}
+
+func validMethod(m string) bool {
+	if m == "" || m == "CONNECT" || m == "TRACE" {
+		return false
+	}
+	for i := range len(m) {
+		if c := m[i]; (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '-' && c != '_' {
+			return false
+		}
+	}
+	return true
+}
+
+func parsePath(text string) (p pathPattern, err error) {
+	if text == "*" {
+		return pathPattern{asterisk: true}, nil
+	}
+	rest, ok := strings.CutPrefix(text, "/")
+	if !ok {
+		return p, fmt.Errorf("path %q must begin with a slash", text)
+	}
+	segments := strings.Split(rest, "/")
+	for i, s := range segments {
+		last := i == len(segments)-1
+		name, isVar := strings.CutPrefix(s, "{")
+		switch {
+		case isVar && strings.HasSuffix(s, "...}"):
+			if name = strings.TrimSuffix(name, "...}"); !validVar(name) {
+				return p, fmt.Errorf("%q is no variable: names match [a-z][a-z0-9_]*", s)
+			}
+			if !last {
+				return p, fmt.Errorf("%s may stand only at the end of a path", s)
+			}
+			if slices.Contains(p.vars, name) {
+				return p, fmt.Errorf("variable {%s} is named twice", name)
+			}
+			p.tail = true
+		case isVar:
+			name, ok := strings.CutSuffix(name, "}")
+			if !ok || !validVar(name) {
+				return p, fmt.Errorf("%q is no variable: a variable is a whole segment, and names match [a-z][a-z0-9_]*", s)
+			}
+			if slices.Contains(p.vars, name) {
+				return p, fmt.Errorf("variable {%s} is named twice", name)
+			}
+			if len(p.vars) == maxVars {
+				return p, fmt.Errorf("path %q has more than %d variables", text, maxVars)
+			}
+			p.vars = append(p.vars, name)
+			p.segments = append(p.segments, segment{param: true})
+		case s == "" && !last:
+			return p, fmt.Errorf("path %q has an empty segment", text)
+		default:
+			literal, err := parseLiteral(s)
+			if err != nil {
+				return p, err
+			}
+			p.segments = append(p.segments, segment{literal: literal})
+		}
+	}
+	return p, nil
+}
+
+func validVar(name string) bool {
+	if name == "" || name[0] < 'a' || name[0] > 'z' {
+		return false
+	}
+	for i := range len(name) {
+		if c := name[i]; (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '_' {
+			return false
+		}
+	}
+	return true
+}
+
+// parseLiteral decodes a literal segment. What no request can have, no route
+// may name, or it would protect nothing.
+func parseLiteral(s string) (string, error) {
+	if strings.ContainsAny(s, "{}*?#\\ ") {
+		return "", fmt.Errorf("segment %q must be literal text or a whole variable {x}: percent-encode other characters", s)
+	}
+	decoded, err := url.PathUnescape(s)
+	if err != nil {
+		return "", fmt.Errorf("segment %q is not percent-encoded correctly", s)
+	}
+	if decoded == "." || decoded == ".." {
+		return "", fmt.Errorf("segment %q is a dot segment, which is never forwarded", s)
+	}
+	return decoded, nil
+}
+
+// splitOutsideBraces splits at every bar that is not inside braces.
+func splitOutsideBraces(item string) []string {
+	var parts []string
+	depth, start := 0, 0
+	for i := range len(item) {
+		switch item[i] {
+		case '{':
+			depth++
+		case '}':
+			depth--
+		case '|':
+			if depth == 0 {
+				parts = append(parts, item[start:i])
+				start = i + 1
+			}
+		}
+	}
+	return append(parts, item[start:])
+}
+
+func (p *pathPattern) parseResource(text string) (resource, error) {
+	typ, template, ok := strings.Cut(text, ":")
+	if !ok || template == "" {
+		return resource{}, fmt.Errorf("must be type:template, such as account:{account}")
+	}
+	if detail := tokenstore.CheckResourceType(typ); detail != "" {
+		return resource{}, fmt.Errorf("resource type %q %s", typ, detail)
+	}
+	res := resource{typ: typ}
+	for template != "" {
+		literal, rest, found := strings.Cut(template, "{")
+		if literal != "" {
+			if strings.Contains(literal, "}") {
+				return res, fmt.Errorf("has a } without a {")
+			}
+			res.template = append(res.template, part{kind: partLiteral, literal: literal})
+		}
+		if !found {
+			break
+		}
+		name, after, ok := strings.Cut(rest, "}")
+		if !ok {
+			return res, fmt.Errorf("has a { without a }")
+		}
+		one, err := p.parseVariable(name)
+		if err != nil {
+			return res, err
+		}
+		res.template = append(res.template, one)
+		template = after
+	}
+	return res, nil
+}
+
+func (p *pathPattern) parseVariable(name string) (part, error) {
+	if name == "token.account" {
+		return part{kind: partTokenAccount}, nil
+	}
+	if query, ok := strings.CutPrefix(name, "?"); ok {
+		if query == "" || strings.ContainsAny(query, "&=+%;# ") {
+			return part{}, fmt.Errorf("{%s} must name a query parameter, such as {?account}", name)
+		}
+		return part{kind: partQuery, literal: query}, nil
+	}
+	i := slices.Index(p.vars, name)
+	if i < 0 {
+		return part{}, fmt.Errorf("{%s} is no variable of the path; a final {x...} cannot be used", name)
+	}
+	return part{kind: partPath, v: i}, nil
+}
