@@ -1,0 +1,163 @@
+// Package identity tells the upstream who asks: it turns a token into header
+// fields. The fields are set on the outgoing request only, after everything a
+// client could have sent under their names, in any spelling, was removed.
+package identity
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"tokenward/enforce/canon"
+	"tokenward/tokenstore"
+)
+
+// Names are the header names to use; an empty one is not sent.
+type Names struct {
+	ID        string // the token's id
+	Account   string // its account; 0 for a root token
+	Owner     string // the user inside the account
+	Name      string // percent-encoded where it is not visible ASCII
+	Scopes    string // separated by spaces; absent for a token without scopes
+	Resources string // `all`, or `type:id:level` separated by commas
+}
+
+// DefaultNames are the names of design section 4.
+func DefaultNames() Names {
+	return Names{ID: "X-Token-Id", Account: "X-Token-Account", Owner: "X-Token-Owner",
+		Name: "X-Token-Name", Scopes: "X-Token-Scopes", Resources: "X-Token-Resources"}
+}
+
+// Headers writes identity fields. The nil *Headers writes none. It is immutable
+// and safe for concurrent use.
+type Headers struct{ fields []field }
+
+type field struct {
+	name  []byte
+	value func([]byte, *tokenstore.Token) []byte
+}
+
+// New checks the names.
+func New(n Names) (*Headers, error) {
+	h := &Headers{}
+	for _, f := range []struct {
+		key, name string
+		value     func([]byte, *tokenstore.Token) []byte
+	}{
+		{"id", n.ID, appendID}, {"account", n.Account, appendAccount}, {"owner", n.Owner, appendOwner},
+		{"name", n.Name, appendName}, {"scopes", n.Scopes, appendScopes}, {"resources", n.Resources, appendResources},
+	} {
+		if f.name == "" {
+			continue
+		}
+		if !validName(f.name) {
+			return nil, fmt.Errorf("identity header %s: %q must begin with X- and consist of letters, digits and dashes", f.key, f.name)
+		}
+		same := func(o field) bool { return strings.EqualFold(string(o.name), f.name) }
+		if slices.ContainsFunc(h.fields, same) {
+			return nil, fmt.Errorf("identity header %s: %q is used twice", f.key, f.name)
+		}
+		h.fields = append(h.fields, field{[]byte(f.name), f.value})
+	}
+	return h, nil
+}
+
+// validName keeps identity apart from every header that has a meaning of its
+// own, such as Host or Content-Length.
+func validName(name string) bool {
+	if len(name) < 3 || len(name) > 64 || !strings.EqualFold(name[:2], "X-") {
+		return false
+	}
+	for i := range len(name) {
+		c := name[i]
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '-' {
+			return false
+		}
+	}
+	return !strings.EqualFold(name, "X-Request-Id") && !strings.HasPrefix(strings.ToLower(name), "x-forwarded-")
+}
+
+// Names returns the header names in use: what a client must not be able to send.
+func (h *Headers) Names() []string {
+	if h == nil {
+		return nil
+	}
+	names := make([]string, len(h.fields))
+	for i, f := range h.fields {
+		names[i] = string(f.name)
+	}
+	return names
+}
+
+// Append appends the fields that describe t to dst. Values are built in scratch,
+// which is returned grown; they stay valid as long as it is not reused.
+func (h *Headers) Append(dst []canon.Field, scratch []byte, t *tokenstore.Token) ([]canon.Field, []byte) {
+	if h == nil {
+		return dst, scratch
+	}
+	for i := range h.fields {
+		start := len(scratch)
+		scratch = h.fields[i].value(scratch, t)
+		if len(scratch) > start {
+			dst = append(dst, canon.Field{Name: h.fields[i].name, Value: scratch[start:len(scratch):len(scratch)]})
+		}
+	}
+	return dst, scratch
+}
+
+func appendID(b []byte, t *tokenstore.Token) []byte {
+	return strconv.AppendUint(b, uint64(t.ID), 10)
+}
+
+func appendAccount(b []byte, t *tokenstore.Token) []byte {
+	return strconv.AppendUint(b, t.Account, 10)
+}
+
+func appendOwner(b []byte, t *tokenstore.Token) []byte {
+	return strconv.AppendUint(b, t.Owner, 10)
+}
+
+func appendName(b []byte, t *tokenstore.Token) []byte { return appendEncoded(b, t.Name, " %") }
+
+func appendScopes(b []byte, t *tokenstore.Token) []byte {
+	for i, s := range t.Scopes {
+		if i > 0 {
+			b = append(b, ' ')
+		}
+		b = append(b, s...) // visible ASCII without spaces, by tokenstore.CheckScope
+	}
+	return b
+}
+
+func appendResources(b []byte, t *tokenstore.Token) []byte {
+	if t.Resources.All {
+		return append(b, "all"...)
+	}
+	for i, g := range t.Resources.Grants {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(b, g.Type...)
+		b = append(b, ':')
+		b = appendEncoded(b, g.ID, " %,:")
+		b = append(b, ':')
+		b = append(b, g.Level.String()...)
+	}
+	return b
+}
+
+// appendEncoded percent-encodes the bytes of s that are not visible ASCII or
+// are among special, so that the value is one header value whatever s is and
+// reads back to s.
+func appendEncoded(b []byte, s, special string) []byte {
+	const hex = "0123456789ABCDEF"
+	for i := range len(s) {
+		if c := s[i]; c > ' ' && c < 0x7f && strings.IndexByte(special, c) < 0 {
+			b = append(b, c)
+		} else {
+			b = append(b, '%', hex[c>>4], hex[c&15])
+		}
+	}
+	return b
+}

@@ -1,0 +1,101 @@
+package identity
+
+import (
+	"net/url"
+	"testing"
+
+	"tokenward/enforce/canon"
+	"tokenward/tokenstore"
+)
+
+func defaults(t testing.TB) *Headers {
+	t.Helper()
+	h, err := New(DefaultNames())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+func TestFieldsDescribeTheToken(t *testing.T) {
+	tok := &tokenstore.Token{ID: 7, Account: 42, Owner: 3, Name: "Zoë 100%", Scopes: []string{"a", "b:*"},
+		Resources: tokenstore.Resources{Grants: []tokenstore.Grant{{Type: "card", ID: "a,b:c\nd", Level: tokenstore.LevelRead}, {Type: "account", ID: "*", Level: tokenstore.LevelWrite}}}}
+	fields, _ := defaults(t).Append(nil, nil, tok)
+	want := map[string]string{
+		"X-Token-Id": "7", "X-Token-Account": "42", "X-Token-Owner": "3", "X-Token-Name": "Zo%C3%AB%20100%25",
+		"X-Token-Scopes": "a b:*", "X-Token-Resources": "card:a%2Cb%3Ac%0Ad:read,account:*:write",
+	}
+	for _, f := range fields {
+		if want[string(f.Name)] != string(f.Value) {
+			t.Errorf("%s: %q, want %q", f.Name, f.Value, want[string(f.Name)])
+		}
+		delete(want, string(f.Name))
+	}
+	if len(want) > 0 {
+		t.Errorf("not sent: %v", want)
+	}
+}
+
+func TestAbsentValueSendsNoField(t *testing.T) {
+	fields, _ := defaults(t).Append(nil, nil, &tokenstore.Token{ID: 1, Owner: 1, Name: "n"})
+	for _, f := range fields {
+		if n := string(f.Name); n == "X-Token-Scopes" || n == "X-Token-Resources" {
+			t.Errorf("%s sent as %q for a token that has none", f.Name, f.Value)
+		}
+	}
+	var none *Headers
+	if fields, _ := none.Append(nil, nil, &tokenstore.Token{ID: 1}); len(fields) != 0 || none.Names() != nil {
+		t.Error("nil headers sent something")
+	}
+}
+
+func TestUnrestrictedIsSaidOutLoud(t *testing.T) {
+	fields, _ := defaults(t).Append(nil, nil, &tokenstore.Token{ID: 1, Resources: tokenstore.Resources{All: true}})
+	if last := fields[len(fields)-1]; string(last.Name) != "X-Token-Resources" || string(last.Value) != "all" {
+		t.Errorf("%s: %s", last.Name, last.Value)
+	}
+}
+
+func TestNamesWithAMeaningOfTheirOwnAreRefused(t *testing.T) {
+	for _, bad := range []string{"Host", "Authorization", "X-Forwarded-For", "x-request-id", "X Y", "X_", "X-", "X-A\r\nB", "X-Ä"} {
+		if _, err := New(Names{ID: bad}); err == nil {
+			t.Errorf("%q was accepted", bad)
+		}
+	}
+	if _, err := New(Names{ID: "X-A", Name: "x-a"}); err == nil {
+		t.Error("one name for two values was accepted")
+	}
+}
+
+func FuzzNameIsOneHeaderValue(f *testing.F) {
+	for _, s := range []string{"a", " a ", "ä\r\nX-Token-Id: 1", "%41", "\x00"} {
+		f.Add(s)
+	}
+	h := defaults(f)
+	f.Fuzz(func(t *testing.T, name string) {
+		fields, _ := h.Append(nil, nil, &tokenstore.Token{ID: 1, Name: name})
+		for _, one := range fields {
+			for _, c := range one.Value {
+				if c <= ' ' || c >= 0x7f {
+					t.Fatalf("%s: %q", one.Name, one.Value)
+				}
+			}
+			if string(one.Name) == "X-Token-Name" {
+				if back, err := url.PathUnescape(string(one.Value)); err != nil || back != name {
+					t.Fatalf("%q reads back as %q, %v", name, back, err)
+				}
+			}
+		}
+	})
+}
+
+func BenchmarkAppend(b *testing.B) {
+	h := defaults(b)
+	tok := &tokenstore.Token{ID: 7, Account: 42, Owner: 3, Name: "billing worker", Scopes: []string{"accounts", "cards"}, Resources: tokenstore.Resources{All: true}}
+	var fields []canon.Field
+	var scratch []byte
+	b.ReportAllocs()
+	for b.Loop() {
+		fields, scratch = h.Append(fields[:0], scratch[:0], tok)
+	}
+}
