@@ -1,0 +1,260 @@
+package canon
+
+import (
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func prefixes(texts ...string) []netip.Prefix {
+	var all []netip.Prefix
+	for _, text := range texts {
+		all = append(all, netip.MustParsePrefix(text))
+	}
+	return all
+}
+
+func peer(text string) netip.AddrPort { return netip.MustParseAddrPort(text) }
+
+var proxies = prefixes("10.0.0.0/8", "fd00::/16", "192.0.2.1/32")
+
+func TestClientAddress(t *testing.T) {
+	const lb = "10.0.0.1:1"
+	for _, c := range []struct {
+		name      string
+		header    string // client_address
+		peer      string
+		lines     []string
+		want      string // address or unknown, basis
+		forwarded string // the X-Forwarded-For to send
+	}{
+		{"direct", "", "203.0.113.9:1", nil, "203.0.113.9 peer_itself", "203.0.113.9"},
+		{"direct mapped", "", "[::ffff:203.0.113.9]:1", nil, "203.0.113.9 peer_itself", "203.0.113.9"},
+		{"direct with zone", "", "[fe80::1%eth0]:1", nil, "fe80::1 peer_itself", "fe80::1"},
+		{"spoofed directly", "", "203.0.113.9:1", []string{"X-Forwarded-For: 10.0.0.1, 127.0.0.1"}, "203.0.113.9 peer_itself", "203.0.113.9"},
+		{"no peer", "", "", []string{"X-Forwarded-For: 198.51.100.1"}, "unknown peer_unknown", ""},
+		{"nothing forwarded", "", lb, nil, "10.0.0.1 nothing_forwarded", "10.0.0.1"},
+		{"one hop", "", lb, []string{"X-Forwarded-For: 198.51.100.1"}, "198.51.100.1 first_untrusted_hop", "198.51.100.1, 10.0.0.1"},
+		{"spoofed before", "", lb, []string{"X-Forwarded-For: 127.0.0.1, 10.9.9.9, 198.51.100.1"}, "198.51.100.1 first_untrusted_hop", "198.51.100.1, 10.0.0.1"},
+		{"rubbish before", "", lb, []string{"X-Forwarded-For: \"', unknown, 198.51.100.1"}, "198.51.100.1 first_untrusted_hop", "198.51.100.1, 10.0.0.1"},
+		{"empty before", "", lb, []string{"X-Forwarded-For: , 198.51.100.1"}, "198.51.100.1 first_untrusted_hop", "198.51.100.1, 10.0.0.1"},
+		{"two hops", "", lb, []string{"X-Forwarded-For: 198.51.100.1, 10.0.0.2"}, "198.51.100.1 first_untrusted_hop", "198.51.100.1, 10.0.0.2, 10.0.0.1"},
+		{"over lines", "", lb, []string{"X-Forwarded-For: 127.0.0.1, 198.51.100.1", "Accept: x", "x-forwarded-for: fd00::2,10.0.0.2"}, "198.51.100.1 first_untrusted_hop", "198.51.100.1, fd00::2, 10.0.0.2, 10.0.0.1"},
+		{"client's line last is still read last", "", lb, []string{"X-Forwarded-For: 198.51.100.1", "X-Forwarded-For: 127.0.0.1"}, "127.0.0.1 first_untrusted_hop", "127.0.0.1, 10.0.0.1"},
+		{"all trusted", "", lb, []string{"X-Forwarded-For: 10.0.0.3, 10.0.0.2"}, "10.0.0.3 all_hops_trusted", "10.0.0.3, 10.0.0.2, 10.0.0.1"},
+		{"mapped hop", "", lb, []string{"X-Forwarded-For: 198.51.100.1, ::ffff:10.0.0.2"}, "198.51.100.1 first_untrusted_hop", "198.51.100.1, 10.0.0.2, 10.0.0.1"},
+		{"port", "", lb, []string{"X-Forwarded-For: 198.51.100.1:4711"}, "198.51.100.1 first_untrusted_hop", "198.51.100.1, 10.0.0.1"},
+		{"v6 port", "", lb, []string{"X-Forwarded-For: [2001:db8::1]:4711"}, "2001:db8::1 first_untrusted_hop", "2001:db8::1, 10.0.0.1"},
+		{"v6", "", lb, []string{"X-Forwarded-For: 2001:DB8:0::1"}, "2001:db8::1 first_untrusted_hop", "2001:db8::1, 10.0.0.1"},
+		{"disguised header", "", lb, []string{"X_Forwarded_For: 198.51.100.1", "X-Real-IP: 198.51.100.1", "Forwarded: for=198.51.100.1"}, "10.0.0.1 nothing_forwarded", "10.0.0.1"},
+		{"unknown", "", lb, []string{"X-Forwarded-For: 198.51.100.1, unknown"}, "unknown unreadable_hop", "10.0.0.1"},
+		{"unknown behind one", "", lb, []string{"X-Forwarded-For: unknown, 10.0.0.2"}, "unknown unreadable_hop", "10.0.0.2, 10.0.0.1"},
+		{"empty", "", lb, []string{"X-Forwarded-For:"}, "unknown unreadable_hop", "10.0.0.1"},
+		{"final comma", "", lb, []string{"X-Forwarded-For: 198.51.100.1,"}, "unknown unreadable_hop", "10.0.0.1"},
+		{"name", "", lb, []string{"X-Forwarded-For: localhost"}, "unknown unreadable_hop", "10.0.0.1"},
+		{"octal", "", lb, []string{"X-Forwarded-For: 010.0.0.1"}, "unknown unreadable_hop", "10.0.0.1"},
+		{"hex", "", lb, []string{"X-Forwarded-For: 0x7f.0.0.1"}, "unknown unreadable_hop", "10.0.0.1"},
+		{"short", "", lb, []string{"X-Forwarded-For: 127.1"}, "unknown unreadable_hop", "10.0.0.1"},
+		{"number", "", lb, []string{"X-Forwarded-For: 2130706433"}, "unknown unreadable_hop", "10.0.0.1"},
+		{"zone", "", lb, []string{"X-Forwarded-For: fe80::1%eth0"}, "unknown unreadable_hop", "10.0.0.1"},
+		{"port out of range", "", lb, []string{"X-Forwarded-For: 198.51.100.1:65536"}, "unknown unreadable_hop", "10.0.0.1"},
+		{"v4 in brackets", "", lb, []string{"X-Forwarded-For: [198.51.100.1]"}, "unknown unreadable_hop", "10.0.0.1"},
+		{"quoted", "", lb, []string{"X-Forwarded-For: \"198.51.100.1\""}, "unknown unreadable_hop", "10.0.0.1"},
+		{"too many", "", lb, []string{"X-Forwarded-For: " + strings.Repeat("10.0.0.2,", 64) + "10.0.0.2"}, "unknown too_many_hops", strings.Repeat("10.0.0.2, ", 64) + "10.0.0.1"},
+
+		{"forwarded", "forwarded", lb, []string{"Forwarded: for=198.51.100.1;proto=https;by=10.0.0.1"}, "198.51.100.1 first_untrusted_hop", "198.51.100.1, 10.0.0.1"},
+		{"forwarded v6", "forwarded", lb, []string{`Forwarded: For="[2001:db8::1]:4711"`}, "2001:db8::1 first_untrusted_hop", "2001:db8::1, 10.0.0.1"},
+		{"forwarded chain", "forwarded", lb, []string{`Forwarded: for=127.0.0.1, for=198.51.100.1;host="a,b;c"`, `Forwarded: by=_x; for="10.0.0.2:80"`}, "198.51.100.1 first_untrusted_hop", "198.51.100.1, 10.0.0.2, 10.0.0.1"},
+		{"forwarded with a quote left open", "forwarded", lb, []string{`Forwarded: for=", for=198.51.100.1`}, "198.51.100.1 first_untrusted_hop", "198.51.100.1, 10.0.0.1"},
+		{"forwarded with a trap", "forwarded", lb, []string{`Forwarded: for=127.0.0.1;x=", for=198.51.100.1;by="_p"`}, "198.51.100.1 first_untrusted_hop", "198.51.100.1, 10.0.0.1"},
+		{"forwarded, other header not read", "forwarded", lb, []string{"X-Forwarded-For: 198.51.100.1"}, "10.0.0.1 nothing_forwarded", "10.0.0.1"},
+		{"forwarded unknown", "forwarded", lb, []string{"Forwarded: for=unknown"}, "unknown unreadable_hop", "10.0.0.1"},
+		{"forwarded hidden", "forwarded", lb, []string{"Forwarded: for=_hidden"}, "unknown unreadable_hop", "10.0.0.1"},
+		{"forwarded without for", "forwarded", lb, []string{"Forwarded: proto=https"}, "unknown unreadable_hop", "10.0.0.1"},
+		{"forwarded with for twice", "forwarded", lb, []string{"Forwarded: for=198.51.100.1;for=127.0.0.1"}, "unknown unreadable_hop", "10.0.0.1"},
+		{"forwarded escape", "forwarded", lb, []string{`Forwarded: for="198.51.100\.1"`}, "unknown unreadable_hop", "10.0.0.1"},
+		{"forwarded bare", "forwarded", lb, []string{"Forwarded: 198.51.100.1"}, "unknown unreadable_hop", "10.0.0.1"},
+		{"forwarded half quoted", "forwarded", lb, []string{`Forwarded: for="198.51.100.1"x`}, "unknown unreadable_hop", "10.0.0.1"},
+		{"forwarded empty part", "forwarded", lb, []string{`Forwarded: for=198.51.100.1;`}, "unknown unreadable_hop", "10.0.0.1"},
+	} {
+		r := compile(t, Options{TrustedProxies: proxies, ClientAddress: c.header})
+		h := head("/a", c.lines...)
+		h.Peer = netip.AddrPort{}
+		if c.peer != "" {
+			h.Peer = peer(c.peer)
+		}
+		q := accept(t, r, h)
+		got := "unknown"
+		if q.Client.Known {
+			got = q.Client.Addr.String()
+		} else if q.Client.Addr.IsValid() {
+			t.Errorf("%s: an unknown client has address %v", c.name, q.Client.Addr)
+		}
+		if got += " " + q.Client.Basis.String(); got != c.want {
+			t.Errorf("%s: %s, want %s", c.name, got, c.want)
+		}
+		if got := string(q.AppendForwardedFor(nil)); got != c.forwarded {
+			t.Errorf("%s: X-Forwarded-For: %s, want %s", c.name, got, c.forwarded)
+		}
+		if text := q.ExplainClient(); !strings.HasPrefix(text, strings.Fields(c.want)[0]) {
+			t.Errorf("%s: explained as %s", c.name, text)
+		}
+	}
+}
+
+func TestClientIsReadOfRefusedRequestToo(t *testing.T) {
+	h := head("/..", "X-Forwarded-For: 198.51.100.1")
+	h.Peer = peer("10.0.0.1:1")
+	var q Request
+	if compile(t, Options{TrustedProxies: proxies}).Canonicalize(&q, h); q.Client.Addr.String() != "198.51.100.1" {
+		t.Error(q.Client)
+	}
+}
+
+func TestSchemeIsBelievedOfTrustedProxyOnly(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		header string
+		peer   string
+		tls    bool
+		lines  []string
+		want   bool
+	}{
+		{"plain", "", "203.0.113.9:1", false, nil, false},
+		{"tls", "", "203.0.113.9:1", true, nil, true},
+		{"claimed by a client", "", "203.0.113.9:1", false, []string{"X-Forwarded-Proto: https"}, false},
+		{"denied by a client", "", "203.0.113.9:1", true, []string{"X-Forwarded-Proto: http"}, true},
+		{"said by a proxy", "", "10.0.0.1:1", false, []string{"X-Forwarded-Proto: HTTPS"}, true},
+		{"plain behind tls", "", "10.0.0.1:1", true, []string{"X-Forwarded-Proto: http"}, false},
+		{"twice", "", "10.0.0.1:1", false, []string{"X-Forwarded-Proto: https", "X-Forwarded-Proto: https"}, false},
+		{"list", "", "10.0.0.1:1", false, []string{"X-Forwarded-Proto: https, http"}, false},
+		{"disguised", "", "10.0.0.1:1", false, []string{"X_Forwarded_Proto: https"}, false},
+		{"other header", "forwarded", "10.0.0.1:1", false, []string{"X-Forwarded-Proto: https"}, false},
+		{"forwarded", "forwarded", "10.0.0.1:1", false, []string{"Forwarded: for=1.1.1.1;proto=http, for=198.51.100.1;proto=https"}, true},
+		{"forwarded by a client", "forwarded", "203.0.113.9:1", false, []string{"Forwarded: proto=https"}, false},
+	} {
+		h := head("/a", c.lines...)
+		h.Peer, h.TLS = peer(c.peer), c.tls
+		if got := accept(t, compile(t, Options{TrustedProxies: proxies, ClientAddress: c.header}), h).Secure; got != c.want {
+			t.Errorf("%s: %v", c.name, got)
+		}
+	}
+}
+
+func TestAddressesAreReadLikeNetip(t *testing.T) {
+	for _, text := range []string{
+		"1.2.3.4", "0.0.0.0", "255.255.255.255", "256.1.1.1", "1.2.3", "1.2.3.4.5", "1..2.3", ".1.2.3", "1.2.3.", "01.2.3.4", "1.2.3.04", "", "a.b.c.d", "1.2.3.4 ",
+		"::", "::1", "1::", "1::2", "1:2:3:4:5:6:7:8", "1:2:3:4:5:6:7::", "::2:3:4:5:6:7:8", "1:2:3:4:5:6:7", "1:2:3:4:5:6:7:8:9", "1::2::3", ":::", ":1", "1:", "1:2:3:4::5:6:7:8",
+		"::ffff:1.2.3.4", "::1.2.3.4", "1:2:3:4:5:6:1.2.3.4", "1:2:3:4:5:6:7:1.2.3.4", "::1.2.3", "1.2.3.4::", "12345::", "::g", "fe80::1%eth0", "::ffff:0:0", "FD00::A",
+	} {
+		sameAsNetip(t, text)
+	}
+}
+
+func sameAsNetip(t *testing.T, text string) {
+	t.Helper()
+	parse := parseIPv4
+	if strings.Contains(text, ":") {
+		parse = parseIPv6
+	}
+	got, ok := parse([]byte(text))
+	want, err := netip.ParseAddr(text)
+	if want.Zone() != "" {
+		want = netip.Addr{}
+	}
+	if ok != want.IsValid() || got != want.Unmap() {
+		t.Errorf("%q: %v %v, netip has %v %v", text, got, ok, want, err)
+	}
+}
+
+func FuzzClientAddress(f *testing.F) {
+	f.Add("1.2.3.4", "10.0.0.2, 10.0.0.3", true)
+	f.Add("[::1]:80, fd00::1", "::ffff:10.0.0.1", false)
+	f.Add(`for=1.2.3.4;by="_x"`, `for="[fd00::1]:80"`, true)
+	f.Add(`for=", for=9.9.9.9`, `For=10.0.0.2;host="a,b"`, true)
+	byXFF := compile(f, Options{TrustedProxies: proxies})
+	byForwarded := compile(f, Options{TrustedProxies: proxies, ClientAddress: "forwarded"})
+	f.Fuzz(func(t *testing.T, first, second string, rfc bool) {
+		for text := range strings.FieldsSeq(first + " " + second) {
+			sameAsNetip(t, strings.Trim(text, ","))
+		}
+		r, name := byXFF, "X-Forwarded-For: "
+		if rfc {
+			r, name = byForwarded, "Forwarded: "
+		}
+		h := head("/a", name+first, name+second)
+		h.Peer = peer("10.0.0.1:1")
+		q := accept(t, r, h)
+		want := netip.Addr{}
+		if !rfc {
+			want = naiveClient(h)
+		} else if q.Client.Known && q.Client.Basis == FirstUntrustedHop {
+			want = naiveForwarded(h, q.Client.Hops)
+		} else {
+			return
+		}
+		if got := q.Client.Addr; got != want || q.Client.Known != want.IsValid() {
+			t.Fatalf("%q: %v, want %v: %s", h.Fields[1:], got, want, q.ExplainClient())
+		}
+	})
+}
+
+func trustedByAll(addr netip.Addr) bool {
+	return slices.ContainsFunc(proxies, func(p netip.Prefix) bool { return p.Contains(addr) })
+}
+
+// naiveClient says the same as readClient, by joining, splitting and the standard library.
+func naiveClient(h *Head) netip.Addr {
+	hops := strings.Split(string(h.Fields[1].Value)+","+string(h.Fields[2].Value), ",")
+	slices.Reverse(hops)
+	var addr netip.Addr
+	for i, hop := range hops {
+		if i == 64 {
+			return netip.Addr{}
+		}
+		addr = naiveNode(strings.Trim(hop, " \t"))
+		if !addr.IsValid() || !trustedByAll(addr) {
+			break
+		}
+	}
+	return addr
+}
+
+var bracketed = regexp.MustCompile(`^\[([^\]]*:[^\]]*)\]$`)
+
+func naiveNode(hop string) netip.Addr {
+	addr, err := netip.ParseAddr(hop)
+	if err != nil {
+		if m := bracketed.FindStringSubmatch(hop); m != nil {
+			addr, err = netip.ParseAddr(m[1])
+		}
+	}
+	if err != nil {
+		var at netip.AddrPort
+		at, err = netip.ParseAddrPort(hop)
+		addr = at.Addr()
+		if i := strings.LastIndexByte(hop, ':'); i >= 0 && len(hop)-i > 6 {
+			return netip.Addr{} // a port of more than five digits
+		}
+	}
+	if err != nil || addr.Zone() != "" {
+		return netip.Addr{}
+	}
+	return addr.Unmap()
+}
+
+// naiveForwarded finds hop n from the right when both lines are well-formed from left to right; if not, it believes what was found.
+func naiveForwarded(h *Head, n int) netip.Addr {
+	node := regexp.MustCompile(`(?i)(?:^|[,;][ \t]*)for=(?:"([^"\\]*)"|([^",; \t]*))[ \t]*(?:$|[,;])`)
+	elements := regexp.MustCompile(`(?:[^,"]|"[^"]*")+`).FindAllString(string(h.Fields[1].Value)+","+string(h.Fields[2].Value), -1)
+	if n > len(elements) {
+		return netip.Addr{}
+	}
+	m := node.FindStringSubmatch(strings.Trim(elements[len(elements)-n], " \t"))
+	if m == nil {
+		return netip.Addr{}
+	}
+	return naiveNode(m[1] + m[2])
+}

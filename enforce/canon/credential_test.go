@@ -1,0 +1,207 @@
+package canon
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+)
+
+func TestCredential(t *testing.T) {
+	all := Options{Credentials: []string{"authorization", "api-token", "X-Api-Key", "query:access_token", "query:key", "subprotocol:bearer"}}
+	for _, c := range []struct {
+		name   string
+		target string
+		lines  []string
+		want   string // kind, or the secret and the carrier
+	}{
+		{"nothing", "/a", nil, "none"},
+		{"bearer", "/a", []string{"Authorization: Bearer tw_S"}, "tw_S authorization"},
+		{"scheme in any case", "/a", []string{"authorization: bEARER tw_S"}, "tw_S authorization"},
+		{"more spaces", "/a", []string{"Authorization: Bearer   tw_S"}, "tw_S authorization"},
+		{"token68", "/a", []string{"Authorization: Bearer aZ09-._~+/=="}, "aZ09-._~+/== authorization"},
+		{"foreign secrets may hold more", "/a", []string{"Authorization: Bearer 12|abc:$"}, "12|abc:$ authorization"},
+		{"api-token", "/a", []string{"Api-Token: tw_S"}, "tw_S api-token"},
+		{"further header", "/a", []string{"x-api-key: tw_S"}, "tw_S x-api-key"},
+		{"disguised header is no carrier", "/a", []string{"Api_Token: tw_S"}, "none"},
+		{"disguised beside a real one", "/a", []string{"Api_Token: tw_S", "Api-Token: tw_T"}, "tw_T api-token"},
+		{"query", "/a?x=1&access_token=tw_S&y=2", nil, "tw_S query:access_token"},
+		{"query encoded", "/a?acc%65ss%5Ftoken=t%77_S", nil, "tw_S query:access_token"},
+		{"query in another case", "/a?Access_Token=S", nil, "none"},
+		{"subprotocol", "/a", []string{"Sec-WebSocket-Protocol: bearer, tw_S"}, "tw_S subprotocol:bearer"},
+		{"subprotocol over lines", "/a", []string{"Sec-WebSocket-Protocol: chat, bearer", "Sec-WebSocket-Protocol: tw_S"}, "tw_S subprotocol:bearer"},
+		{"the same twice over", "/a?access_token=tw_S&key=tw_S", []string{"Authorization: Bearer tw_S", "Api-Token: tw_S"}, "tw_S authorization"},
+
+		{"no scheme", "/a", []string{"Authorization: tw_S"}, "none"},
+		{"another scheme", "/a", []string{"Authorization: Basic dTpw"}, "none"},
+		{"longer scheme", "/a", []string{"Authorization: BearerX tw_S"}, "none"},
+		{"empty", "/a", []string{"Authorization:"}, "none"},
+		{"another scheme beside ours", "/a", []string{"Authorization: Basic dTpw", "Api-Token: tw_S"}, "tw_S api-token"},
+		{"secret in another scheme's place", "/a", []string{"Authorization: Token tw_S"}, "none"},
+
+		{"bearer of nothing", "/a", []string{"Authorization: Bearer"}, "malformed"},
+		{"bearer of a space", "/a", []string{"Authorization: Bearer  "}, "malformed"},
+		{"two words", "/a", []string{"Authorization: Bearer tw_S tw_T"}, "malformed"},
+		{"tab", "/a", []string{"Authorization: Bearer\ttw_S"}, "malformed"},
+		{"joined lines", "/a", []string{"Authorization: Bearer tw_S, Bearer tw_T"}, "malformed"},
+		{"comma", "/a", []string{"Authorization: Bearer tw_S,"}, "malformed"},
+		{"joined header", "/a", []string{"Api-Token: tw_S,tw_T"}, "malformed"},
+		{"empty header", "/a", []string{"Api-Token:"}, "malformed"},
+		{"quoted comma", "/a", []string{"Authorization: Bearer \"tw_S\", x"}, "malformed"},
+		{"non-ASCII", "/a", []string{"Api-Token: tw_\xc3\xa9"}, "malformed"},
+		{"control", "/a", []string{"Api-Token: tw_\x01"}, "malformed"},
+		{"too long", "/a", []string{"Api-Token: " + strings.Repeat("a", 4097)}, "malformed"},
+		{"query empty", "/a?access_token", nil, "malformed"},
+		{"query broken", "/a?access_token=%zz", nil, "malformed"},
+		{"query with a space", "/a?access_token=a+b", nil, "malformed"},
+		{"subprotocol without secret", "/a", []string{"Sec-WebSocket-Protocol: chat, bearer"}, "malformed"},
+		{"subprotocol with empty secret", "/a", []string{"Sec-WebSocket-Protocol: bearer, "}, "malformed"},
+
+		{"two that differ", "/a", []string{"Authorization: Bearer tw_S", "Api-Token: tw_T"}, "ambiguous"},
+		{"differ in case", "/a", []string{"Authorization: Bearer tw_S", "Api-Token: tw_s"}, "ambiguous"},
+		{"header and query", "/a?access_token=tw_T", []string{"Authorization: Bearer tw_S"}, "ambiguous"},
+		{"one header twice", "/a", []string{"Api-Token: tw_S", "API-TOKEN: tw_S"}, "ambiguous"},
+		{"authorization twice", "/a", []string{"Authorization: Bearer tw_S", "Authorization: Bearer tw_S"}, "ambiguous"},
+		{"two schemes", "/a", []string{"Authorization: Basic dTpw", "Authorization: Bearer tw_S"}, "ambiguous"},
+		{"two schemes, ours first", "/a", []string{"Authorization: Bearer tw_S", "Authorization: Basic dTpw"}, "ambiguous"},
+		{"two foreign beside ours", "/a", []string{"Authorization: Basic dTpw", "Authorization: Digest x", "Api-Token: tw_S"}, "ambiguous"},
+		{"parameter twice", "/a?access_token=tw_S&access_token=tw_S", nil, "ambiguous"},
+		{"parameter twice, once encoded", "/a?access_token=tw_S&%61ccess_token=tw_S", nil, "ambiguous"},
+		{"subprotocol twice", "/a", []string{"Sec-WebSocket-Protocol: bearer, tw_S, bearer, tw_S"}, "ambiguous"},
+		{"good and malformed", "/a", []string{"Authorization: Bearer", "Api-Token: tw_S"}, "ambiguous"},
+		{"malformed and good", "/a", []string{"Authorization: Bearer tw_S", "Api-Token:"}, "ambiguous"},
+	} {
+		r := compile(t, all)
+		h := head(c.target, c.lines...)
+		q := accept(t, r, h)
+		got := q.Credential()
+		text := got.Kind.String()
+		if got.Kind == OneCredential {
+			text = string(got.Secret) + " " + r.CarrierName(got.Carrier)
+		} else if got.Secret != nil {
+			t.Errorf("%s: a secret comes with %v", c.name, got.Kind)
+		}
+		if text != c.want {
+			t.Errorf("%s: %s, want %s", c.name, text, c.want)
+		}
+		if again := q.Credential(); again.Kind != got.Kind || string(again.Secret) != string(got.Secret) {
+			t.Errorf("%s: reads differently the second time", c.name)
+		}
+		value, _ := q.Subprotocols()
+		upstream := strings.Join(forwarded(q, h), "\n") + string(q.Target()) + string(value)
+		if strings.Contains(upstream, "tw_") || strings.Contains(upstream, "t%77_") {
+			t.Errorf("%s: a credential reaches the upstream: %s", c.name, upstream)
+		}
+		if strings.Contains(fmt.Sprintf("%v %+v %#v %s", got, got, got, got), "tw_") {
+			t.Errorf("%s: the secret is printed", c.name)
+		}
+	}
+}
+
+func TestCredentialIsTakenOutOfQuery(t *testing.T) {
+	r := compile(t, Options{Credentials: []string{"query:access_token"}})
+	for target, want := range map[string]string{
+		"/a?access_token=S":                     "/a",
+		"/a?access_token=S&":                    "/a?",
+		"/a?x=1&access_token=S":                 "/a?x=1",
+		"/a?access_token=S&x=1":                 "/a?x=1",
+		"/a?x=1&access_token=S&y=%2f&&z":        "/a?x=1&y=%2f&&z",
+		"/a?%61ccess%5ftoken=S&x":               "/a?x",
+		"/a?access_token&x":                     "/a?x",
+		"/a?access_token=S&access_token=T":      "/a",
+		"/a?access_tokens=S&xaccess_token":      "/a?access_tokens=S&xaccess_token",
+		"/a?x=access_token=S":                   "/a?x=access_token=S",
+		"/a?":                                   "/a?",
+		"/a":                                    "/a",
+		"/%61?access_token=S&x":                 "/a?x",
+		"http://api.example.com?access_token=S": "/",
+	} {
+		q := accept(t, r, head(target))
+		if got := string(q.Target()); got != want {
+			t.Errorf("%s: %s, want %s", target, got, want)
+		}
+		if strings.Contains(target, "=S") && !strings.Contains(string(q.TargetWithCredentials()), "=S") {
+			t.Errorf("%s: observed as %s", target, q.TargetWithCredentials())
+		}
+	}
+}
+
+func TestCredentialIsTakenOutOfSubprotocols(t *testing.T) {
+	r := compile(t, Options{Credentials: []string{"authorization", "subprotocol:bearer"}})
+	for value, want := range map[string]string{
+		"bearer, S":                    "(bearer)",
+		"bearer,S,chat":                "chat (bearer)",
+		"chat , bearer ,S, graphql-ws": "chat, graphql-ws (bearer)",
+		"chat, bearer":                 "chat (bearer)",
+		"bearer, bearer":               "(bearer)",
+		"bearer, S, bearer, T":         "(bearer)",
+	} {
+		h := head("/a", "Sec-WebSocket-Protocol: "+value)
+		q := accept(t, r, h)
+		rest, announced := q.Subprotocols()
+		if got := strings.TrimSpace(string(rest) + " (" + announced + ")"); got != want {
+			t.Errorf("%s: %s, want %s", value, got, want)
+		}
+		if q.Disposition(1) != Carrier {
+			t.Errorf("%s: the line is forwarded", value)
+		}
+	}
+	h := head("/a", "Sec-WebSocket-Protocol: chat,Bearer , x")
+	q := accept(t, r, h)
+	if rest, announced := q.Subprotocols(); rest != nil || announced != "" || q.Disposition(1) != Forward {
+		t.Errorf("a list without credential is changed: %s", rest)
+	}
+}
+
+func TestForeignAuthorizationIsTheRoutesToDecide(t *testing.T) {
+	for _, c := range []struct {
+		credentials []string
+		line        string
+		want        Disposition
+	}{
+		{nil, "Authorization: Basic dTpw", ForeignAuthorization},
+		{nil, "Authorization: Bearer S", Carrier},
+		{nil, "Authorization: Bearer", Carrier},
+		{nil, "Authorization:", ForeignAuthorization},
+		{nil, "Authorization: S", ForeignAuthorization},
+		{[]string{"api-token"}, "Authorization: Bearer S", ForeignAuthorization},
+		{[]string{"api-token"}, "Authorization: Basic dTpw", ForeignAuthorization},
+	} {
+		r := compile(t, Options{Credentials: c.credentials})
+		q := accept(t, r, head("/a", c.line))
+		if got := q.Disposition(1); got != c.want {
+			t.Errorf("%v %s: %v, want %v", c.credentials, c.line, got, c.want)
+		}
+	}
+	q := accept(t, compile(t, Options{}), head("/a", "Authorization: Basic x", "Authorization: Basic y"))
+	if q.Disposition(1) != Carrier || q.Disposition(2) != Carrier {
+		t.Error("one of two Authorization lines may be forwarded")
+	}
+}
+
+func TestLookupQueryCountsWhatBackendsConfuse(t *testing.T) {
+	for _, c := range []struct {
+		query, name, want string
+	}{
+		{"", "account", " false 0"},
+		{"account=1", "account", "1 true 1"},
+		{"a&account=1&b", "account", "1 true 1"},
+		{"account", "account", " true 1"},
+		{"%61ccount=%31", "account", "%31 true 1"},
+		{"account=1&account=2", "account", "2 true 2"},
+		{"account=1&Account=2", "account", "1 true 2"},
+		{"ACCOUNT=2", "account", " false 1"},
+		{"account=1&account[]=2", "account", "1 true 2"},
+		{"account=1&account%5B0%5D=2", "account", "1 true 2"},
+		{"account=1&account%00x=2", "account", "1 true 2"},
+		{"account.id=1&account_id=2", "account_id", "2 true 2"},
+		{"account+id=1&account_id=2", "account_id", "2 true 2"},
+		{"accounts=1&xaccount=2&accoun=3", "account", " false 0"},
+		{"x=account=1", "account", " false 0"},
+		{"%zz=1&account=%zz", "account", "%zz true 1"},
+	} {
+		value, found, n := LookupQuery([]byte(c.query), c.name)
+		if got := fmt.Sprintf("%s %v %d", value, found, n); got != c.want {
+			t.Errorf("%s in %s: %s, want %s", c.name, c.query, got, c.want)
+		}
+	}
+}
