@@ -9,7 +9,6 @@ package enforce
 import (
 	"context"
 	"errors"
-	"sync/atomic"
 	"time"
 
 	"tokenward/enforce/canon"
@@ -23,45 +22,33 @@ type Finder interface {
 	Find(ctx context.Context, text []byte) (tokenstore.Match, error)
 }
 
-// Engine is the one judge behind every door. A nil Engine, and one without a
-// policy, refuses everything. All methods may be called at once from many
-// goroutines.
+// Engine is the one judge behind every door: it finds tokens and keeps account
+// of their limits. By which policy it judges, each door says: the proxy by the
+// configured routes, the admin listener by a built-in one. A nil Engine refuses
+// everything. All methods may be called at once from many goroutines.
 type Engine struct {
 	finder Finder
-	policy atomic.Pointer[Policy]
 	limits *limitTable
 }
 
 // DefaultMaxLimiters bounds the table of rate limiters: about 200 bytes each.
 const DefaultMaxLimiters = 1 << 18
 
-// NewEngine returns an engine that judges by policy. maxLimiters bounds how
-// many tokens with a rate limit can be in use at once; 0 means
-// [DefaultMaxLimiters].
-func NewEngine(finder Finder, policy *Policy, maxLimiters int) *Engine {
+// NewEngine returns an engine. maxLimiters bounds how many tokens with a rate
+// limit can be in use at once; 0 means [DefaultMaxLimiters].
+func NewEngine(finder Finder, maxLimiters int) *Engine {
 	if maxLimiters <= 0 {
 		maxLimiters = DefaultMaxLimiters
 	}
-	e := &Engine{finder: finder, limits: newLimitTable(maxLimiters)}
-	e.policy.Store(policy)
-	return e
+	return &Engine{finder: finder, limits: newLimitTable(maxLimiters)}
 }
 
-// Policy returns the policy in force.
-func (e *Engine) Policy() *Policy { return e.policy.Load() }
-
-// SetPolicy puts a policy in force for all requests judged from now on.
-func (e *Engine) SetPolicy(p *Policy) { e.policy.Store(p) }
-
-// Decide judges the request at now and changes nothing. The caller passes a
-// request on only after [Engine.Admit] let it through as well. Decide does no
-// I/O when the token is in the cache, and does not allocate.
-func (e *Engine) Decide(ctx context.Context, q *canon.Request, now time.Time) Decision {
-	if e == nil {
-		return Decision{}
-	}
-	p := e.policy.Load()
-	if p == nil || q.Verdict() != canon.Accepted {
+// Decide judges the request by policy at now and changes nothing. The caller
+// passes a request on only after [Engine.Admit] let it through as well. Decide
+// does no I/O when the token is in the cache, and does not allocate. A nil
+// policy refuses everything.
+func (e *Engine) Decide(ctx context.Context, p *Policy, q *canon.Request, now time.Time) Decision {
+	if e == nil || p == nil || q.Verdict() != canon.Accepted {
 		return Decision{}
 	}
 	var v vars

@@ -52,13 +52,23 @@ func token(change func(*tokenstore.Token)) (*tokenstore.Token, string) {
 	return t, secret
 }
 
-func engineFor(t testing.TB, store *oneToken, specs ...RouteSpec) *Engine {
+// judgment is an engine and the policy it is asked to judge by.
+type judgment struct {
+	*Engine
+	policy *Policy
+}
+
+func (j judgment) Decide(ctx context.Context, q *canon.Request, now time.Time) Decision {
+	return j.Engine.Decide(ctx, j.policy, q, now)
+}
+
+func engineFor(t testing.TB, store *oneToken, specs ...RouteSpec) judgment {
 	t.Helper()
 	cache, err := tokenstore.NewCache(store, nil, tokenstore.NewFormats("tw"), 100)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return NewEngine(cache, mustCompile(t, specs...), 0)
+	return judgment{NewEngine(cache, 0), mustCompile(t, specs...)}
 }
 
 func bearer(secret string) canon.Field {
@@ -233,18 +243,15 @@ func TestZeroValuesDeny(t *testing.T) {
 	q := canonical(t, "GET", "/accounts/1", bearer(secret))
 	m := tokenstore.Match{Token: tok, Secret: &tok.Secrets[0]}
 	var nilEngine *Engine
-	cache, err := tokenstore.NewCache(&oneToken{token: tok}, nil, tokenstore.NewFormats("tw"), 1)
-	if err != nil {
-		t.Fatal(err)
-	}
+	e := engineFor(t, &oneToken{token: tok}, bankRoutes...)
 	for name, d := range map[string]Decision{
-		"zero decision":    {},
-		"nil engine":       nilEngine.Decide(t.Context(), q, start),
-		"engine no policy": NewEngine(cache, nil, 0).Decide(t.Context(), q, start),
-		"unread request":   NewEngine(cache, mustCompile(t, matches("GET /accounts/{x}")...), 0).Decide(t.Context(), &canon.Request{}, start),
-		"empty policy":     NewEngine(cache, &Policy{}, 0).Decide(t.Context(), q, start),
-		"nil policy":       Judge(nil, m, q, start),
-		"no match":         Judge(&Policy{}, tokenstore.Match{}, q, start),
+		"zero decision":  {},
+		"nil engine":     nilEngine.Decide(t.Context(), e.policy, q, start),
+		"no policy":      e.Engine.Decide(t.Context(), nil, q, start),
+		"unread request": e.Decide(t.Context(), &canon.Request{}, start),
+		"empty policy":   e.Engine.Decide(t.Context(), &Policy{}, q, start),
+		"nil policy":     Judge(nil, m, q, start),
+		"no match":       Judge(&Policy{}, tokenstore.Match{}, q, start),
 	} {
 		if d.Allowed() || d.Status() < 400 {
 			t.Errorf("%s: allowed %v with status %d", name, d.Allowed(), d.Status())
@@ -287,7 +294,7 @@ func TestNoRouteCanBeNotFound(t *testing.T) {
 		t.Fatal(faults)
 	}
 	e := engineFor(t, &oneToken{token: tok}, bankRoutes...)
-	e.SetPolicy(p)
+	e.policy = p
 	if d := e.Decide(t.Context(), canonical(t, "GET", "/nothing", bearer(secret)), start); d.Status() != 404 {
 		t.Errorf("with a valid token the status is %d, want 404", d.Status())
 	}
