@@ -1,0 +1,310 @@
+// Package proxy is the data plane: it lets a request through to the upstream
+// only when its token allows it.
+//
+// A door ([HTTP], [Wire]) reads a request in its own way and hands the facts to
+// the [Guard]: one canonical request, one decision by package enforce, one set
+// of fields for the upstream. The door then forwards or answers, and tells the
+// guard how it ended. No door decides anything by itself, so that what is
+// refused at one is refused at all; one table of cases runs through all of them
+// (doors_test.go).
+package proxy
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"tokenward/enforce"
+	"tokenward/enforce/canon"
+	"tokenward/proxy/identity"
+)
+
+// Ruleset is everything about requests that a reload replaces, whole. It is
+// immutable once it is in force.
+type Ruleset struct {
+	Canon    *canon.Rules
+	Policy   *enforce.Policy
+	Identity *identity.Headers
+	// Observe is told of every request that was judged, by the indexes of Policy's
+	// routes; nil observes nothing.
+	Observe Observer
+}
+
+// Observer is told, once for each judged request, the index of its route (-1 for
+// none), why it was let through or refused, and how long it took until the
+// answer's last byte; took is negative where that says nothing, as for an
+// upgraded connection. It may be called from many goroutines.
+type Observer func(route int, reason enforce.Reason, took time.Duration)
+
+// Mount is a handler that takes the paths below some prefixes on the proxy's own
+// listener, for every method and before routes: a token API.
+type Mount struct {
+	// Takes reports whether the canonical path is the handler's.
+	Takes func(path []byte) bool
+	// Handler gets the request as received; what it takes is never forwarded.
+	Handler http.Handler
+}
+
+// Guard judges the requests of all doors. Its fields are set before use; the
+// ruleset can be replaced at any time.
+type Guard struct {
+	Engine *enforce.Engine
+	Mounts []Mount
+	Log    *slog.Logger
+	Now    func() time.Time
+	// Failed counts failures of the upstream by their code; nil counts nothing.
+	Failed func(code string)
+	// Refused counts protocol refusals by their code; nil counts nothing.
+	Refused func(code string)
+
+	rules    atomic.Pointer[Ruleset]
+	passages sync.Pool
+	inFlight atomic.Int64
+}
+
+// SetRules puts a ruleset in force for all requests that arrive from now on.
+// Before the first call every request is refused.
+func (g *Guard) SetRules(r *Ruleset) { g.rules.Store(r) }
+
+// InFlight is the number of requests between their judgement and the end of
+// their answer.
+func (g *Guard) InFlight() int64 { return g.inFlight.Load() }
+
+// realm names the protection space of RFC 9110 section 11.5.
+const realm = `Bearer realm="tokenward"`
+
+// passage is one request on its way through a door. It is pooled: a door gets it
+// from enter and gives it back to leave.
+type passage struct {
+	rules    *Ruleset
+	head     canon.Head
+	req      canon.Request
+	decision enforce.Decision
+	started  time.Time
+	id       requestID
+	mount    http.Handler  // set when a mount takes the request
+	set      []canon.Field // to be added to what goes upstream
+	scratch  []byte        // holds their values
+	refusal  refusal       // set when the request is refused
+	took     time.Duration // negative: says nothing
+}
+
+// enter begins a passage. The door fills head and calls judge.
+func (g *Guard) enter() *passage {
+	p, _ := g.passages.Get().(*passage)
+	if p == nil {
+		p = &passage{}
+	}
+	g.inFlight.Add(1)
+	p.rules = g.rules.Load()
+	p.started = g.Now()
+	p.id = newRequestID()
+	return p
+}
+
+// leave ends the passage: it is observed and may not be used any more.
+func (g *Guard) leave(p *passage) {
+	g.inFlight.Add(-1)
+	if p.decision.Reason != enforce.Undecided && p.rules.Observe != nil {
+		took := p.took
+		if took == 0 {
+			took = g.Now().Sub(p.started)
+		}
+		route := -1
+		if p.decision.Route != nil {
+			route = p.decision.Route.Index
+		}
+		p.rules.Observe(route, p.decision.Reason, took)
+	}
+	// Nothing of a request may be seen by the next one.
+	clear(p.head.Fields)
+	fields := p.head.Fields[:0]
+	p.head = canon.Head{Fields: fields}
+	p.set = p.set[:0]
+	p.scratch = p.scratch[:0]
+	p.rules, p.mount = nil, nil
+	p.decision, p.refusal = enforce.Decision{}, refusal{}
+	p.took = 0
+	g.passages.Put(p)
+}
+
+// judge canonicalises and decides. On true the request may go on: to p.mount if
+// that is set, else to the upstream as p.req and p.set say. On false p.refusal
+// is the answer.
+func (g *Guard) judge(ctx context.Context, p *passage) bool {
+	if p.rules == nil {
+		p.refusal = refusal{status: http.StatusServiceUnavailable, code: "overloaded", detail: "The proxy is not ready yet: try again shortly.", retryAfter: time.Second}
+		return false
+	}
+	if v := p.rules.Canon.Canonicalize(&p.req, &p.head); v != canon.Accepted {
+		p.refusal = refusal{status: v.Status(), code: v.Code(), detail: v.Detail()}
+		if g.Refused != nil {
+			g.Refused(v.String())
+		}
+		return false
+	}
+	for i := range g.Mounts {
+		if g.Mounts[i].Takes(p.req.Path) {
+			p.mount = g.Mounts[i].Handler
+			return true
+		}
+	}
+	d := g.Engine.Decide(ctx, p.rules.Policy, &p.req, p.started)
+	allowed := g.Engine.Admit(&d, p.started)
+	p.decision = d
+	if !allowed {
+		if d.Cause != nil {
+			g.Log.ErrorContext(ctx, "the token store cannot be read, requests are refused", "error", d.Cause, "request_id", p.id.String())
+		}
+		p.refusal = refusalOf(&d)
+		return false
+	}
+	p.prepare()
+	return true
+}
+
+// prepare makes the fields that only we set: identity, the believed way to us,
+// the request's id.
+func (p *passage) prepare() {
+	if t := p.decision.Match.Token; t != nil {
+		p.set, p.scratch = p.rules.Identity.Append(p.set, p.scratch, t)
+	}
+	add := func(name []byte, start int) {
+		if len(p.scratch) > start {
+			p.set = append(p.set, canon.Field{Name: name, Value: p.scratch[start:len(p.scratch):len(p.scratch)]})
+		}
+	}
+	start := len(p.scratch)
+	p.scratch = p.req.AppendForwardedFor(p.scratch)
+	add(nameForwardedFor, start)
+	start = len(p.scratch)
+	p.scratch = append(p.scratch, p.req.Authority...)
+	add(nameForwardedHost, start)
+	proto := []byte("http")
+	if p.req.Secure {
+		proto = []byte("https")
+	}
+	p.set = append(p.set, canon.Field{Name: nameForwardedProto, Value: proto}, canon.Field{Name: nameRequestID, Value: p.id[:]})
+	if protocols, _ := p.req.Subprotocols(); protocols != nil {
+		p.set = append(p.set, canon.Field{Name: nameSubprotocol, Value: protocols})
+	}
+}
+
+var (
+	nameForwardedFor   = []byte("X-Forwarded-For")
+	nameForwardedHost  = []byte("X-Forwarded-Host")
+	nameForwardedProto = []byte("X-Forwarded-Proto")
+	nameRequestID      = []byte(headerRequestID)
+	nameSubprotocol    = []byte("Sec-Websocket-Protocol")
+)
+
+const headerRequestID = "X-Request-Id"
+
+// refusal is an answer of our own to a request that is not forwarded.
+type refusal struct {
+	status     int
+	code       string
+	detail     string
+	challenge  string // WWW-Authenticate
+	retryAfter time.Duration
+}
+
+func refusalOf(d *enforce.Decision) refusal {
+	r := refusal{status: d.Status(), code: d.Reason.Code(), detail: d.Detail(), retryAfter: d.RetryAfter}
+	switch {
+	case d.Reason == enforce.MissingToken:
+		r.challenge = realm
+	case d.Reason == enforce.ScopeMissing:
+		r.challenge = realm + `, error="insufficient_scope", scope="` + d.Scope + `"`
+	case r.status == http.StatusUnauthorized:
+		r.challenge = realm + `, error="invalid_token"`
+	case r.status == http.StatusServiceUnavailable:
+		r.retryAfter = time.Second
+	}
+	return r
+}
+
+// appendBody appends the problem details of RFC 9457. Every text is ours or a
+// token by construction, so nothing needs escaping.
+func (r *refusal) appendBody(dst []byte, id *requestID) []byte {
+	dst = append(dst, `{"type":"about:blank","title":"`...)
+	dst = append(dst, http.StatusText(r.status)...)
+	dst = append(dst, `","status":`...)
+	dst = strconv.AppendInt(dst, int64(r.status), 10)
+	dst = append(dst, `,"code":"`...)
+	dst = append(dst, r.code...)
+	dst = append(dst, `","detail":`...)
+	dst = strconv.AppendQuote(dst, r.detail)
+	dst = append(dst, `,"request_id":"`...)
+	dst = append(dst, id[:]...)
+	return append(dst, "\"}\n"...)
+}
+
+// fields calls add for each field of the answer but its length.
+func (r *refusal) fields(id *requestID, add func(name, value string)) {
+	add("Content-Type", "application/problem+json")
+	add("Cache-Control", "no-store")
+	add(headerRequestID, id.String())
+	if r.challenge != "" {
+		add("WWW-Authenticate", r.challenge)
+	}
+	if r.retryAfter > 0 {
+		seconds := int64((r.retryAfter + time.Second - 1) / time.Second)
+		add("Retry-After", strconv.FormatInt(seconds, 10))
+	}
+	if r.status == http.StatusMethodNotAllowed {
+		add("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
+	}
+}
+
+// PrefixMount takes the paths that equal one of the prefixes or lie below it. A
+// segment `{x}` of a prefix stands for any non-empty segment.
+func PrefixMount(h http.Handler, prefixes ...string) Mount {
+	split := make([][]string, len(prefixes))
+	for i, p := range prefixes {
+		split[i] = strings.Split(strings.Trim(p, "/"), "/")
+	}
+	return Mount{Handler: h, Takes: func(path []byte) bool {
+		for _, segments := range split {
+			if hasPrefix(path, segments) {
+				return true
+			}
+		}
+		return false
+	}}
+}
+
+func hasPrefix(path []byte, segments []string) bool {
+	rest, ok := bytes.CutPrefix(path, []byte{'/'})
+	for _, want := range segments {
+		if !ok {
+			return false
+		}
+		var segment []byte
+		segment, rest, ok = bytes.Cut(rest, []byte{'/'})
+		if strings.HasPrefix(want, "{") {
+			if len(segment) == 0 {
+				return false
+			}
+		} else if !canon.EqualDecoded(segment, want) {
+			return false
+		}
+	}
+	return true
+}
+
+// peerOf reads the address that net/http gives as text.
+func peerOf(remote string) netip.AddrPort {
+	peer, err := netip.ParseAddrPort(remote)
+	if err != nil {
+		return netip.AddrPort{} // unknown: every source rule denies
+	}
+	return peer
+}
