@@ -1,0 +1,199 @@
+package admin
+
+import (
+	"context"
+	"time"
+
+	"tokenward/audit"
+	"tokenward/tokenstore"
+)
+
+// ResetSpec says how the new token of a reset ends.
+type ResetSpec struct {
+	// Expiry is what the client asked for. With nil, DefaultExpiry applies, and
+	// with both nil the old token's own expiry; these two give way to the
+	// caller's expiry, while one asked for is refused when it is later.
+	Expiry        *tokenstore.Expiry
+	DefaultExpiry *tokenstore.Expiry
+
+	Once *Once
+}
+
+// Reset makes a new token in the place of the target: a new id and secret, the
+// same account, owner, scopes, resources, sources and limits, and the old name
+// with the new id behind it. The old one ends after the grace period, or at its
+// own earlier expiry. Needs what Create needs. A token that is disabled, has
+// ended or was reset before gives KindConflict.
+func (s *Service) Reset(ctx context.Context, c Caller, target Target, spec ResetSpec) (Made, error) {
+	secret, err := s.newSecret(ctx, c.API)
+	if err != nil {
+		return Made{}, err
+	}
+	var made Made
+	err = s.change(ctx, c, verbReset, auditTarget(target), func(tx tokenstore.Tx, m *manager, now time.Time) (err error) {
+		made = Made{}
+		old, err := m.find(target, tx.Token)
+		if err != nil {
+			return err
+		}
+		if err := m.mayWrite(); err != nil {
+			return err
+		}
+		if made, err = spec.Once.replay(tx, c, now); err != nil || made.Replayed {
+			return err
+		}
+		if err := renewable(old, now); err != nil {
+			return err
+		}
+		next, err := s.successor(tx, m, old, &spec, now)
+		if err != nil {
+			return err
+		}
+		next.Secrets = []tokenstore.SecretRecord{s.secretRecord(secret, now)}
+		after := old.Clone()
+		after.ReplacedBy = next.ID
+		after.Expiry = old.Expiry.Earlier(tokenstore.EndsAt(now.Add(s.opts.ResetGrace)))
+		if err := s.put(tx, c, m, verbReset, now, nil, next); err != nil {
+			return err
+		}
+		if err := s.put(tx, c, m, verbReset, now, old, after); err != nil {
+			return err
+		}
+		made = Made{Token: next, Secret: secret}
+		return spec.Once.keep(tx, c, &made, now)
+	})
+	if err != nil {
+		return Made{}, err
+	}
+	return made, nil
+}
+
+// successor is the token that takes old's place, without its secret.
+func (s *Service) successor(tx tokenstore.Tx, m *manager, old *tokenstore.Token, spec *ResetSpec, now time.Time) (*tokenstore.Token, error) {
+	byDefault := spec.DefaultExpiry
+	if byDefault == nil {
+		byDefault = &old.Expiry
+	}
+	next := old.Clone()
+	next.Expiry = wanted(spec.Expiry, byDefault, m.token.Expiry)
+	if spec.Expiry != nil {
+		if faults := checkExpiry(next.Expiry, now); len(faults) > 0 {
+			return nil, invalid(faults...)
+		}
+	}
+	if faults := checkNotBefore(next); len(faults) > 0 {
+		return nil, invalid(faults...)
+	}
+	if !next.Expiry.NotLater(m.token.Expiry.Later(old.Expiry)) {
+		return nil, wider(tokenstore.AspectExpiry)
+	}
+	if err := m.mayYield(next); err != nil {
+		return nil, err
+	}
+	id, err := tx.NewID()
+	if err != nil {
+		return nil, err
+	}
+	next.ID, next.Name = id, successorName(old.Name, id)
+	next.Creator = tokenstore.Creator{ID: m.token.ID, Name: m.token.Name}
+	next.CreatedAt, next.Revision = now, 0
+	return next, nil
+}
+
+// RotateSpec says when the old secret of a rotation ends.
+type RotateSpec struct {
+	OldEnds time.Time // zero: after the grace period
+	Once    *Once
+}
+
+// Rotate gives the target a second secret, beside which the old one works until
+// the deadline. Needs what Create needs. A token that is disabled, has ended,
+// was reset, or is being rotated already gives KindConflict.
+func (s *Service) Rotate(ctx context.Context, c Caller, target Target, spec RotateSpec) (Made, error) {
+	secret, err := s.newSecret(ctx, c.API)
+	if err != nil {
+		return Made{}, err
+	}
+	var made Made
+	err = s.change(ctx, c, verbRotate, auditTarget(target), func(tx tokenstore.Tx, m *manager, now time.Time) (err error) {
+		made = Made{}
+		before, err := m.find(target, tx.Token)
+		if err != nil {
+			return err
+		}
+		if err := m.mayWrite(); err != nil {
+			return err
+		}
+		if made, err = spec.Once.replay(tx, c, now); err != nil || made.Replayed {
+			return err
+		}
+		if err := renewable(before, now); err != nil {
+			return err
+		}
+		if len(before.Secrets) > 1 && !before.Secrets[1].Ends.Ended(now) {
+			return refuse(KindConflict, "The token is being rotated already: finish that first.")
+		}
+		ends, err := s.oldEnds(spec.OldEnds, now)
+		if err != nil {
+			return err
+		}
+		if err := m.mayYield(before); err != nil {
+			return err
+		}
+		after := before.Clone()
+		old := before.Secrets[0]
+		old.Ends = ends
+		after.Secrets = []tokenstore.SecretRecord{s.secretRecord(secret, now), old}
+		if err := s.put(tx, c, m, verbRotate, now, before, after); err != nil {
+			return err
+		}
+		made = Made{Token: after, Secret: secret}
+		return spec.Once.keep(tx, c, &made, now)
+	})
+	if err != nil {
+		return Made{}, err
+	}
+	return made, nil
+}
+
+func (s *Service) oldEnds(asked, now time.Time) (tokenstore.Expiry, error) {
+	if asked.IsZero() {
+		return tokenstore.EndsAt(now.Add(s.opts.ResetGrace)), nil
+	}
+	at := asked.UTC().Truncate(time.Millisecond)
+	if !at.After(now) || at.After(tokenstore.MaxTime()) {
+		return tokenstore.Expiry{}, invalid(tokenstore.FieldFault{Field: "old_ends_at", Detail: "must lie in the future"})
+	}
+	return tokenstore.EndsAt(at), nil
+}
+
+// FinishRotation ends the old secret of a rotation now. Without one it changes
+// nothing and succeeds. It needs visibility and the right to write.
+func (s *Service) FinishRotation(ctx context.Context, c Caller, target Target, revision uint64) (*tokenstore.Token, error) {
+	return s.edit(ctx, c, verbFinish, target, revision, func(t *tokenstore.Token, _ time.Time) error {
+		if t.State == tokenstore.StateRevoked {
+			return refuse(KindConflict, "The token has been revoked.")
+		}
+		t.Secrets = t.Secrets[:1]
+		return nil
+	})
+}
+
+// renewable reports, as an error, why a token may not get a new secret.
+func renewable(t *tokenstore.Token, now time.Time) error {
+	switch {
+	case t.ReplacedBy != 0:
+		return refuse(KindConflict, "The token has been reset already.")
+	case t.State == tokenstore.StateRevoked:
+		return refuse(KindConflict, "The token has been revoked.")
+	case t.Expiry.Ended(now):
+		return refuse(KindConflict, "The token has expired.")
+	case t.State != tokenstore.StateActive:
+		return refuse(KindConflict, "The token is disabled.")
+	}
+	return nil
+}
+
+func auditTarget(t Target) audit.Target {
+	return audit.Target{Token: uint64(t.ID), Account: t.Account, Owner: t.Owner}
+}
