@@ -30,6 +30,8 @@ type Head struct {
 	Major, Minor uint8
 	// TLS says whether this connection is encrypted up to us.
 	TLS bool
+	// Upgrade says that the request asks the connection to switch to another protocol.
+	Upgrade bool
 	// Peer is the other end of the connection, or what a listed peer named by PROXY protocol. The zero value is an unknown peer.
 	Peer netip.AddrPort
 }
@@ -54,6 +56,8 @@ type Request struct {
 	Asterisk bool
 	// Secure says that the client's side speaks https: by TLS to us, or by the word of a trusted proxy. For X-Forwarded-Proto only.
 	Secure bool
+	// Upgrade says that the request asks the connection to switch to another protocol: it may then write whatever its method.
+	Upgrade bool
 	// Irregular is what the matched route must have relaxed by name; if any bit is left over, the request is refused.
 	Irregular Irregularity
 	// Client is where the request comes from.
@@ -173,7 +177,7 @@ func (q *Request) reset(r *Rules, h *Head) {
 func (q *Request) wipe() {
 	q.Method, q.Authority, q.Path, q.Query = nil, nil, nil, nil
 	q.target, q.claimed, q.protocols, q.subcarrier = nil, nil, nil, ""
-	q.HasQuery, q.Asterisk, q.Secure = false, false, false
+	q.HasQuery, q.Asterisk, q.Secure, q.Upgrade = false, false, false, false
 	q.Irregular = 0
 	q.dispositions = q.dispositions[:0]
 	q.rules, q.fields = nil, nil
@@ -184,7 +188,7 @@ func (r *Rules) readRequest(q *Request, h *Head) Verdict {
 	if v := checkMethod(h.Method); v != Accepted {
 		return v
 	}
-	q.Method = h.Method
+	q.Method, q.Upgrade = h.Method, h.Upgrade
 	if len(h.Target) > r.maxTargetBytes {
 		return TargetTooLong
 	}

@@ -220,12 +220,13 @@ func (r *Rules) readSubprotocols(q *Request) {
 			var element []byte
 			element, rest, more = bytes.Cut(rest, comma)
 			element = trimSpace(element)
-			if pending >= 0 {
+			i := r.subprotocolCarrier(element)
+			if pending >= 0 && i < 0 {
 				q.carried[pending].raw = element
 				pending = -1
 				continue
 			}
-			if i := r.subprotocolCarrier(element); i >= 0 {
+			if i >= 0 { // also where a secret should stand: then that is missing
 				q.carried[i].count++
 				q.subcarrier = r.carriers[i].name
 				pending, found = i, true

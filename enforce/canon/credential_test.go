@@ -67,6 +67,7 @@ func TestCredential(t *testing.T) {
 		{"parameter twice", "/a?access_token=tw_S&access_token=tw_S", nil, "ambiguous"},
 		{"parameter twice, once encoded", "/a?access_token=tw_S&%61ccess_token=tw_S", nil, "ambiguous"},
 		{"subprotocol twice", "/a", []string{"Sec-WebSocket-Protocol: bearer, tw_S, bearer, tw_S"}, "ambiguous"},
+		{"subprotocol in the secret's place", "/a", []string{"Sec-WebSocket-Protocol: bearer, bearer, tw_S"}, "ambiguous"},
 		{"good and malformed", "/a", []string{"Authorization: Bearer", "Api-Token: tw_S"}, "ambiguous"},
 		{"malformed and good", "/a", []string{"Authorization: Bearer tw_S", "Api-Token:"}, "ambiguous"},
 	} {

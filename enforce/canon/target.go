@@ -248,8 +248,8 @@ func appendFullyDecoded(dst, path []byte) ([]byte, Irregularity, Verdict) {
 	return dst, irregular, Accepted
 }
 
-// hasDotSegment looks for "." and ".." between slashes and backslashes in fully decoded text, after cutting ";…" and dropping spaces as
-// some servers do, and with characters that Unicode compatibility mapping (NFKC, or Windows best fit) turns into one of these.
+// hasDotSegment looks for "." and ".." between slashes and backslashes in fully decoded text, after cutting ";…" (and "?…", "#…", for
+// who parses again after decoding) and dropping spaces as some servers do, and with characters that Unicode compatibility mapping (NFKC, or Windows best fit) turns into one of these.
 func hasDotSegment(text []byte) bool {
 	dots, other, cut := 0, false, false
 	for i := 0; i < len(text); {
@@ -265,7 +265,7 @@ func hasDotSegment(text []byte) bool {
 			}
 			dots, other, cut = 0, false, false
 			continue
-		case ';', 0xff1b:
+		case ';', 0xff1b, '?', '#':
 			cut = true
 			continue
 		}

@@ -100,6 +100,8 @@ func TestConfusingTargetIsRefused(t *testing.T) {
 		{"/a%5c..%5cb", DotSegment},
 		{"/a%5C%2e%2E%5C", DotSegment},
 		{"/a/..%20/b", DotSegment},
+		{"/a/..%3fx", DotSegment},
+		{"/a/..%23x", DotSegment},
 		{"/a/%20../b", DotSegment},
 		{"/a/.%20./b", DotSegment},
 		{"/a/..%C2%A0/b", DotSegment},
