@@ -1,0 +1,618 @@
+package http1
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// Phases of a connection, for the sweeper and Shutdown.
+const (
+	phaseIdle   int32 = iota // waits for the first byte of a request
+	phaseHead                // handshake, or the rest of a head
+	phaseBusy                // an exchange is going on
+	phaseTunnel              // an upgraded connection
+	phaseGone                // belongs to another protocol, or was hijacked
+)
+
+const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+// lingerTime is how long bytes of a client are thrown away after its last
+// answer, so that it can read that answer (RFC 9112 §9.6).
+const lingerTime = 2 * time.Second
+
+var (
+	// ErrClientGone says that the client closed its connection while its answer
+	// was awaited.
+	ErrClientGone = errors.New("http1: client closed the connection")
+	// ErrCut says that the exchange was ended by its Cutter, or by Server.Close.
+	ErrCut = errors.New("http1: exchange was cut")
+
+	errBlockFull = errors.New("http1: block is full")
+)
+
+// conn is one client connection. Its goroutine owns all fields but those under
+// mu, the atomics, and the links, which Server.mu guards.
+type conn struct {
+	srv        *Server
+	nc         net.Conn
+	raw        syscall.RawConn // the socket beneath, nil if there is none
+	tcp        *net.TCPConn    // the connection itself where it is cleartext TCP
+	tls        *tls.ConnectionState
+	peer       netip.AddrPort
+	source     netip.Addr // as counted; guarded by Server.mu
+	next, prev *conn      // guarded by Server.mu
+	in         stream
+	lazy       func(fd uintptr) bool
+	lazyN      int
+	lazyErr    error
+	one        [1]byte // what an idle connection without lazy reads into
+
+	phase    atomic.Int32
+	deadline atomic.Int64  // coarse moment at which patience ends; 0: never
+	exchange atomic.Uint64 // counts the exchanges; odd while one is going on
+	gone     atomic.Bool   // the client went away
+	cut      atomic.Bool
+	stopPump atomic.Bool
+	splicing atomic.Bool // the kernel copies by itself
+
+	lastSeen  uint64 // exchange of the sweeper's last look; the sweeper's own
+	lastMoved uint64 // bytes that had moved at its last look at a stalled copy; the sweeper's own
+
+	mu     sync.Mutex // guards up, cancel, woken against other goroutines that wake or cut
+	up     *upConn
+	cancel context.CancelFunc // ends what the exchange waits for beside its connections
+	woken  bool               // a deadline in the past was set to interrupt
+}
+
+// stream is the reading half of a connection, with the bytes that were read and
+// not yet consumed: blk.data[r:w]. Bytes before base belong to a head and stay.
+type stream struct {
+	blk        *block
+	base, r, w int
+}
+
+func (s *stream) buffered() []byte { return s.blk.data[s.r:s.w] }
+
+func (s *stream) empty() bool { return s.blk == nil || s.r == s.w }
+
+// space makes room to read into, and gives it.
+func (s *stream) space() []byte {
+	if s.r == s.w {
+		s.r, s.w = s.base, s.base
+	}
+	if s.w == len(s.blk.data) && s.r > s.base {
+		s.w = s.base + copy(s.blk.data[s.base:], s.blk.data[s.r:s.w])
+		s.r = s.base
+	}
+	return s.blk.data[s.w:]
+}
+
+// serve runs the connection until its end.
+func (c *conn) serve() {
+	owned := true
+	defer func() {
+		if owned {
+			c.srv.mem.put(c.in.blk)
+			c.in.blk = nil
+			_ = c.nc.Close() // nothing more can be done for it
+		}
+		c.srv.remove(c)
+	}()
+	c.arm(c.srv.timeouts.Idle)
+	if addr := c.nc.RemoteAddr(); addr != nil {
+		c.peer = addrPortOf(addr)
+	}
+	if !c.srv.addSource(c, c.peer.Addr()) {
+		c.srv.turnAway(errSource, c.nc.RemoteAddr())
+		return
+	}
+	if tc, ok := c.nc.(*tls.Conn); ok {
+		if !c.handshake(tc) {
+			return
+		}
+		if c.tls.NegotiatedProtocol == "h2" {
+			owned = false
+			c.handOn(nil)
+			return
+		}
+	}
+	raw, tcp := socketOf(c.nc)
+	c.raw = raw
+	if _, ok := c.nc.(*tls.Conn); !ok && tcp != nil {
+		c.tcp = tcp
+		c.lazy = c.readLazily
+	}
+	for c.waitForRequest() {
+		next, keep := c.exchangeOnce()
+		if next == handOn {
+			owned = false
+			c.handOn(c.takeBuffered())
+			return
+		}
+		if next == hijacked {
+			owned = false
+			return
+		}
+		if !keep {
+			return
+		}
+	}
+}
+
+type outcome int
+
+const (
+	served   outcome = iota
+	handOn           // the client speaks HTTP/2
+	hijacked         // the handler owns the connection
+)
+
+func addrPortOf(addr net.Addr) netip.AddrPort {
+	if a, ok := addr.(interface{ AddrPort() netip.AddrPort }); ok {
+		ap := a.AddrPort()
+		return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+	}
+	return netip.AddrPort{}
+}
+
+func (c *conn) handshake(tc *tls.Conn) bool {
+	c.phase.Store(phaseHead)
+	c.arm(c.srv.timeouts.Header)
+	if err := tc.Handshake(); err != nil {
+		c.srv.turnAway(errHandshake, c.nc.RemoteAddr())
+		return false
+	}
+	state := tc.ConnectionState()
+	c.tls = &state
+	return true
+}
+
+// handOn gives the connection to HTTP2 with the bytes that were read before.
+func (c *conn) handOn(read []byte) {
+	c.phase.Store(phaseGone)
+	c.arm(-1)
+	c.settle()
+	if c.srv.HTTP2 == nil {
+		c.srv.turnAway(errPreface, c.nc.RemoteAddr())
+		_ = c.nc.Close() // nothing more can be done for it
+		return
+	}
+	nc := c.nc
+	if len(read) > 0 {
+		nc = &replayConn{Conn: nc, read: read}
+	}
+	c.srv.HTTP2(nc)
+}
+
+// takeBuffered gives a copy of what was read and not consumed, and frees its block.
+func (c *conn) takeBuffered() []byte {
+	if c.in.blk == nil {
+		return nil
+	}
+	read := bytes.Clone(c.in.buffered())
+	c.srv.mem.put(c.in.blk)
+	c.in = stream{}
+	return read
+}
+
+// replayConn reads some bytes again before it goes on with the connection.
+type replayConn struct {
+	net.Conn
+	read []byte
+}
+
+func (r *replayConn) Read(p []byte) (int, error) {
+	if len(r.read) > 0 {
+		n := copy(p, r.read)
+		r.read = r.read[n:]
+		return n, nil
+	}
+	return r.Conn.Read(p)
+}
+
+// NetConn gives the connection beneath.
+func (r *replayConn) NetConn() net.Conn { return r.Conn }
+
+// CloseWrite closes the writing half where the connection has one.
+func (r *replayConn) CloseWrite() error { return closeWrite(r.Conn) }
+
+// waitForRequest waits, without a block, until there is a byte of the next
+// request, and reports whether there is one.
+func (c *conn) waitForRequest() bool {
+	if !c.in.empty() {
+		return true
+	}
+	c.srv.mem.put(c.in.blk)
+	c.in = stream{}
+	c.arm(c.srv.timeouts.Idle)
+	c.phase.Store(phaseIdle)
+	for {
+		if c.srv.draining.Load() {
+			return c.lastLook()
+		}
+		n, err := c.readFirst()
+		if n > 0 {
+			c.phase.Store(phaseHead)
+			c.arm(c.srv.timeouts.Header)
+			return true
+		}
+		if c.srv.draining.Load() && errors.Is(err, os.ErrDeadlineExceeded) {
+			continue
+		}
+		if !c.spurious(err) {
+			return false
+		}
+	}
+}
+
+// readFirst reads the first bytes of a request into a new block.
+func (c *conn) readFirst() (int, error) {
+	if c.lazy != nil {
+		c.lazyN, c.lazyErr = 0, nil
+		if err := c.raw.Read(c.lazy); err != nil {
+			return 0, err
+		}
+		if c.lazyN == 0 && c.lazyErr == nil {
+			return 0, io.EOF
+		}
+		return c.lazyN, c.lazyErr
+	}
+	n, err := c.nc.Read(c.one[:])
+	if n == 0 {
+		return 0, err
+	}
+	c.in.blk = c.srv.mem.get(headBlock)
+	c.in.blk.data[0] = c.one[0]
+	c.in.w = 1
+	return 1, nil
+}
+
+// readLazily reads into a block that it takes only while there is something to
+// read.
+func (c *conn) readLazily(fd uintptr) bool {
+	blk := c.srv.mem.get(headBlock)
+	n, again, err := readNow(fd, blk.data)
+	if n <= 0 {
+		c.srv.mem.put(blk)
+		c.lazyErr = err
+		return !again
+	}
+	c.in.blk = blk
+	c.in.r, c.in.w = 0, n
+	c.lazyN = n
+	return true
+}
+
+// lastLook takes a request that has already arrived although the server is
+// draining; its answer will close the connection.
+func (c *conn) lastLook() bool {
+	if c.lazy == nil {
+		return false
+	}
+	c.lazyN = 0
+	_ = c.raw.Control(func(fd uintptr) { c.readLazily(fd) }) // an error means no request
+	if c.lazyN == 0 {
+		return false
+	}
+	c.phase.Store(phaseHead)
+	c.arm(c.srv.timeouts.Header)
+	c.settle()
+	return true
+}
+
+// exchangeOnce reads one head and has it handled. keep says that the connection
+// may carry another request.
+func (c *conn) exchangeOnce() (next outcome, keep bool) {
+	x := c.srv.mem.exchange()
+	x.begin(c)
+	defer func() {
+		// Also after a panic: what was lent goes back, but for a hijacked connection's.
+		x.end()
+	}()
+	if h2, err := c.readHead(&x.req); h2 {
+		return handOn, false
+	} else if err != nil {
+		if refusal, ok := errors.AsType[*ProtocolError](err); ok {
+			x.refuse(refusal)
+			if refusal != errSlowHead && !x.broken {
+				c.linger()
+			}
+		}
+		return served, false
+	}
+	x.startBody()
+	c.phase.Store(phaseBusy)
+	c.arm(-1)
+	c.handle(x)
+	if x.hijacked {
+		return hijacked, false
+	}
+	return served, x.finish()
+}
+
+// handle runs the handler.
+func (c *conn) handle(x *Exchange) {
+	if c.srv.Panicked != nil {
+		defer func() {
+			if r := recover(); r != nil {
+				x.close = true
+				x.broken = true
+				c.srv.Panicked(r)
+			}
+		}()
+	}
+	if c.srv.Handler != nil {
+		c.srv.Handler(x)
+	}
+	if !x.answered && !x.hijacked {
+		x.refuse(errUnanswered)
+	}
+}
+
+// readHead reads until the head is complete.
+func (c *conn) readHead(r *Request) (h2 bool, err error) {
+	limits := &c.srv.limits
+	first := true
+	for {
+		buf := c.in.buffered()
+		if first && buf[0] == 'P' && isPreface(buf) {
+			if len(buf) >= len(preface) {
+				if c.srv.HTTP2 == nil || c.tls != nil {
+					return false, errPreface
+				}
+				return true, nil
+			}
+		} else {
+			first = false
+			done, err := r.parse(buf, limits)
+			if err != nil {
+				return false, err
+			}
+			if done {
+				c.in.r += r.end
+				c.in.base = c.in.r
+				return false, nil
+			}
+		}
+		c.growHead(r)
+		n, err := c.read(c.nc, c.in.blk.data[c.in.w:])
+		if err != nil {
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				return false, errSlowHead
+			}
+			return false, err
+		}
+		c.in.w += n
+	}
+}
+
+// isPreface reports whether buf may be the beginning of an HTTP/2 connection.
+func isPreface(buf []byte) bool {
+	n := min(len(buf), len(preface))
+	return string(buf[:n]) == preface[:n]
+}
+
+// growHead makes room for more of a head: it moves it to the front of its
+// block, or into a larger one.
+func (c *conn) growHead(r *Request) {
+	in := &c.in
+	if in.w < len(in.blk.data) {
+		return
+	}
+	old := in.blk
+	if in.r == 0 {
+		in.blk = c.srv.mem.get(max(largeBlock, c.srv.limits.HeaderBytes+bodyBlock))
+	}
+	in.w = copy(in.blk.data, old.data[in.r:in.w])
+	in.r = 0
+	if in.blk != old {
+		c.srv.mem.put(old)
+	}
+	r.reset() // its slices pointed to where the bytes were
+}
+
+// arm sets when patience ends, from now. Less than zero is never.
+func (c *conn) arm(d time.Duration) {
+	if d <= 0 {
+		c.deadline.Store(0)
+		return
+	}
+	c.deadline.Store(c.srv.now.Load() + int64(d))
+}
+
+// read reads from one of the exchange's connections. It gives
+// os.ErrDeadlineExceeded only when patience has really ended.
+func (c *conn) read(nc net.Conn, p []byte) (int, error) {
+	for {
+		n, err := nc.Read(p)
+		if n > 0 {
+			return n, nil
+		}
+		if err != nil && !c.spurious(err) {
+			return 0, err
+		}
+	}
+}
+
+// write writes all of p. A write that makes any progress within the stall
+// timeout goes on.
+func (c *conn) write(nc net.Conn, p []byte) (int, error) {
+	total := 0
+	for {
+		n, err := nc.Write(p[total:])
+		total += n
+		if err == nil {
+			return total, nil
+		}
+		if n > 0 && errors.Is(err, os.ErrDeadlineExceeded) && !c.cut.Load() {
+			c.arm(c.srv.timeouts.Stall)
+		}
+		if !c.spurious(err) {
+			return total, err
+		}
+	}
+}
+
+// spurious reports whether err is an interruption meant for a moment that has
+// passed, and makes the connections usable again.
+func (c *conn) spurious(err error) bool {
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		return false
+	}
+	c.settle()
+	d := c.deadline.Load()
+	return !c.cut.Load() && !c.stopPump.Load() && (d == 0 || d > c.srv.now.Load())
+}
+
+// settle takes back an interruption.
+func (c *conn) settle() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.woken {
+		return
+	}
+	c.woken = false
+	_ = c.nc.SetDeadline(time.Time{}) // a closed connection says so at its next use
+	if c.up != nil {
+		_ = c.up.nc.SetDeadline(time.Time{}) // likewise
+	}
+}
+
+var past = time.Unix(1, 0)
+
+// wake interrupts what the connection's goroutines wait for.
+func (c *conn) wake() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.wakeLocked()
+}
+
+func (c *conn) wakeLocked() {
+	c.woken = true
+	_ = c.nc.SetDeadline(past) // a closed connection is awake
+	if c.up != nil {
+		_ = c.up.nc.SetDeadline(past) // likewise
+	}
+}
+
+// cutNow ends the exchange and the connection, from any goroutine.
+func (c *conn) cutNow() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.cutLocked()
+}
+
+func (c *conn) cutLocked() {
+	c.cut.Store(true)
+	_ = closeNow(c.nc) // it is not used any more
+	c.abandonLocked()
+}
+
+// closeNow closes without waiting for a lock that a blocked TLS write holds.
+func closeNow(nc net.Conn) error {
+	if t, ok := nc.(*tls.Conn); ok {
+		return t.NetConn().Close()
+	}
+	return nc.Close()
+}
+
+// abandonLocked ends what the exchange waits for beside its client.
+func (c *conn) abandonLocked() {
+	if c.up != nil {
+		_ = closeNow(c.up.nc) // it is not used any more
+	}
+	if c.cancel != nil {
+		c.cancel()
+	}
+}
+
+// needsLook reports whether the sweeper should look at the connection: its
+// patience ended, or it is in the same exchange as at the last tick.
+func (c *conn) needsLook(now int64) bool {
+	if d := c.deadline.Load(); d != 0 && d <= now {
+		return true
+	}
+	seen := c.exchange.Load()
+	same := seen == c.lastSeen
+	c.lastSeen = seen
+	return same && c.phase.Load() == phaseBusy
+}
+
+// look is the sweeper's: it ends waits that took too long, and exchanges whose
+// client went away.
+func (c *conn) look(now int64) {
+	if c.phase.Load() == phaseBusy && !c.gone.Load() && c.raw != nil {
+		gone := false
+		if err := c.raw.Control(func(fd uintptr) { gone = peerGone(fd) }); err == nil && gone {
+			c.mu.Lock()
+			if c.phase.Load() == phaseBusy && c.exchange.Load() == c.lastSeen {
+				c.gone.Store(true)
+				c.abandonLocked()
+			}
+			c.mu.Unlock()
+			return
+		}
+	}
+	if d := c.deadline.Load(); d == 0 || d > now {
+		return
+	}
+	if c.phase.Load() == phaseBusy && c.hasMoved() {
+		c.arm(c.srv.timeouts.Stall)
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if d := c.deadline.Load(); d != 0 && d <= now {
+		c.wakeLocked()
+	}
+}
+
+// hasMoved reports whether bytes moved on a connection since the last time it
+// seemed to stall: the kernel may copy for long without the engine's help.
+func (c *conn) hasMoved() bool {
+	if !c.splicing.Load() || c.raw == nil {
+		return false
+	}
+	var n uint64
+	if err := c.raw.Control(func(fd uintptr) { n = moved(fd) }); err != nil || n == 0 {
+		return false
+	}
+	progress := n != c.lastMoved
+	c.lastMoved = n
+	return progress
+}
+
+// closeWrite closes the writing half of a connection, where it has one.
+func closeWrite(nc net.Conn) error {
+	if h, ok := nc.(interface{ CloseWrite() error }); ok {
+		return h.CloseWrite()
+	}
+	return nil
+}
+
+// linger ends the sending side and throws away what the client still sends, for
+// a while.
+func (c *conn) linger() {
+	if err := closeWrite(c.nc); err != nil {
+		return
+	}
+	c.arm(lingerTime)
+	if c.in.blk == nil {
+		c.in.blk = c.srv.mem.get(headBlock)
+	}
+	for {
+		if _, err := c.read(c.nc, c.in.blk.data); err != nil {
+			return
+		}
+	}
+}

@@ -1,0 +1,352 @@
+package http1
+
+import (
+	"crypto/tls"
+	"errors"
+	"net"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"time"
+)
+
+// Exchange is one request and its answer. It belongs to the connection's
+// goroutine while Handler runs, and must not be kept or used after that; only a
+// [Cutter] may.
+type Exchange struct {
+	c    *conn
+	req  Request
+	body body
+	edit Edit
+	resp Response
+
+	headBlk *block // holds the request's head where the body has a block of its own
+	out     *block // outgoing heads are put together here
+	piece   []byte // of the body, for Body
+	bodyErr error  // what ended Body
+	answer  body   // of the upstream
+	request []byte // the outgoing request in out, until an answer begins
+	pump    pump
+	fwd     forward
+
+	stallTimeout time.Duration // of the edit; 0: the server's
+
+	answered bool // a final answer was begun or given up
+	started  bool // bytes of a final answer went out
+	invited  bool // 100 Continue went out
+	close    bool // the connection ends with this exchange
+	broken   bool // the connection cannot be used any more
+	hijacked bool
+}
+
+var (
+	// ErrAnswered says that the exchange has its answer already.
+	ErrAnswered = errors.New("http1: exchange is already answered")
+	// ErrField says that a field to be sent is malformed, or is one that the
+	// engine sets itself.
+	ErrField = errors.New("http1: malformed or reserved field")
+)
+
+const (
+	// drainBytes is how much of a body that nobody read is read and thrown
+	// away to keep the connection.
+	drainBytes = 64 << 10
+)
+
+func (x *Exchange) begin(c *conn) {
+	x.c = c
+	x.req.reset()
+	x.edit.reset()
+	c.exchange.Add(1)
+}
+
+// end gives back all that was lent. The connection's stream keeps bytes of the
+// next request.
+func (x *Exchange) end() {
+	c := x.c
+	c.mu.Lock()
+	c.exchange.Add(1)
+	c.cancel = nil
+	c.mu.Unlock()
+	mem := &c.srv.mem
+	mem.put(x.headBlk)
+	mem.put(x.out)
+	x.headBlk, x.out, x.piece, x.request, x.bodyErr, x.c = nil, nil, nil, nil, nil, nil
+	x.answered, x.started, x.invited, x.close, x.broken, x.hijacked = false, false, false, false, false, false
+	x.body.src, x.answer.src, x.stallTimeout = nil, nil, 0
+	x.edit.reset()
+	x.resp.reset()
+	x.fwd = forward{}
+	mem.exchanges.Put(x)
+}
+
+// Request gives the head of the request.
+func (x *Exchange) Request() *Request { return &x.req }
+
+// Peer is the client's address as the connection gives it; the zero value if it
+// is no internet address. IPv4 in IPv6 is unmapped.
+func (x *Exchange) Peer() netip.AddrPort { return x.c.peer }
+
+// Conn gives the connection for its addresses; it must not be read, written,
+// closed or given a deadline.
+func (x *Exchange) Conn() net.Conn { return x.c.nc }
+
+// TLS gives the state of the handshake, shared by all exchanges of the
+// connection; nil on cleartext.
+func (x *Exchange) TLS() *tls.ConnectionState { return x.c.tls }
+
+// Answered reports whether a final answer was begun.
+func (x *Exchange) Answered() bool { return x.answered }
+
+// CloseAfter has the connection closed once the answer is complete; called
+// before the answer begins, that says Connection: close.
+func (x *Exchange) CloseAfter() { x.close = true }
+
+// Cutter ends an exchange from another goroutine.
+type Cutter struct {
+	c        *conn
+	exchange uint64
+}
+
+// Cutter gives the handle that cuts this exchange and no other.
+func (x *Exchange) Cutter() Cutter { return Cutter{x.c, x.c.exchange.Load()} }
+
+// Cut closes the client's connection and the upstream's, whatever is going on
+// between them, if the exchange is not over yet; it reports whether it did. It
+// does not wait, and is safe for concurrent use.
+func (k Cutter) Cut() bool {
+	if k.c == nil {
+		return false
+	}
+	k.c.mu.Lock()
+	defer k.c.mu.Unlock()
+	if k.c.exchange.Load() != k.exchange {
+		return false
+	}
+	k.c.cutLocked()
+	return true
+}
+
+// Respond answers by itself, with Content-Length, Date and Connection set by the
+// engine; fields must not name these or Transfer-Encoding. body is not sent where
+// the method or the status forbids it. What the client still sends of its body
+// is read if it is little; else the connection is closed. An error that is
+// ErrAnswered or ErrField leaves the exchange as it was; any other means that
+// the client did not get all of the answer.
+func (x *Exchange) Respond(status int, fields []Field, body []byte) error {
+	if x.answered {
+		return ErrAnswered
+	}
+	if status < 200 || status > 599 {
+		return ErrField
+	}
+	for _, f := range fields {
+		if !sendable(f) {
+			return ErrField
+		}
+	}
+	x.respond(status, fields, body)
+	return x.flushed()
+}
+
+// flushed turns broken into an error for the handler.
+func (x *Exchange) flushed() error {
+	switch {
+	case x.c.cut.Load():
+		return ErrCut
+	case x.broken:
+		return ErrClientGone
+	}
+	return nil
+}
+
+// sendable reports whether a field may be part of an answer of ours.
+func sendable(f Field) bool {
+	if !isToken(f.Name) || !validValue(f.Value) {
+		return false
+	}
+	switch classify(f.Name) {
+	case kindConnection, kindContentLength, kindTransferEncoding, kindHopByHop:
+		return false
+	case kindOther, kindDate, kindExpect, kindHost, kindTE, kindUpgrade:
+	}
+	return true
+}
+
+func (x *Exchange) respond(status int, fields []Field, body []byte) {
+	x.answered = true
+	x.started = true
+	if !x.canDrain() {
+		x.close = true
+	}
+	dst := appendStatus(x.outBuffer(), status)
+	dated := false
+	for _, f := range fields {
+		dated = dated || classify(f.Name) == kindDate
+		dst = appendField(dst, f)
+	}
+	if !dated {
+		dst = append(dst, x.c.srv.date.Load().line...)
+	}
+	bare := status == 204 || status == 304
+	if !bare {
+		dst = append(dst, "Content-Length: "...)
+		dst = strconv.AppendInt(dst, int64(len(body)), 10)
+		dst = append(dst, "\r\n"...)
+	}
+	dst = append(x.appendConnection(dst), "\r\n"...)
+	if bare || string(x.req.Method) == "HEAD" {
+		body = nil
+	}
+	if len(dst)+len(body) <= cap(dst) {
+		dst, body = append(dst, body...), nil
+	}
+	x.send(dst)
+	if len(body) > 0 {
+		x.send(body)
+	}
+}
+
+// outBuffer gives the empty buffer in which outgoing bytes are put together.
+func (x *Exchange) outBuffer() []byte {
+	if x.out == nil {
+		x.out = x.c.srv.mem.get(bodyBlock)
+	}
+	return x.out.data[:0]
+}
+
+// stall is how long the exchange waits for progress.
+func (x *Exchange) stall() time.Duration {
+	return orDuration(x.stallTimeout, x.c.srv.timeouts.Stall)
+}
+
+// send writes to the client, unless an earlier write failed.
+func (x *Exchange) send(p []byte) {
+	if x.broken {
+		return
+	}
+	x.c.arm(x.stall())
+	if _, err := x.c.write(x.c.nc, p); err != nil {
+		x.broken = true
+		x.close = true
+	}
+}
+
+func appendStatus(dst []byte, status int) []byte {
+	dst = append(dst, "HTTP/1.1 "...)
+	dst = strconv.AppendInt(dst, int64(status), 10)
+	dst = append(dst, ' ')
+	dst = append(dst, http.StatusText(status)...)
+	return append(dst, "\r\n"...)
+}
+
+func appendField(dst []byte, f Field) []byte {
+	dst = append(dst, f.Name...)
+	dst = append(dst, ": "...)
+	dst = append(dst, f.Value...)
+	return append(dst, "\r\n"...)
+}
+
+// appendConnection says what becomes of the client's connection, and settles it
+// (RFC 9112 §9.3).
+func (x *Exchange) appendConnection(dst []byte) []byte {
+	o := x.req.options
+	if o.close || x.req.Minor == 0 && !o.keepAlive || x.c.srv.draining.Load() {
+		x.close = true
+	}
+	switch {
+	case x.close:
+		return append(dst, "Connection: close\r\n"...)
+	case x.req.Minor == 0:
+		return append(dst, "Connection: keep-alive\r\n"...)
+	}
+	return dst
+}
+
+// refuse answers with an error of the engine's own and ends the connection.
+func (x *Exchange) refuse(err *ProtocolError) {
+	x.close = true
+	refusal := Refusal{ProtocolError: err, Remote: x.c.nc.RemoteAddr()}
+	answer := Answer{Body: []byte(err.Reason + "\n")}
+	if x.c.srv.Refused != nil {
+		answer = x.c.srv.Refused(refusal)
+	}
+	fields := make([]Field, 0, len(answer.Fields)+1)
+	for _, f := range answer.Fields {
+		if sendable(f) {
+			fields = append(fields, f)
+		}
+	}
+	if x.c.srv.Refused == nil {
+		fields = append(fields, Field{[]byte("Content-Type"), []byte("text/plain; charset=utf-8")})
+	}
+	x.respond(err.Status, fields, answer.Body)
+}
+
+// canDrain reports whether the rest of the request's body is little enough to
+// be read and thrown away.
+func (x *Exchange) canDrain() bool {
+	b := &x.body
+	if b.failed {
+		return false
+	}
+	if b.done || b.src == nil {
+		return true
+	}
+	if x.req.ExpectContinue && !x.invited && b.src.empty() {
+		return false // it may never come (RFC 9110 §10.1.1)
+	}
+	switch b.form {
+	case bodyLength:
+		return b.left <= drainBytes
+	case bodyChunked:
+		return x.skipBuffered()
+	case bodyNone, bodyUntilClose:
+	}
+	return false
+}
+
+// skipBuffered throws away what was read of the body, and reports whether that
+// was its end.
+func (x *Exchange) skipBuffered() bool {
+	for !x.body.done {
+		had := x.c.in.r
+		if _, err := x.body.take(); err != nil || x.c.in.r == had {
+			return false
+		}
+	}
+	return true
+}
+
+// finish ends the exchange on the wire and reports whether the connection may
+// carry another.
+func (x *Exchange) finish() bool {
+	c := x.c
+	if x.broken || c.cut.Load() || c.gone.Load() {
+		return false
+	}
+	if !x.close {
+		c.arm(c.srv.timeouts.Header)
+		for !x.body.done {
+			if piece, err := x.body.take(); err != nil || len(piece) == 0 && !x.body.done && x.readBody() != nil {
+				return false
+			}
+		}
+	}
+	if x.close {
+		if !x.body.done || !c.in.empty() {
+			c.linger()
+		}
+		return false
+	}
+	in := &c.in
+	if in.empty() {
+		in.base, in.r, in.w = 0, 0, 0
+		return true
+	}
+	in.w = copy(in.blk.data, in.buffered())
+	in.base, in.r = 0, 0
+	c.phase.Store(phaseHead)
+	c.arm(c.srv.timeouts.Header)
+	return true
+}

@@ -1,0 +1,381 @@
+package http1
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// ErrServerClosed is what Serve returns after Shutdown or Close.
+var ErrServerClosed = errors.New("http1: server closed")
+
+// Limits bounds what one client may send. Zero means the default; connections
+// are bounded only if it is asked for.
+type Limits struct {
+	HeaderBytes          int // request line and field section; 32768; beyond: 431
+	HeaderCount          int // field lines; 100; beyond: 431
+	TargetBytes          int // 8192; beyond: 414
+	Connections          int // open at once; 0: unbounded; beyond: closed without an answer
+	ConnectionsPerSource int // open at once from one IPv4 address or IPv6 /64; 0: unbounded; beyond: closed without an answer
+}
+
+// Timeouts bounds how long a client may do nothing. Zero means the default,
+// less than zero never. They are watched coarsely: see the package comment.
+type Timeouts struct {
+	Header time.Duration // from the first byte of a head, or from accepting a connection with TLS, to its last byte; 10 s; then 408
+	Idle   time.Duration // without a byte between two requests, or before the first; 90 s
+	Stall  time.Duration // without progress in the middle of a body or an answer; 60 s
+	Tunnel time.Duration // without a byte either way on an upgraded connection; 1 h
+}
+
+// Refusal is a request or a connection that the engine turned away by itself.
+type Refusal struct {
+	*ProtocolError
+	Remote net.Addr
+}
+
+// Answer is what a hook adds to a refusal. The engine sets Content-Length, Date
+// and Connection. Fields that are malformed are left out.
+type Answer struct {
+	Fields []Field
+	Body   []byte
+}
+
+// Server speaks HTTP/1.0 and HTTP/1.1 with clients. Set the fields before the
+// first use and leave them alone afterwards. All methods are safe for
+// concurrent use.
+type Server struct {
+	// Handler is called for each request, in the connection's goroutine. It
+	// answers through the exchange before it returns, and keeps nothing of it.
+	// An exchange it leaves unanswered is answered with 500.
+	Handler func(*Exchange)
+	// HTTP2 is given the connections that speak HTTP/2: by ALPN on TLS, by the
+	// preface on cleartext, with the bytes that were read before. It owns the
+	// connection and returns when that has ended. If nil, the preface is
+	// refused with 505.
+	HTTP2 func(net.Conn)
+	// Refused is called once for each refusal of the engine, also for those that
+	// get no answer (Status 0). It may say what the answer holds beside its
+	// status. If nil, the body is the reason in plain text.
+	Refused func(Refusal) Answer
+	// Panicked is called with what a handler panicked with; the connection is
+	// then closed. If nil, the panic goes on.
+	Panicked func(recovered any)
+
+	Limits   Limits
+	Timeouts Timeouts
+
+	once     sync.Once
+	limits   Limits
+	timeouts Timeouts
+	tick     time.Duration
+	start    time.Time
+	now      atomic.Int64              // coarse nanoseconds since start
+	date     atomic.Pointer[dateField] // of the same moment
+	draining atomic.Bool
+	mem      memory
+
+	mu        sync.Mutex // guards what follows; held for moments only
+	conns     *conn      // all connections, linked
+	count     int
+	sources   map[netip.Addr]int // bounded by the number of connections
+	listeners map[net.Listener]struct{}
+	sweeping  bool
+	drained   chan struct{} // closed when count reaches 0 while draining
+	closed    bool
+}
+
+// Serve accepts connections of l until Shutdown or Close, or until l fails for
+// good, and closes l.
+func (s *Server) Serve(l net.Listener) error {
+	s.init()
+	defer l.Close()
+	if !s.addListener(l) {
+		return ErrServerClosed
+	}
+	defer s.removeListener(l)
+	delay := 5 * time.Millisecond
+	for {
+		nc, err := l.Accept()
+		if err == nil {
+			delay = 5 * time.Millisecond
+			if c := s.add(nc); c != nil {
+				go c.serve()
+			}
+			continue
+		}
+		if s.draining.Load() {
+			return ErrServerClosed
+		}
+		if temporary, ok := errors.AsType[interface {
+			error
+			Temporary() bool
+		}](err); !ok || !temporary.Temporary() {
+			return fmt.Errorf("accept a connection: %w", err)
+		}
+		time.Sleep(delay) // out of descriptors, most likely
+		delay = min(2*delay, time.Second)
+	}
+}
+
+// ServeConn serves one connection, and returns when it has ended or was handed
+// on. It closes nc unless that was hijacked.
+func (s *Server) ServeConn(nc net.Conn) {
+	s.init()
+	if c := s.add(nc); c != nil {
+		c.serve()
+	}
+}
+
+// Shutdown stops accepting, closes idle connections, and waits until the
+// exchanges in flight are answered, each with Connection: close. If ctx ends
+// first it returns its error and leaves the rest to Close. HTTP/2 connections
+// are waited for too; winding them up is their owner's part.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.init()
+	s.draining.Store(true)
+	s.mu.Lock()
+	s.closeListenersLocked()
+	if s.count == 0 {
+		s.mu.Unlock()
+		return nil
+	}
+	if s.drained == nil {
+		s.drained = make(chan struct{})
+	}
+	drained := s.drained
+	for c := s.conns; c != nil; c = c.next {
+		if c.phase.Load() == phaseIdle {
+			c.wake()
+		}
+	}
+	s.mu.Unlock()
+	select {
+	case <-drained:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Close closes all listeners and connections at once, with the exchanges on them.
+func (s *Server) Close() error {
+	s.init()
+	s.draining.Store(true)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	s.closeListenersLocked()
+	for c := s.conns; c != nil; c = c.next {
+		c.cutNow()
+	}
+	return nil
+}
+
+// Connections is the number of open connections, with those that speak HTTP/2.
+func (s *Server) Connections() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.count
+}
+
+func (s *Server) init() {
+	s.once.Do(func() {
+		s.limits = Limits{
+			HeaderBytes:          orInt(s.Limits.HeaderBytes, 32<<10),
+			HeaderCount:          orInt(s.Limits.HeaderCount, 100),
+			TargetBytes:          orInt(s.Limits.TargetBytes, 8<<10),
+			Connections:          s.Limits.Connections,
+			ConnectionsPerSource: s.Limits.ConnectionsPerSource,
+		}
+		s.timeouts = Timeouts{
+			Header: orDuration(s.Timeouts.Header, 10*time.Second),
+			Idle:   orDuration(s.Timeouts.Idle, 90*time.Second),
+			Stall:  orDuration(s.Timeouts.Stall, time.Minute),
+			Tunnel: orDuration(s.Timeouts.Tunnel, time.Hour),
+		}
+		s.tick = 250 * time.Millisecond
+		for _, d := range []time.Duration{s.timeouts.Header, s.timeouts.Idle, s.timeouts.Stall, s.timeouts.Tunnel} {
+			if d > 0 {
+				s.tick = max(min(s.tick, d/8), time.Millisecond)
+			}
+		}
+		s.start = time.Now()
+		s.listeners = make(map[net.Listener]struct{})
+		s.sources = make(map[netip.Addr]int)
+	})
+}
+
+func orInt(n, fallback int) int {
+	if n <= 0 {
+		return fallback
+	}
+	return n
+}
+
+func orDuration(d, fallback time.Duration) time.Duration {
+	if d == 0 {
+		return fallback
+	}
+	return d
+}
+
+func (s *Server) addListener(l net.Listener) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.draining.Load() {
+		return false
+	}
+	s.listeners[l] = struct{}{}
+	return true
+}
+
+func (s *Server) removeListener(l net.Listener) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.listeners, l)
+}
+
+func (s *Server) closeListenersLocked() {
+	for l := range s.listeners {
+		_ = l.Close() // Serve reports what is wrong with its listener
+	}
+}
+
+// add takes a connection in, or closes it and gives nil.
+func (s *Server) add(nc net.Conn) *conn {
+	c := &conn{srv: s, nc: nc}
+	s.mu.Lock()
+	if s.draining.Load() || s.limits.Connections > 0 && s.count >= s.limits.Connections {
+		full := !s.draining.Load()
+		s.mu.Unlock()
+		_ = nc.Close()
+		if full {
+			s.turnAway(errConnections, nc.RemoteAddr())
+		}
+		return nil
+	}
+	s.count++
+	c.next = s.conns
+	if c.next != nil {
+		c.next.prev = c
+	}
+	s.conns = c
+	if !s.sweeping {
+		s.sweeping = true
+		s.lookAtClock()
+		go s.sweep()
+	}
+	s.mu.Unlock()
+	return c
+}
+
+// addSource counts a connection for its source, unless that has too many.
+func (s *Server) addSource(c *conn, source netip.Addr) bool {
+	if s.limits.ConnectionsPerSource <= 0 || !source.IsValid() {
+		return true
+	}
+	source = source.Unmap()
+	if source.Is6() {
+		prefix, _ := source.WithZone("").Prefix(64) // cannot fail for an IPv6 address
+		source = prefix.Addr()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.sources[source] >= s.limits.ConnectionsPerSource {
+		return false
+	}
+	s.sources[source]++
+	c.source = source
+	return true
+}
+
+// remove forgets a connection.
+func (s *Server) remove(c *conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c.prev != nil {
+		c.prev.next = c.next
+	} else {
+		s.conns = c.next
+	}
+	if c.next != nil {
+		c.next.prev = c.prev
+	}
+	c.next, c.prev = nil, nil
+	if c.source.IsValid() {
+		if s.sources[c.source]--; s.sources[c.source] == 0 {
+			delete(s.sources, c.source)
+		}
+	}
+	s.count--
+	if s.count == 0 && s.drained != nil {
+		close(s.drained)
+		s.drained = nil
+	}
+}
+
+var (
+	errConnections = &ProtocolError{0, "connections", "too many connections are open"}
+	errSource      = &ProtocolError{0, "connections_per_source", "too many connections are open from this source"}
+	errHandshake   = &ProtocolError{0, "tls_handshake", "the TLS handshake failed"}
+	errSlowHead    = &ProtocolError{408, "header_timeout", "the head did not arrive in time (RFC 9110 §15.5.9)"}
+	errUnanswered  = &ProtocolError{500, "unanswered", "the request was not answered"}
+)
+
+// turnAway reports a refusal that gets no answer.
+func (s *Server) turnAway(err *ProtocolError, remote net.Addr) {
+	if s.Refused != nil {
+		s.Refused(Refusal{ProtocolError: err, Remote: remote})
+	}
+}
+
+// dateField is a Date field line for one second.
+type dateField struct {
+	second int64
+	line   []byte
+}
+
+// lookAtClock renews the coarse time and the Date line.
+func (s *Server) lookAtClock() {
+	now := time.Now()
+	s.now.Store(int64(now.Sub(s.start)))
+	if d := s.date.Load(); d == nil || d.second != now.Unix() {
+		line := now.UTC().AppendFormat([]byte("Date: "), http.TimeFormat)
+		s.date.Store(&dateField{second: now.Unix(), line: append(line, "\r\n"...)})
+	}
+}
+
+// sweep watches over the connections until there are none.
+func (s *Server) sweep() {
+	ticker := time.NewTicker(s.tick)
+	defer ticker.Stop()
+	var due []*conn
+	for range ticker.C {
+		s.lookAtClock()
+		now := s.now.Load()
+		s.mu.Lock()
+		if s.count == 0 {
+			s.sweeping = false
+			s.mu.Unlock()
+			return
+		}
+		due = due[:0]
+		for c := s.conns; c != nil; c = c.next {
+			if c.needsLook(now) {
+				due = append(due, c)
+			}
+		}
+		s.mu.Unlock()
+		for _, c := range due {
+			c.look(now)
+		}
+		clear(due)
+	}
+}
