@@ -432,3 +432,44 @@ func FuzzEqualDecoded(f *testing.F) {
 		}
 	})
 }
+
+func TestEveryVerdictIsReached(t *testing.T) {
+	reach := map[Verdict]*Head{
+		Accepted:           head("/"),
+		TargetTooLong:      head("/" + strings.Repeat("a", 8192)),
+		TooManyFields:      {Fields: make([]Field, 1<<16)},
+		BadFieldName:       head("/", "a b: c"),
+		MissingHost:        {Method: []byte("GET"), Target: []byte("/"), Major: 1, Minor: 1},
+		RepeatedHost:       head("/", "Host: api.example.com"),
+		BadHost:            {Method: []byte("GET"), Target: []byte("/"), Major: 2, Authority: []byte("a@b")},
+		HostDiffers:        head("http://b/"),
+		BadTargetForm:      head("a"),
+		BadAsterisk:        head("*"),
+		Fragment:           head("/#"),
+		Backslash:          head(`/\`),
+		ByteOutsideGrammar: head("/ "),
+		BadPercent:         head("/%"),
+		EncodedControl:     head("/%00"),
+		BadUTF8:            head("/%ff"),
+		DotSegment:         head("/.."),
+		DoubleLeadingSlash: head("//"),
+		BadQueryByte:       head("/? "),
+	}
+	for v, method := range map[Verdict]string{BadMethod: "", UnknownMethod: "get", MethodNotAllowed: "TRACE"} {
+		reach[v] = head("/")
+		reach[v].Method = []byte(method)
+	}
+	r := compile(t, Options{})
+	for v := range numVerdicts {
+		var q Request
+		if v == Unread {
+			if q.Verdict() != Unread {
+				t.Error("the zero Request has been read")
+			}
+		} else if h := reach[v]; h == nil {
+			t.Errorf("%v: no case", v)
+		} else if got := r.Canonicalize(&q, h); got != v {
+			t.Errorf("%v, want %v", got, v)
+		}
+	}
+}
