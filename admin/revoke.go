@@ -2,14 +2,14 @@ package admin
 
 import (
 	"context"
-	"slices"
+	"errors"
 	"time"
 
 	"tokenward/tokenstore"
 )
 
-// revokeBatch bounds the tokens that one transaction ends, and the steps it
-// takes to find them: other changes get their turn between two.
+// revokeBatch bounds the tokens that one transaction ends: other changes get
+// their turn between two.
 const revokeBatch = 256
 
 // Revoked is the result of Revoke.
@@ -22,11 +22,11 @@ type Revoked struct {
 // token may always revoke itself. Where Target.Revoked lets the target be found
 // again, revoking twice succeeds with no ids.
 //
-// With descendants, the whole branch of tokens that the target made, and they
-// in turn, ends with it. The target goes first, in a transaction of its own
-// right; the branch follows from its tips inward, in bounded transactions, and no
-// token ends before all that it made have. So it can make no more, and a call
-// that breaks off (the error says so) is taken up by the next one.
+// With descendants, all that the target made ends with it, and what they made
+// in turn. The target goes first, in a transaction of its own, so that it makes
+// no more; the branch follows in bounded transactions. A call that breaks off
+// says so in its error, and the next one takes up where it ended: it costs as
+// much as the target's account holds.
 func (s *Service) Revoke(ctx context.Context, c Caller, target Target, descendants bool) (Revoked, error) {
 	var done Revoked
 	err := s.change(ctx, c, verbRevoke, auditTarget(target), func(tx tokenstore.Tx, m *manager, now time.Time) error {
@@ -54,7 +54,7 @@ func (s *Service) Revoke(ctx context.Context, c Caller, target Target, descendan
 	if !descendants {
 		return done, nil
 	}
-	ended, err := s.revokeBranch(context.WithoutCancel(ctx), c, target.ID)
+	ended, err := s.revokeBranch(context.WithoutCancel(ctx), c, done.Token)
 	done.IDs = append(done.IDs, ended...)
 	return done, err
 }
@@ -69,63 +69,76 @@ func (s *Service) end(tx tokenstore.Tx, c Caller, m *manager, t *tokenstore.Toke
 // revokeBranch ends everything below top, which was revoked by this caller just
 // now: the right was judged then, and when a token ends its own branch it has no
 // right left. It returns what it ended, also when it fails.
-func (s *Service) revokeBranch(ctx context.Context, c Caller, top tokenstore.ID) ([]tokenstore.ID, error) {
-	m := &manager{token: c.Token}
-	if c.operator {
-		m.token = operatorToken
-	}
-	var ended []tokenstore.ID
-	path := []tokenstore.ID{top} // from the top to where the walk is
-	for len(path) > 0 {
-		var walked, batch []tokenstore.ID
-		err := s.writer.Change(ctx, func(tx tokenstore.Tx) (err error) {
-			walked, batch, err = s.revokeTips(tx, c, m, slices.Clone(path))
-			return err
-		})
-		if err != nil {
-			e := *storeError(err)
-			e.Detail = "The token is revoked, but not all of its descendants: send the request again. " + e.Detail
-			return ended, &e
+//
+// It reads the whole account, revoked tokens included: a token that was revoked
+// alone, earlier, still connects the branch above it with the one below. Members
+// that are still to be ended may make others meanwhile, and ids do not tell who
+// is older where nodes have blocks of them, so it reads until a pass finds none.
+func (s *Service) revokeBranch(ctx context.Context, c Caller, top *tokenstore.Token) (ended []tokenstore.ID, err error) {
+	branch := map[tokenstore.ID]bool{top.ID: true}
+	query := tokenstore.Query{AllAccounts: top.IsRoot(), Account: top.Account, Revoked: true, OldestFirst: true}
+	for known := 0; known < len(branch); {
+		known = len(branch)
+		var batch []tokenstore.ID
+		for t, err := range s.reader.List(ctx, query) {
+			if err != nil {
+				return ended, brokenOff(err)
+			}
+			if !branch[t.Creator.ID] || branch[t.ID] {
+				continue
+			}
+			branch[t.ID] = true
+			if t.State != tokenstore.StateRevoked {
+				batch = append(batch, t.ID)
+			}
+			if len(batch) == revokeBatch {
+				if err := s.endAll(ctx, c, batch); err != nil {
+					return ended, brokenOff(err)
+				}
+				ended, batch = append(ended, batch...), batch[:0]
+			}
 		}
-		path, ended = walked, append(ended, batch...)
+		if err := s.endAll(ctx, c, batch); err != nil {
+			return ended, brokenOff(err)
+		}
+		ended = append(ended, batch...)
 	}
 	return ended, nil
 }
 
-// revokeTips walks on from the end of path and ends what has no children left.
-// It returns where it stopped.
-func (s *Service) revokeTips(tx tokenstore.Tx, c Caller, m *manager, path []tokenstore.ID) (walked, ended []tokenstore.ID, err error) {
-	now := s.Now()
-	for steps := 0; len(path) > 0 && steps < 4*revokeBatch && len(ended) < revokeBatch; steps++ {
-		last := path[len(path)-1]
-		child, err := firstChild(tx, last)
-		if err != nil {
-			return nil, nil, err
-		}
-		if child > last { // a maker is always older; anything else would be a circle
-			path = append(path, child)
-			continue
-		}
-		path = path[:len(path)-1]
-		t, err := tx.Token(last)
-		if err != nil {
-			return nil, nil, err
-		}
-		if t.State == tokenstore.StateRevoked {
-			continue
-		}
-		if _, err := s.end(tx, c, m, t, now); err != nil {
-			return nil, nil, err
-		}
-		ended = append(ended, last)
+// endAll revokes the tokens in one transaction.
+func (s *Service) endAll(ctx context.Context, c Caller, ids []tokenstore.ID) error {
+	if len(ids) == 0 {
+		return nil
 	}
-	return path, ended, nil
+	m := &manager{token: c.Token}
+	if c.operator {
+		m.token = operatorToken
+	}
+	return s.writer.Change(ctx, func(tx tokenstore.Tx) error {
+		now := s.Now()
+		for _, id := range ids {
+			t, err := tx.Token(id)
+			switch {
+			case errors.Is(err, tokenstore.ErrNotFound):
+				continue // swept since it was listed
+			case err != nil:
+				return err
+			case t.State == tokenstore.StateRevoked:
+				continue
+			}
+			if _, err := s.end(tx, c, m, t, now); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
-// firstChild returns the oldest token that id made and that still stands, or 0.
-func firstChild(tx tokenstore.Tx, id tokenstore.ID) (tokenstore.ID, error) {
-	for child, err := range tx.Children(id) {
-		return child, err
-	}
-	return 0, nil
+// brokenOff is the error of a call that has revoked its target, but perhaps not
+// the whole branch.
+func brokenOff(err error) *Error {
+	e := *storeError(err)
+	e.Detail = "The token is revoked, but perhaps not all of its descendants: send the request again. " + e.Detail
+	return &e
 }
