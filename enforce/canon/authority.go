@@ -7,24 +7,18 @@ const maxAuthorityBytes = 253 + len(":65535")
 // readAuthority takes host and port from all places that name them: Host, :authority, and the absolute form. All that are there must
 // agree but for case. A default port is not the same text as no port: who means the same writes the same.
 func (q *Request) readAuthority(h *Head, absolute []byte) Verdict {
-	named, hosts := h.Authority, 0
-	for _, f := range h.Fields {
-		if len(f.Name) != len("host") || !equalLower(f.Name, "host") {
-			continue
-		}
-		if hosts++; hosts > 1 {
-			return RepeatedHost
-		}
-		if named == nil {
-			named = f.Value
-			continue
-		}
-		if !equalASCIIFold(named, f.Value) {
-			return HostDiffers
-		}
+	named := h.Authority
+	switch {
+	case q.host.count > 1:
+		return RepeatedHost
+	case q.host.count == 0:
+	case named == nil:
+		named = h.Fields[q.host.at].Value
+	case !equalASCIIFold(named, h.Fields[q.host.at].Value):
+		return HostDiffers
 	}
 	if named == nil {
-		if h.Major == 1 && h.Minor == 0 && absolute == nil {
+		if q.host.count == 0 && h.Major == 1 && h.Minor == 0 && absolute == nil {
 			return Accepted
 		}
 		return MissingHost // RFC 9112 section 3.2

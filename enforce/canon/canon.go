@@ -67,15 +67,12 @@ type Request struct {
 	rules   *Rules
 	fields  []Field
 
-	target     []byte // to forward
-	claimed    []byte // the same with query credentials still in it
-	protocols  []byte // Sec-WebSocket-Protocol without the credential, if rewritten
-	subcarrier string // name of the subprotocol that announced a credential
-	carried    [maxCarriers]carried
-	authAt     int // index of the last Authorization line
-	authCount  int
-	protoAt    int // index of the last X-Forwarded-Proto line
-	protoCount int
+	target            []byte // to forward
+	claimed           []byte // the same with query credentials still in it
+	protocols         []byte // Sec-WebSocket-Protocol without the credential, if rewritten
+	subcarrier        string // name of the subprotocol that announced a credential
+	carried           [maxCarriers]carried
+	host, auth, proto found // Host, Authorization, X-Forwarded-Proto
 
 	dispositions []Disposition
 	addressLines []uint16
@@ -84,6 +81,14 @@ type Request struct {
 	badHop       []byte
 
 	authorityBuf, pathBuf, deepBuf, targetBuf, claimedBuf, queryBuf, protocolBuf, secretBuf []byte
+}
+
+// found counts the lines of one field; at is the index of the last one.
+type found struct{ count, at int }
+
+func (f *found) add(at int) {
+	f.count++
+	f.at = at
 }
 
 // Disposition says what becomes of one received field line.
@@ -170,7 +175,7 @@ func (q *Request) reset(r *Rules, h *Head) {
 	for i := range r.carriers {
 		q.carried[i] = carried{}
 	}
-	q.authCount, q.protoCount = 0, 0
+	q.host, q.auth, q.proto = found{}, found{}, found{}
 }
 
 // wipe takes back everything that a refused request must not show.

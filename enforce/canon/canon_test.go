@@ -68,3 +68,40 @@ func TestZeroValuesRefuse(t *testing.T) {
 		t.Error("a field is forwarded")
 	}
 }
+
+func TestUpgradeIsSeenByTheDoorAndKept(t *testing.T) {
+	h := head("/a")
+	h.Upgrade = true
+	r := compile(t, Options{})
+	q := accept(t, r, h)
+	if !q.Upgrade {
+		t.Error("the upgrade is lost")
+	}
+	if r.Canonicalize(q, head("/a")) != Accepted || q.Upgrade {
+		t.Error("the upgrade of the last request stays")
+	}
+}
+
+// A Request is used again and again on a connection: nothing of one request may show in the next.
+func TestNothingIsLeftOfTheLastRequest(t *testing.T) {
+	r := compile(t, Options{
+		TrustedProxies: proxies, Credentials: []string{"authorization", "api-token", "query:key", "subprotocol:bearer"},
+	})
+	plain := func() *Head { return head("/plain") }
+	full := head("http://API.example.com/%61/b%2f;?key=S&x", "Authorization: Bearer S", "Api-Token: S", "Api-Token: T",
+		"Sec-WebSocket-Protocol: bearer, S, chat", "X-Forwarded-For: 1.2.3.4, 10.0.0.2", "X-Forwarded-Proto: https")
+	full.Peer, full.TLS, full.Upgrade = peer("10.0.0.1:1"), true, true
+	var q Request
+	for _, before := range []*Head{full, head("/.."), full} {
+		r.Canonicalize(&q, before)
+		if r.Canonicalize(&q, plain()) != Accepted {
+			t.Fatal("refused")
+		}
+		value, announced := q.Subprotocols()
+		if q.Credential().Kind != NoCredential || q.Client.Basis != PeerItself || q.Irregular != 0 || q.Secure || q.HasQuery || q.Upgrade ||
+			value != nil || announced != "" || string(q.Target()) != "/plain" || string(q.AppendForwardedFor(nil)) != "198.51.100.7" ||
+			string(q.Authority) != "api.example.com" || q.Disposition(1) != Removed {
+			t.Errorf("something is left: %+v", &q)
+		}
+	}
+}

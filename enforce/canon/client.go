@@ -138,8 +138,8 @@ func (r *Rules) readScheme(q *Request, h *Head) {
 	case r.forwarded && len(q.addressLines) > 0:
 		hop, _, _ := r.lastHop(h.Fields[q.addressLines[len(q.addressLines)-1]].Value)
 		scheme, _ = forwardedParameter(hop, "proto")
-	case !r.forwarded && q.protoCount == 1:
-		scheme = h.Fields[q.protoAt].Value
+	case !r.forwarded && q.proto.count == 1:
+		scheme = h.Fields[q.proto.at].Value
 	}
 	switch {
 	case equalLower(scheme, "https"):

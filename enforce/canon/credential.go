@@ -49,14 +49,8 @@ const maxSecretBytes = 4096
 
 // carried is where one carrier was found in a request.
 type carried struct {
-	count int
-	at    int    // index of the field, for headers
+	found        // the field, for headers; only counted, for the others
 	raw   []byte // encoded value, for query and subprotocol
-}
-
-func (q *Request) carry(carrier, field int) {
-	q.carried[carrier].count++
-	q.carried[carrier].at = field
 }
 
 // Credential reads the carriers in order. It is asked for only where a route needs a credential: on public routes carriers are removed
@@ -74,7 +68,7 @@ func (q *Request) Credential() Credential {
 	if q.verdict != Accepted {
 		return found
 	}
-	if q.authCount > 1 {
+	if q.auth.count > 1 {
 		return Credential{Kind: AmbiguousCredential}
 	}
 	q.secretBuf = q.secretBuf[:0]
@@ -132,20 +126,19 @@ func (q *Request) readCarrier(i int) Credential {
 
 // readAuthorization notes an Authorization line and tells ours from those of another scheme.
 func (r *Rules) readAuthorization(q *Request, h *Head, i int, entry *nameEntry) Disposition {
-	q.authCount++
-	if q.authCount > 1 { // neither can be told to be the one that is meant
-		q.dispositions[q.authAt] = Carrier
-		q.authAt = i
+	if q.auth.count > 0 { // neither can be told to be the one that is meant
+		q.dispositions[q.auth.at] = Carrier
+		q.auth.add(i)
 		return Carrier
 	}
-	q.authAt = i
+	q.auth.add(i)
 	if entry.carrier < 0 {
 		return ForeignAuthorization
 	}
 	if bearer, _ := splitBearer(h.Fields[i].Value); !bearer {
 		return ForeignAuthorization
 	}
-	q.carry(int(entry.carrier), i)
+	q.carried[entry.carrier].add(i)
 	return Carrier
 }
 
@@ -195,6 +188,19 @@ func (r *Rules) takeQueryCredentials(q *Request) bool {
 }
 
 var ampersand = []byte{'&'}
+
+// queryHoldsCredential looks for a credential in a URL that another request had: a browser repeats it in Referer.
+func (r *Rules) queryHoldsCredential(url []byte) bool {
+	_, query, more := bytes.Cut(url, questionMark)
+	for more {
+		var parameter []byte
+		parameter, query, more = bytes.Cut(query, ampersand)
+		if name, _, _ := bytes.Cut(parameter, equals); r.queryCarrier(name) >= 0 {
+			return true
+		}
+	}
+	return false
+}
 
 // queryCarrier finds the carrier that an encoded parameter name stands for, or -1.
 func (r *Rules) queryCarrier(name []byte) int {

@@ -126,6 +126,25 @@ func TestCredentialIsTakenOutOfQuery(t *testing.T) {
 	}
 }
 
+// A page that was opened with a credential in its URL names that URL in the requests it makes.
+func TestRefererDoesNotLeakCredential(t *testing.T) {
+	r := compile(t, Options{Credentials: []string{"query:access_token"}})
+	for value, want := range map[string]Disposition{
+		"https://h/a?access_token=S":       Carrier,
+		"https://h/a?x&%61ccess_token=S#y": Carrier,
+		"https://h/a?x=access_token":       Forward,
+		"https://h/access_token=S":         Forward,
+		"":                                 Forward,
+	} {
+		if got := accept(t, r, head("/a", "Referer: "+value)).Disposition(1); got != want {
+			t.Errorf("%s: %v", value, got)
+		}
+	}
+	if accept(t, compile(t, Options{}), head("/a", "Referer: https://h/a?access_token=S")).Disposition(1) != Forward {
+		t.Error("Referer is judged where no query is a carrier")
+	}
+}
+
 func TestCredentialIsTakenOutOfSubprotocols(t *testing.T) {
 	r := compile(t, Options{Credentials: []string{"authorization", "subprotocol:bearer"}})
 	for value, want := range map[string]string{

@@ -18,6 +18,7 @@ const (
 	roleAddress                        // the one header that names the client
 	roleScheme                         // X-Forwarded-Proto, while X-Forwarded-For is the one read
 	roleHost                           // written anew from Request.Authority
+	roleReferer                        // Referer, while a URL may hold a credential
 	roleSubprotocol                    // Sec-WebSocket-Protocol, while it may hold a credential
 	roleFraming                        // frames or paces the message: its own spelling is the wire engine's, every other is removed
 	roleHop                            // the wire engine's too, but a Connection option may name it
@@ -40,7 +41,7 @@ func (r *Rules) ForbiddenTrailer(name []byte) bool {
 	return len(name) == 0 || !is(name, classToken) || hasRemovedPrefix(name) || r.names.lookup(name) != nil
 }
 
-// readFields sorts the field lines by role and gives each its disposition. It checks names, and reads no values.
+// readFields sorts the field lines by role and gives each its disposition. It checks names, and reads no values but those of Referer and Authorization.
 func (r *Rules) readFields(q *Request, h *Head) Verdict {
 	if len(h.Fields) > math.MaxUint16 {
 		return TooManyFields
@@ -80,7 +81,7 @@ func (r *Rules) readField(q *Request, h *Head, i int, entry *nameEntry) Disposit
 	}
 	switch {
 	case entry.role&roleCarrier != 0:
-		q.carry(int(entry.carrier), i)
+		q.carried[entry.carrier].add(i)
 		return Carrier
 	case entry.role&roleAuthorization != 0:
 		return r.readAuthorization(q, h, i, entry)
@@ -92,8 +93,14 @@ func (r *Rules) readField(q *Request, h *Head, i int, entry *nameEntry) Disposit
 	case entry.role&roleAddress != 0:
 		q.addressLines = append(q.addressLines, uint16(i)) //nolint:gosec // readFields bounds i
 	case entry.role&roleScheme != 0:
-		q.protoAt = i
-		q.protoCount++
+		q.proto.add(i)
+	case entry.role&roleHost != 0:
+		q.host.add(i)
+	case entry.role&roleReferer != 0:
+		if r.queryHoldsCredential(h.Fields[i].Value) {
+			return Carrier
+		}
+		return Forward
 	}
 	if entry.role&roleKept != 0 && r.trusted.contains(h.Peer.Addr().Unmap().WithZone("")) {
 		return Forward
@@ -163,7 +170,7 @@ func (e *nameEntry) reason() string {
 		return "it is read as a credential, and removed"
 	case e.role&roleSet != 0:
 		return "the proxy sets it (" + e.spelling + ")"
-	case e.role&(roleHost|roleFraming|roleHop|roleSubprotocol|roleNoTrailer) != 0:
+	case e.role&(roleHost|roleFraming|roleHop|roleReferer|roleSubprotocol|roleNoTrailer) != 0:
 		return "HTTP itself needs it (" + e.spelling + ")"
 	default:
 		return "it is always removed (" + e.spelling + ")"

@@ -226,6 +226,7 @@ func (c *compiler) credentials(carriers []string) {
 				continue
 			}
 			c.rules.queryCarriers = true
+			c.rules.names.find("referer").role = roleReferer
 		case carrierSubprotocol:
 			if !c.rules.wsCarriers {
 				c.rules.wsCarriers = true
