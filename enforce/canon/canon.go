@@ -223,7 +223,7 @@ func checkMethod(m []byte) Verdict {
 	switch {
 	case len(m) == 0 || acc&classToken == 0:
 		return BadMethod
-	case acc&classMethod == 0 || len(m) > maxMethodBytes:
+	case acc&classMethod == 0 || len(m) > maxMethodBytes || m[0] < 'A' || m[0] > 'Z':
 		return UnknownMethod
 	case string(m) == "CONNECT" || string(m) == "TRACE":
 		return MethodNotAllowed

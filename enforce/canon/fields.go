@@ -76,7 +76,7 @@ func (r *Rules) readField(q *Request, h *Head, i int, entry *nameEntry) Disposit
 	if entry.role == roleNoTrailer {
 		return Forward
 	}
-	if !equalLower(h.Fields[i].Name, entry.spelling) {
+	if !entry.spelt(h.Fields[i].Name) {
 		return Removed
 	}
 	switch {
@@ -119,7 +119,8 @@ type nameEntry struct {
 	folded   string
 	spelling string // lower case
 	role     role
-	carrier  int8 // index into Rules.carriers, -1 if it is none
+	carrier  int8    // index into Rules.carriers, -1 if it is none
+	marks    []uint8 // where spelling has punctuation
 }
 
 const maxNameBytes = 64
@@ -133,6 +134,11 @@ func (t *nameTable) add(e nameEntry) (*nameEntry, bool) {
 		return &nameEntry{spelling: e.spelling, role: roleNoTrailer}, false
 	}
 	e.folded = fold(e.spelling)
+	for i := range len(e.folded) {
+		if e.folded[i] == '-' {
+			e.marks = append(e.marks, uint8(i)) //nolint:gosec // at most maxNameBytes
+		}
+	}
 	t.byLength[len(e.folded)] = append(t.byLength[len(e.folded)], e)
 	return nil, true
 }
@@ -157,6 +163,16 @@ func (t *nameTable) lookup(name []byte) *nameEntry {
 		}
 	}
 	return nil
+}
+
+// spelt reports whether a name that folds to e's is e's but for case: only punctuation can tell them apart.
+func (e *nameEntry) spelt(name []byte) bool {
+	for _, i := range e.marks {
+		if name[i] != e.spelling[i] {
+			return false
+		}
+	}
+	return true
 }
 
 // reason says why a name is taken, for an operator.

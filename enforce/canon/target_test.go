@@ -252,7 +252,7 @@ func TestMethodThatNoRuleNamesIsRefused(t *testing.T) {
 	for method, want := range map[string]Verdict{
 		"GET": Accepted, "POST": Accepted, "PROPFIND": Accepted, "M-SEARCH": Accepted, "VERSION-CONTROL": Accepted,
 		"": BadMethod, "GE T": BadMethod, "GET\t": BadMethod, "GET,POST": BadMethod, "G\x00T": BadMethod, "GÉT": BadMethod,
-		"get": UnknownMethod, "Get": UnknownMethod, "*": UnknownMethod, "G!T": UnknownMethod, strings.Repeat("A", 33): UnknownMethod,
+		"get": UnknownMethod, "Get": UnknownMethod, "*": UnknownMethod, "G!T": UnknownMethod, "0": UnknownMethod, "-GET": UnknownMethod, "_": UnknownMethod, strings.Repeat("A", 33): UnknownMethod,
 		"CONNECT": MethodNotAllowed, "TRACE": MethodNotAllowed, "connect": UnknownMethod,
 	} {
 		h := head("/a")

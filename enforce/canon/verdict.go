@@ -77,7 +77,7 @@ var verdictTexts = [numVerdicts]struct {
 	Unread:             {"unread", 400, "bad_request", "The request was not read."},
 	Accepted:           {"accepted", 200, "ok", "The request is well-formed."},
 	BadMethod:          {"bad_method", 400, "bad_request", "The method is not a token."},
-	UnknownMethod:      {"unknown_method", 501, "not_implemented", "The method is not one of upper-case letters, digits, '-' and '_'."},
+	UnknownMethod:      {"unknown_method", 501, "not_implemented", "The method is not of upper-case letters, digits, '-' and '_', beginning with a letter."},
 	MethodNotAllowed:   {"method_not_allowed", 405, "method_not_allowed", "CONNECT and TRACE are not served here."},
 	TargetTooLong:      {"target_too_long", 414, "uri_too_long", "The request target is too long."},
 	TooManyFields:      {"too_many_fields", 431, "header_fields_too_large", "The request has too many header fields."},
