@@ -77,8 +77,8 @@ type Writer interface {
 	//
 	// fn may run more than once, and must have no effect but through tx. When fn
 	// returns an error nothing is changed and Change returns that error as it
-	// is. Changes behave as if made one after another. A change that puts a
-	// token must emit an event, else it is refused with ErrInvariant.
+	// is. Changes behave as if made one after another. A change that puts or
+	// sweeps a token must emit an event, else it is refused with ErrInvariant.
 	//
 	// ctx bounds the wait for a place in the queue; a change under way is
 	// finished. An error that wraps ErrOutcomeUnknown leaves open whether the
@@ -102,8 +102,10 @@ type Tx interface {
 
 	// Put stores t, new or changed, and sets its Revision. t's id must come from
 	// NewID or Token. Put refuses with ErrInvariant to bring a revoked token back,
-	// to move a token to another account or owner, or to store what Validate
-	// refuses; and with *DuplicateError a digest that another token has.
+	// to change when it was revoked, to move a token to another account or owner,
+	// to give it a digest that it gave up, or to store what Validate refuses; and
+	// with *DuplicateError a digest that another token has or had, swept ones
+	// included. EndedAt is set on revoked tokens and on no others.
 	Put(t *Token) error
 
 	// Sweep forgets a token. Its id and digests stay known as used.
@@ -116,7 +118,8 @@ type Tx interface {
 	Answer(key Digest) ([]byte, error)
 
 	// KeepAnswer keeps a sealed answer until then, at most MaxAnswers of them;
-	// the oldest go first. now is used to drop those past their time.
+	// those that are kept for the shortest time from now on go first. now is used
+	// to drop those past their time.
 	KeepAnswer(key Digest, sealed []byte, now, until time.Time) error
 }
 

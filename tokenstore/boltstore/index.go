@@ -1,0 +1,183 @@
+package boltstore
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+
+	bolt "go.etcd.io/bbolt"
+
+	"tokenward/tokenstore"
+)
+
+// apply writes what a change did into the batch's transaction.
+func (b *batch) apply(o *overlay) error {
+	for _, id := range o.order {
+		if err := b.applyToken(id, o.tokens[id]); err != nil {
+			return err
+		}
+	}
+	for d, id := range o.digests {
+		if err := b.tx.Bucket(bucketDigests).Put(d[:], number(uint64(id))); err != nil {
+			return err
+		}
+	}
+	for _, k := range o.meta {
+		if err := b.tx.Bucket(bucketMeta).Put(k, present); err != nil {
+			return err
+		}
+	}
+	return errors.Join(b.applyEvents(o), b.applyAnswers(o))
+}
+
+// finish writes what is the same for the whole batch.
+func (b *batch) finish() error {
+	return errors.Join(
+		b.tx.Bucket(bucketTokens).SetSequence(uint64(b.s.lastID)),
+		writeStates(b.tx, b.now.states),
+	)
+}
+
+func (b *batch) applyToken(id tokenstore.ID, t *staged) error {
+	tokens := b.tx.Bucket(bucketTokens)
+	tokens.FillPercent = appendFill
+	var err error
+	if t.after != nil {
+		err = tokens.Put(number(uint64(id)), t.value)
+	} else {
+		err = tokens.Delete(number(uint64(id)))
+	}
+	if err != nil {
+		return err
+	}
+	before, after := placeOf(t.before), placeOf(t.after)
+	if before.state != 0 {
+		b.now.states[before.state]--
+	}
+	if after.state != 0 {
+		b.now.states[after.state]++
+	}
+	owned := t.after
+	if owned == nil {
+		owned = t.before
+	}
+	if owned == nil {
+		return nil // made and swept in one change
+	}
+	if before.state != after.state {
+		for _, l := range listsOf(owned) {
+			if err := l.move(b.tx, id, before.state, after.state); err != nil {
+				return err
+			}
+		}
+	}
+	return errors.Join(
+		replace(b.tx.Bucket(bucketChildren), before.child, after.child),
+		replace(b.tx.Bucket(bucketEnds), before.end, after.end),
+	)
+}
+
+// place is where the indexes hold a token; nothing for none.
+type place struct {
+	state tokenstore.State
+	child []byte // key in children
+	end   []byte // key in ends
+}
+
+func placeOf(t *tokenstore.Token) place {
+	if t == nil {
+		return place{}
+	}
+	p := place{state: t.State}
+	switch {
+	case t.State == tokenstore.StateRevoked:
+		p.end = key(millis(t.EndedAt), uint64(t.ID))
+	case !t.Expiry.Never:
+		p.end = key(millis(t.Expiry.At), uint64(t.ID))
+	}
+	if t.Creator.ID != 0 && t.State != tokenstore.StateRevoked {
+		p.child = key(uint64(t.Creator.ID), uint64(t.ID))
+	}
+	return p
+}
+
+// replace moves an entry that is all key.
+func replace(b *bolt.Bucket, before, after []byte) error {
+	if bytes.Equal(before, after) {
+		return nil
+	}
+	if before != nil {
+		if err := b.Delete(before); err != nil {
+			return err
+		}
+	}
+	if after == nil {
+		return nil
+	}
+	b.FillPercent = scatteredHit
+	return b.Put(after, nil)
+}
+
+// list is an ordered set of tokens that a query can ask for: all, those of an
+// account, or those of an owner in it.
+type list struct {
+	bucket []byte // where its ids are
+	prefix []byte // before each id there
+	counts []byte // before each boundary in bucketCounts
+}
+
+func listAll() list { return list{bucket: bucketTokens, counts: []byte{0}} }
+
+func listAccount(account uint64) list {
+	k := key(account)
+	return list{bucket: bucketAccounts, prefix: k, counts: append([]byte{1}, k...)}
+}
+
+func listOwner(account, owner uint64) list {
+	k := key(account, owner)
+	return list{bucket: bucketOwners, prefix: k, counts: append([]byte{2}, k...)}
+}
+
+func listsOf(t *tokenstore.Token) []list {
+	return []list{listAll(), listAccount(t.Account), listOwner(t.Account, t.Owner)}
+}
+
+// at returns the key of id in the list's bucket.
+func (l *list) at(id tokenstore.ID) []byte {
+	return binary.BigEndian.AppendUint64(bytes.Clone(l.prefix), uint64(id))
+}
+
+// move notes that a token's state changed; state 0 is not being there.
+func (l *list) move(tx *bolt.Tx, id tokenstore.ID, before, after tokenstore.State) error {
+	if !bytes.Equal(l.bucket, bucketTokens) { // whose state byte is put with the record
+		b := tx.Bucket(l.bucket)
+		b.FillPercent = appendFill
+		var err error
+		if after != 0 {
+			err = b.Put(l.at(id), []byte{byte(after)})
+		} else {
+			err = b.Delete(l.at(id))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	all, listed := presence(before, after)
+	if all == 0 && listed == 0 {
+		return nil
+	}
+	return l.count(tx, id, all, listed)
+}
+
+// presence returns by how much a change of state changes the number of tokens
+// and the number of those not revoked.
+func presence(before, after tokenstore.State) (all, listed int) {
+	one := func(yes bool) int {
+		if yes {
+			return 1
+		}
+		return 0
+	}
+	in := func(s tokenstore.State) bool { return s != 0 && s != tokenstore.StateRevoked }
+	return one(after != 0) - one(before != 0), one(in(after)) - one(in(before))
+}

@@ -1,0 +1,76 @@
+package boltstore
+
+import (
+	"math/bits"
+	"os"
+	"sync/atomic"
+
+	"tokenward/tokenstore"
+)
+
+// Stats is what a store tells for metrics.
+type Stats struct {
+	Active, Disabled, Revoked uint64 // tokens by the state they are stored in
+
+	Outbox    int   // events that wait for the audit log
+	Answers   int   // answers kept for retries
+	FileBytes int64 // size of the file
+
+	// Since the store was opened.
+	Commits uint64 // transactions committed
+	Changes uint64 // changes in them
+	Failed  uint64 // transactions that could not be committed
+
+	// Batches counts the commits by how many changes they had: up to 1, 2, 4 …
+	// and in the last field more.
+	Batches [BatchSizes]uint64
+}
+
+// BatchSizes is the number of size classes in [Stats.Batches].
+const BatchSizes = 10
+
+// counters is the part of Stats that the writer keeps up to date.
+type counters struct {
+	states           [4]atomic.Uint64
+	outbox, answers  atomic.Int64
+	commits, changes atomic.Uint64
+	failed           atomic.Uint64
+	batches          [BatchSizes]atomic.Uint64
+}
+
+func (c *counters) adopt(t tally) {
+	for i, n := range t.states {
+		c.states[i].Store(n)
+	}
+	c.outbox.Store(int64(t.outbox))
+	c.answers.Store(int64(t.answers))
+}
+
+func (c *counters) count(changes int) {
+	c.commits.Add(1)
+	c.changes.Add(uint64(changes))                                 //nolint:gosec // not negative
+	c.batches[min(bits.Len(uint(changes-1)), BatchSizes-1)].Add(1) //nolint:gosec // at least 1
+}
+
+// Stats returns the present numbers. They are read one after another, not at
+// one instant.
+func (s *Store) Stats() Stats {
+	c := &s.stats
+	st := Stats{
+		Active:   c.states[tokenstore.StateActive].Load(),
+		Disabled: c.states[tokenstore.StateDisabled].Load(),
+		Revoked:  c.states[tokenstore.StateRevoked].Load(),
+		Outbox:   int(c.outbox.Load()),
+		Answers:  int(c.answers.Load()),
+		Commits:  c.commits.Load(),
+		Changes:  c.changes.Load(),
+		Failed:   c.failed.Load(),
+	}
+	for i := range st.Batches {
+		st.Batches[i] = c.batches[i].Load()
+	}
+	if info, err := os.Stat(s.Path()); err == nil {
+		st.FileBytes = info.Size()
+	}
+	return st
+}

@@ -1,0 +1,353 @@
+// Package boltstore keeps tokens in one bbolt file: the whole truth on a single
+// node, and a node's local copy in a cluster.
+//
+// # What is written, in which order
+//
+// One goroutine owns writing. It takes every change that waits, runs each on an
+// overlay of its own, so that a refused one leaves nothing behind, and commits
+// them in one bolt transaction: the data pages, fdatasync, the header page that
+// makes them valid, fdatasync. Only then are the observers told, and only then
+// are the callers answered. A change, its indexes and its audit events are in
+// the same transaction, so a kill at any instant leaves all of a change or
+// nothing of it, and all of it once its caller was answered.
+//
+// # Trust
+//
+// With a pepper every record is sealed. The indexes are not: whoever edits them
+// can hide tokens or bring up an error, but a record found under another
+// token's id, or under a digest that it does not hold, is refused.
+package boltstore
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
+
+	"tokenward/tokenstore"
+)
+
+var (
+	_ tokenstore.Reader = (*Store)(nil)
+	_ tokenstore.Writer = (*Store)(nil)
+)
+
+// Options say where a store is and how it is used.
+type Options struct {
+	Path    string              // the file
+	Peppers *tokenstore.Peppers // nil: records are not sealed
+
+	// OnChange is told of every token that a commit changed, in commit order,
+	// after the commit and before the change is answered; it delays all writing
+	// while it runs. nil: nobody is told.
+	OnChange func(tokenstore.Change)
+
+	// Logger takes warnings about the file; nil drops them.
+	Logger *slog.Logger
+
+	// LockTimeout is how long to wait for another process to let go of the file,
+	// 0: one second.
+	LockTimeout time.Duration
+}
+
+// The reserved address space, so that the file can grow to this size before
+// readers have to wait for it to be mapped anew. It costs no memory.
+const mapBytes = 1 << 30
+
+// Store is an open store. All methods may be called at once from many
+// goroutines.
+type Store struct {
+	db       *bolt.DB
+	peppers  *tokenstore.Peppers
+	onChange func(tokenstore.Change)
+	id       string
+	formats  atomic.Pointer[tokenstore.Formats]
+	wake     chan struct{}
+
+	queue     chan *job
+	closing   chan struct{}
+	closeOnce sync.Once
+	written   chan struct{} // closed when the writer has ended
+	closed    error         // what Close returns; set before written is read
+
+	// Owned by the writer goroutine.
+	lastID tokenstore.ID // the last id given out, also by changes that failed
+	now    tally         // as of the last commit
+	broken error         // why no more changes are taken, after bolt panicked
+	stuck  bool          // and even its lock cannot be freed
+
+	commit func(*bolt.Tx) error // (*bolt.Tx).Commit; tests put faults here
+
+	stats counters
+}
+
+// Open opens a store that [Create] made. It refuses everything else and leaves
+// it as it is.
+func Open(o Options) (*Store, error) {
+	s, err := open(o)
+	if err != nil {
+		return nil, fmt.Errorf("open token store: %w", err)
+	}
+	return s, nil
+}
+
+func open(o Options) (*Store, error) {
+	db, err := openBolt(o.Path, o.LockTimeout)
+	if err != nil {
+		return nil, err
+	}
+	s := newStore(db, o)
+	if err := s.load(); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	if err := tighten(o); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	// A commit that a crash cut off from its confirmation is seen from now on,
+	// so it must not be lost to the next power failure.
+	if err := db.Sync(); err != nil {
+		return nil, errors.Join(fmt.Errorf("%s cannot be written to disk: %w: check the disk", o.Path, err), db.Close())
+	}
+	go s.write()
+	if s.peppers != nil {
+		if err := s.recordPepper(); err != nil {
+			return nil, errors.Join(err, s.Close())
+		}
+	}
+	return s, nil
+}
+
+func newStore(db *bolt.DB, o Options) *Store {
+	return &Store{
+		db: db, peppers: o.Peppers, onChange: o.OnChange,
+		wake:    make(chan struct{}, 1),
+		queue:   make(chan *job),
+		closing: make(chan struct{}), written: make(chan struct{}),
+		commit: (*bolt.Tx).Commit,
+	}
+}
+
+// load reads what the store says about itself and checks that this program,
+// with this configuration, may use it.
+func (s *Store) load() error {
+	return s.view(func(tx *bolt.Tx) error {
+		m, err := readMeta(tx, s.db.Path())
+		if err != nil {
+			return err
+		}
+		if err := m.checkSchema(s.db.Path()); err != nil {
+			return err
+		}
+		if err := m.checkPeppers(s.db.Path(), s.peppers); err != nil {
+			return err
+		}
+		for _, name := range buckets {
+			if tx.Bucket(name) == nil {
+				return damaged(s.db.Path(), fmt.Sprintf("it lacks the part %q", name))
+			}
+		}
+		s.id = m.id
+		s.formats.Store(tokenstore.NewFormats(m.prefixes...))
+		s.lastID = tokenstore.ID(tx.Bucket(bucketTokens).Sequence())
+		s.now = readTally(tx)
+		s.stats.adopt(s.now)
+		if s.now.outbox > 0 {
+			s.signal()
+		}
+		return nil
+	})
+}
+
+// tighten takes the file from the eyes of other users. It is the last step of
+// opening, so that a refused file keeps even its permissions.
+func tighten(o Options) error {
+	info, err := os.Stat(o.Path)
+	if err != nil {
+		return err
+	}
+	loose := info.Mode().Perm() &^ 0o600
+	if loose == 0 {
+		return nil
+	}
+	if err := os.Chmod(o.Path, 0o600); err != nil {
+		return fmt.Errorf("%s can be read or written by other users (%v) and that cannot be changed: %w: as its owner run `chmod 600 %s`", o.Path, info.Mode().Perm(), err, o.Path)
+	}
+	if o.Logger != nil {
+		o.Logger.Warn("token store could be read or written by other users; permissions tightened to 0600", "path", o.Path, "were", info.Mode().Perm().String())
+	}
+	return nil
+}
+
+// Create makes a new, empty store and opens it. It never touches a file that
+// is there already: the store is built beside its place and linked into it.
+func Create(o Options) (*Store, error) {
+	if err := create(o); err != nil {
+		return nil, fmt.Errorf("make token store: %w", err)
+	}
+	return Open(o)
+}
+
+func create(o Options) (err error) {
+	exists := fmt.Errorf("%s exists already: use it as it is, or name another place in tokenstore.path", o.Path)
+	if _, err := os.Lstat(o.Path); err == nil {
+		return fmt.Errorf("%w (%w)", exists, fs.ErrExist)
+	}
+	dir := filepath.Dir(o.Path)
+	tmp, err := os.CreateTemp(dir, ".tokenward-new-*")
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("there is no directory %s: make it with `mkdir -p %s`, or mend tokenstore.path: %w", dir, dir, fs.ErrNotExist)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("the directory %s cannot be written by this user: change its owner, or name another place in tokenstore.path: %w", dir, fs.ErrPermission)
+	case err != nil:
+		return err
+	}
+	defer func() {
+		if rerr := os.Remove(tmp.Name()); err == nil {
+			err = rerr
+		}
+	}()
+	if err := tmp.Close(); err != nil {
+		return err
+	}
+	if err := fill(tmp.Name(), o.Peppers); err != nil {
+		return err
+	}
+	switch err := os.Link(tmp.Name(), o.Path); {
+	case errors.Is(err, fs.ErrExist):
+		return fmt.Errorf("%w (%w)", exists, fs.ErrExist)
+	case err != nil:
+		return err
+	}
+	return syncDir(dir)
+}
+
+// fill makes an empty bolt file an empty store.
+func fill(path string, peppers *tokenstore.Peppers) error {
+	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second})
+	if err != nil {
+		return err
+	}
+	return errors.Join(db.Update(func(tx *bolt.Tx) error { return writeSchema(tx, peppers) }), db.Close())
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir) //nolint:gosec // the operator named it
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// openBolt opens the file at path if it is a sound bolt file.
+func openBolt(path string, lockTimeout time.Duration) (db *bolt.DB, err error) {
+	defer recovering(path, &err)()
+	if lockTimeout == 0 {
+		lockTimeout = time.Second
+	}
+	db, err = bolt.Open(path, 0o600, &bolt.Options{
+		Timeout:         lockTimeout,
+		FreelistType:    bolt.FreelistMapType,
+		InitialMmapSize: mapBytes,
+		OpenFile: func(path string, flag int, mode fs.FileMode) (*os.File, error) {
+			return openSound(path, flag&^os.O_CREATE, mode)
+		},
+	})
+	if errors.Is(err, bolterrors.ErrTimeout) {
+		return nil, lockedError(path)
+	}
+	if err != nil && (errors.Is(err, bolterrors.ErrInvalid) || errors.Is(err, bolterrors.ErrChecksum) || errors.Is(err, bolterrors.ErrVersionMismatch)) {
+		return nil, damaged(path, err.Error())
+	}
+	return db, err
+}
+
+// Close waits for the change under way and closes the file. Changes and reads
+// that come later get ErrClosed. It may be called more than once.
+func (s *Store) Close() error {
+	s.closeOnce.Do(func() {
+		close(s.closing)
+		<-s.written
+		if s.stuck {
+			s.closed = s.broken
+			return
+		}
+		s.closed = s.db.Close()
+	})
+	return s.closed
+}
+
+// ID returns the random name that the store got when it was made.
+func (s *Store) ID() string { return s.id }
+
+// Path returns where the file is.
+func (s *Store) Path() string { return s.db.Path() }
+
+// Formats returns the prefixes that secrets of this store ever bore.
+func (s *Store) Formats() *tokenstore.Formats { return s.formats.Load() }
+
+// view runs fn in a read transaction. A damaged page gives an error instead of
+// ending the program.
+func (s *Store) view(fn func(tx *bolt.Tx) error) (err error) {
+	defer recovering(s.db.Path(), &err)()
+	err = s.db.View(fn)
+	if errors.Is(err, bolterrors.ErrDatabaseNotOpen) {
+		return tokenstore.ErrClosed
+	}
+	return err
+}
+
+// meta is what a store says about itself.
+type meta struct {
+	schema   uint64
+	id       string
+	peppers  []tokenstore.PepperID
+	prefixes []string
+}
+
+func (m *meta) checkSchema(path string) error {
+	switch {
+	case m.schema > schemaVersion:
+		return fmt.Errorf("%s was written by a newer tokenward (schema %d, this one knows %d): use that version, or restore a backup made by this one", path, m.schema, schemaVersion)
+	case m.schema < schemaVersion:
+		return fmt.Errorf("%s was written by an older tokenward (schema %d, this one needs %d): copy the file to a safe place, then run `tokenward migrate --config F`", path, m.schema, schemaVersion)
+	}
+	return nil
+}
+
+func (m *meta) checkPeppers(path string, have *tokenstore.Peppers) error {
+	switch {
+	case len(m.peppers) == 0 && have != nil:
+		return fmt.Errorf("%s was made without a pepper, so its records are not sealed: remove tokenstore.pepper_files, or make a new store with `tokenward init --config F` and issue the tokens anew", path)
+	case len(m.peppers) > 0 && have == nil:
+		return fmt.Errorf("%s is sealed with %s, and tokenstore.pepper_files is empty: name the file in it", path, peppersText(m.peppers))
+	}
+	missing := slices.DeleteFunc(slices.Clone(m.peppers), func(id tokenstore.PepperID) bool {
+		return slices.Contains(have.IDs(), id)
+	})
+	if len(missing) > 0 {
+		return fmt.Errorf("%s is sealed with %s, which tokenstore.pepper_files does not hold: add the file to the end of the list", path, peppersText(missing))
+	}
+	return nil
+}
+
+func peppersText(ids []tokenstore.PepperID) string {
+	names := make([]string, len(ids))
+	for i, id := range ids {
+		names[i] = id.String()
+	}
+	if len(names) == 1 {
+		return "the pepper of id " + names[0]
+	}
+	return "the peppers of ids " + strings.Join(names, ", ")
+}
