@@ -165,6 +165,8 @@ func TestDecide(t *testing.T) {
 		{"query absent", grants(tokenstore.Grant{Type: "account", ID: "1", Level: read}), "GET", "/transactions", AmbiguousQuery},
 		{"query twice", grants(tokenstore.Grant{Type: "account", ID: "1", Level: read}), "GET", "/transactions?account=1&account=1", AmbiguousQuery},
 		{"query twice, one encoded", grants(tokenstore.Grant{Type: "account", ID: "1", Level: read}), "GET", "/transactions?account=1&%61ccount=2", AmbiguousQuery},
+		{"query twice, as an array", nil, "GET", "/transactions?account=1&account[]=2", AmbiguousQuery},
+		{"query twice, other case", nil, "GET", "/transactions?account=1&Account=2", AmbiguousQuery},
 		{"query twice, full token", nil, "GET", "/transactions?account=1&account=2", AmbiguousQuery},
 		{"query empty", grants(tokenstore.Grant{Type: "account", ID: "*", Level: read}), "GET", "/transactions?account=", ResourceNotGranted},
 		{"query with a plus", grants(tokenstore.Grant{Type: "account", ID: "a b", Level: read}), "GET", "/transactions?account=a+b", Allowed},

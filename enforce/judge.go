@@ -1,7 +1,6 @@
 package enforce
 
 import (
-	"bytes"
 	"net/netip"
 	"strconv"
 	"time"
@@ -141,7 +140,7 @@ func (r *Route) judgeReach(t *tokenstore.Token, q *canon.Request, v *vars) Reaso
 		}
 		return Allowed
 	}
-	level := r.level(q.Method)
+	level := r.level(q)
 	for _, either := range r.resources {
 		if reason := judgeItem(either, t, q, v, level); reason != Allowed {
 			return reason
@@ -150,12 +149,16 @@ func (r *Route) judgeReach(t *tokenstore.Token, q *canon.Request, v *vars) Reaso
 	return Allowed
 }
 
-// level is what the request needs of its resources.
-func (r *Route) level(method []byte) tokenstore.Level {
+// level is what the request needs of its resources. An upgraded connection
+// carries whatever its two ends agree on, so it needs write.
+func (r *Route) level(q *canon.Request) tokenstore.Level {
 	if r.access != 0 {
 		return r.access
 	}
-	switch string(method) {
+	if q.Upgrade {
+		return tokenstore.LevelWrite
+	}
+	switch string(q.Method) {
 	case "GET", "HEAD", "OPTIONS":
 		return tokenstore.LevelRead
 	}
@@ -208,54 +211,11 @@ func (res *resource) appendID(dst []byte, t *tokenstore.Token, q *canon.Request,
 }
 
 // appendQueryValue appends the decoded value of the parameter if the query has
-// it exactly once. Names are compared decoded, as a form parser would read them.
+// it exactly once, counting whatever some backend may take for it.
 func appendQueryValue(dst, query []byte, name string) ([]byte, bool) {
-	start, found := len(dst), false
-	for len(query) > 0 {
-		var pair []byte
-		pair, query, _ = bytes.Cut(query, []byte{'&'})
-		rawName, rawValue, _ := bytes.Cut(pair, []byte{'='})
-		if !formEqual(rawName, name) {
-			continue
-		}
-		if found {
-			return nil, false
-		}
-		found = true
-		var ok bool
-		if dst, ok = appendForm(dst[:start], rawValue); !ok {
-			return nil, false
-		}
+	value, found, n := canon.LookupQuery(query, name)
+	if !found || n != 1 {
+		return nil, false
 	}
-	return dst, found
-}
-
-func formEqual(raw []byte, name string) bool {
-	if len(raw) < len(name) || len(raw) > 3*len(name) {
-		return false
-	}
-	var buf [128]byte
-	decoded, ok := appendForm(buf[:0], raw)
-	return ok && string(decoded) == name
-}
-
-// appendForm decodes application/x-www-form-urlencoded text.
-func appendForm(dst, raw []byte) ([]byte, bool) {
-	for len(raw) > 0 {
-		plus := bytes.IndexByte(raw, '+')
-		piece := raw
-		if plus >= 0 {
-			piece = raw[:plus]
-		}
-		var ok bool
-		if dst, ok = canon.AppendDecoded(dst, piece); !ok {
-			return nil, false
-		}
-		if plus < 0 {
-			break
-		}
-		dst = append(dst, ' ')
-		raw = raw[plus+1:]
-	}
-	return dst, true
+	return canon.AppendFormDecoded(dst, value)
 }

@@ -1,7 +1,7 @@
 // Package proxy is the data plane: it lets a request through to the upstream
 // only when its token allows it.
 //
-// A door ([HTTP], [Wire]) reads a request in its own way and hands the facts to
+// A door ([Wire], [HTTP]) reads a request in its own way and hands the facts to
 // the [Guard]: one canonical request, one decision by package enforce, one set
 // of fields for the upstream. The door then forwards or answers, and tells the
 // guard how it ended. No door decides anything by itself, so that what is
@@ -21,8 +21,11 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"tokenward/enforce"
 	"tokenward/enforce/canon"
+	"tokenward/proxy/http1"
 	"tokenward/proxy/identity"
 )
 
@@ -35,6 +38,10 @@ type Ruleset struct {
 	// Observe is told of every request that was judged, by the indexes of Policy's
 	// routes; nil observes nothing.
 	Observe Observer
+
+	// The two are made once, since a method value made for each request would
+	// cost an allocation.
+	judged, keepTrailer func(name []byte) bool
 }
 
 // Observer is told, once for each judged request, the index of its route (-1 for
@@ -67,11 +74,21 @@ type Guard struct {
 	rules    atomic.Pointer[Ruleset]
 	passages sync.Pool
 	inFlight atomic.Int64
+	failures rate.Sometimes
+}
+
+// NewGuard returns a guard that refuses everything until it has rules.
+func NewGuard(engine *enforce.Engine, log *slog.Logger, now func() time.Time) *Guard {
+	return &Guard{Engine: engine, Log: log, Now: now, failures: rate.Sometimes{Interval: time.Second}}
 }
 
 // SetRules puts a ruleset in force for all requests that arrive from now on.
 // Before the first call every request is refused.
-func (g *Guard) SetRules(r *Ruleset) { g.rules.Store(r) }
+func (g *Guard) SetRules(r *Ruleset) {
+	r.judged = r.Canon.Protected
+	r.keepTrailer = func(name []byte) bool { return !r.Canon.ForbiddenTrailer(name) }
+	g.rules.Store(r)
+}
 
 // InFlight is the number of requests between their judgement and the end of
 // their answer.
@@ -93,6 +110,7 @@ type passage struct {
 	set      []canon.Field // to be added to what goes upstream
 	scratch  []byte        // holds their values
 	refusal  refusal       // set when the request is refused
+	answer   []http1.Field // of a refusal
 	took     time.Duration // negative: says nothing
 }
 
@@ -140,14 +158,17 @@ func (g *Guard) leave(p *passage) {
 // is the answer.
 func (g *Guard) judge(ctx context.Context, p *passage) bool {
 	if p.rules == nil {
-		p.refusal = refusal{status: http.StatusServiceUnavailable, code: "overloaded", detail: "The proxy is not ready yet: try again shortly.", retryAfter: time.Second}
+		p.refusal = overloaded
 		return false
 	}
 	if v := p.rules.Canon.Canonicalize(&p.req, &p.head); v != canon.Accepted {
 		p.refusal = refusal{status: v.Status(), code: v.Code(), detail: v.Detail()}
-		if g.Refused != nil {
-			g.Refused(v.String())
-		}
+		g.countRefusal(p.refusal.code)
+		return false
+	}
+	if p.namesProtected() {
+		p.refusal = refusal{status: http.StatusBadRequest, code: "bad_request", detail: "Connection names a header field that the proxy sets or judges by."}
+		g.countRefusal(p.refusal.code)
 		return false
 	}
 	for i := range g.Mounts {
@@ -168,6 +189,40 @@ func (g *Guard) judge(ctx context.Context, p *passage) bool {
 	}
 	p.prepare()
 	return true
+}
+
+// namesProtected reports whether a Connection option asks us to remove what we
+// set or judge by: the client's way to strip an identity on its last hop.
+func (p *passage) namesProtected() bool {
+	for i := range p.head.Fields {
+		f := &p.head.Fields[i]
+		if !bytes.EqualFold(f.Name, nameConnection) {
+			continue
+		}
+		for option := range bytes.SplitSeq(f.Value, []byte{','}) {
+			if option = bytes.TrimSpace(option); len(option) > 0 && p.rules.Canon.Protected(option) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func (g *Guard) countRefusal(code string) {
+	if g.Refused != nil {
+		g.Refused(code)
+	}
+}
+
+// countFailure counts a failure of the upstream, and logs one each second: an
+// upstream that is down fails every request.
+func (g *Guard) countFailure(code string, p *passage, err error) {
+	if g.Failed != nil {
+		g.Failed(code)
+	}
+	g.failures.Do(func() {
+		g.Log.Warn("the upstream did not answer as it should; see tokenward_upstream_failures_total for how often", "code", code, "error", err, "request_id", p.id.String())
+	})
 }
 
 // prepare makes the fields that only we set: identity, the believed way to us,
@@ -198,6 +253,7 @@ func (p *passage) prepare() {
 }
 
 var (
+	nameConnection     = []byte("Connection")
 	nameForwardedFor   = []byte("X-Forwarded-For")
 	nameForwardedHost  = []byte("X-Forwarded-Host")
 	nameForwardedProto = []byte("X-Forwarded-Proto")
@@ -215,6 +271,8 @@ type refusal struct {
 	challenge  string // WWW-Authenticate
 	retryAfter time.Duration
 }
+
+var overloaded = refusal{status: http.StatusServiceUnavailable, code: "overloaded", detail: "The proxy cannot take the request just now: try again shortly.", retryAfter: time.Second}
 
 func refusalOf(d *enforce.Decision) refusal {
 	r := refusal{status: d.Status(), code: d.Reason.Code(), detail: d.Detail(), retryAfter: d.RetryAfter}

@@ -95,6 +95,7 @@ func FillHead(dst *canon.Head, r *http.Request) {
 	dst.Method, dst.Target = []byte(r.Method), []byte(r.RequestURI)
 	dst.Major, dst.Minor = uint8(r.ProtoMajor), uint8(r.ProtoMinor) //nolint:gosec // single digits
 	dst.TLS = r.TLS != nil
+	dst.Upgrade = r.Header.Get("Upgrade") != ""
 	dst.Peer = peerOf(r.RemoteAddr)
 	dst.Fields = dst.Fields[:0]
 	switch {
@@ -188,15 +189,8 @@ func (h *HTTP) upstreamFailed(w http.ResponseWriter, r *http.Request, err error)
 		return // the client is gone, and so is the answer's reader
 	}
 	p.refusal = upstreamRefusal(classifyError(err))
-	h.guard.failed(p, err)
+	h.guard.countFailure(p.refusal.code, p, err)
 	h.refuse(w, r, p)
-}
-
-func (g *Guard) failed(p *passage, err error) {
-	if g.Failed != nil {
-		g.Failed(p.refusal.code)
-	}
-	g.Log.Warn("the upstream did not answer", "code", p.refusal.code, "error", err, "request_id", p.id.String())
 }
 
 // failure says how an upstream failed.
@@ -207,6 +201,8 @@ const (
 	failureRefused
 	failureTimeout
 	failureDialTimeout
+
+	numFailures
 )
 
 func classifyError(err error) failure {
@@ -225,6 +221,8 @@ func classifyError(err error) failure {
 	return failureBroke
 }
 
+const codeUpstreamBroke = "upstream_broke"
+
 func upstreamRefusal(f failure) refusal {
 	switch f {
 	case failureRefused:
@@ -233,9 +231,9 @@ func upstreamRefusal(f failure) refusal {
 		return refusal{status: http.StatusGatewayTimeout, code: "upstream_timeout", detail: "The API behind this proxy did not answer in time."}
 	case failureDialTimeout:
 		return refusal{status: http.StatusGatewayTimeout, code: "upstream_dial_timeout", detail: "The API behind this proxy could not be reached in time."}
-	case failureBroke:
+	case failureBroke, numFailures:
 	}
-	return refusal{status: http.StatusBadGateway, code: "upstream_broke", detail: "The API behind this proxy broke off its answer."}
+	return refusal{status: http.StatusBadGateway, code: codeUpstreamBroke, detail: "The API behind this proxy broke off its answer."}
 }
 
 // logWriter passes what net/http logs by itself to the log, one record a line.

@@ -21,3 +21,10 @@ func newRequestID() requestID {
 }
 
 func (id *requestID) String() string { return string(id[:]) }
+
+// NewRequestID returns a request id for a listener of its own, such as the one
+// of the token APIs.
+func NewRequestID() string {
+	id := newRequestID()
+	return id.String()
+}

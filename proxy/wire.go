@@ -1,0 +1,208 @@
+package proxy
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"maps"
+	"slices"
+
+	"tokenward/enforce/canon"
+	"tokenward/proxy/http1"
+)
+
+// Wire is the door over the HTTP/1.1 engine. A forwarded request allocates
+// nothing here, and its bytes are copied once.
+type Wire struct {
+	guard    *Guard
+	upstream *http1.Upstream
+	options  WireOptions
+}
+
+// WireOptions bound a request on its way through [Wire]. Zero fields mean the
+// engine's defaults.
+type WireOptions struct {
+	MaxBodyBytes int64 // of a request's body; 0: any
+}
+
+// NewWire returns the door to one upstream, which stays the caller's to close.
+func NewWire(g *Guard, upstream *http1.Upstream, o WireOptions) *Wire {
+	return &Wire{guard: g, upstream: upstream, options: o}
+}
+
+// Serve handles one exchange: it is the Handler of an [http1.Server].
+func (w *Wire) Serve(x *http1.Exchange) {
+	p := w.guard.enter()
+	defer w.guard.leave(p)
+	r := x.Request()
+	p.head.Method, p.head.Target = r.Method, r.Target
+	p.head.Major, p.head.Minor = 1, uint8(r.Minor) //nolint:gosec // 0 or 1
+	p.head.TLS = x.TLS() != nil
+	p.head.Peer = x.Peer()
+	for _, f := range r.Fields {
+		p.head.Fields = append(p.head.Fields, canon.Field(f))
+	}
+	p.head.Upgrade = len(r.Upgrade) > 0
+	// A look-up is not worth cancelling: it ends within the store's own bounds.
+	if !w.guard.judge(context.Background(), p) {
+		w.refuse(x, p)
+		return
+	}
+	if p.mount != nil {
+		http1.Adapter(p.mount)(x)
+		return
+	}
+	w.forward(x, p)
+}
+
+func (w *Wire) refuse(x *http1.Exchange, p *passage) {
+	p.answer = p.answer[:0]
+	p.refusal.fields(&p.id, func(name, value string) {
+		p.answer = append(p.answer, http1.Field{Name: []byte(name), Value: []byte(value)})
+	})
+	p.scratch = p.refusal.appendBody(p.scratch[:0], &p.id)
+	_ = x.Respond(p.refusal.status, p.answer, p.scratch) // a client that is gone needs no answer
+}
+
+func (w *Wire) forward(x *http1.Exchange, p *passage) {
+	e := x.Edit()
+	e.Target, e.Host = p.req.Target(), p.req.Authority
+	for i := range p.head.Fields {
+		if p.req.Disposition(i) != canon.Forward {
+			e.Drop = append(e.Drop, i)
+		}
+	}
+	for i := range p.set {
+		e.Add(string(p.set[i].Name), p.set[i].Value)
+	}
+	e.AddAnswer(headerRequestID, p.id[:])
+	e.Judged = p.rules.judged
+	e.KeepTrailer = p.rules.keepTrailer
+	e.MaxBody = w.options.MaxBodyBytes
+	e.Upgrade = true
+	if _, announced := p.req.Subprotocols(); announced != "" {
+		e.Answer = func(r *http1.Response, e *http1.Edit) { selectSubprotocol(r, e, announced) }
+	}
+	result, err := x.Forward(w.upstream, e)
+	switch {
+	case result.Upgraded:
+		p.took = -1
+	case err == nil:
+	case result.HeadSent || result.Stage == http1.StageClient || result.Stage == http1.StageCut:
+		p.took = -1
+		if result.Stage != http1.StageClient && result.Stage != http1.StageCut {
+			w.guard.countFailure(codeUpstreamBroke, p, err)
+		}
+	default:
+		w.answerFailure(x, p, &result, err)
+	}
+}
+
+// selectSubprotocol selects the protocol that carried the credential where the
+// upstream selected none: a browser gives up otherwise.
+func selectSubprotocol(r *http1.Response, e *http1.Edit, announced string) {
+	if r.Status != 101 {
+		return
+	}
+	for _, f := range r.Fields {
+		if bytes.EqualFold(f.Name, nameSubprotocol) {
+			return
+		}
+	}
+	e.AddAnswer("Sec-WebSocket-Protocol", []byte(announced))
+}
+
+// answerFailure answers for an exchange that could not be forwarded and of which
+// the client has seen nothing yet.
+func (w *Wire) answerFailure(x *http1.Exchange, p *passage, result *http1.Result, err error) {
+	switch result.Stage {
+	case http1.StageRequest:
+		p.refusal = requestRefusal(err)
+		w.guard.countRefusal(p.refusal.code)
+	case http1.StagePool:
+		p.refusal = overloaded
+		w.guard.countFailure(p.refusal.code, p, err)
+	case http1.StageEdit:
+		p.refusal = refusal{status: 500, code: "internal_error", detail: "The proxy could not forward the request."}
+		w.guard.Log.Error("a request could not be edited for forwarding: this is a fault of tokenward", "error", err, "request_id", p.id.String())
+	case http1.StageDial:
+		p.refusal = upstreamRefusal(failureRefused)
+		if result.Timeout {
+			p.refusal = upstreamRefusal(failureDialTimeout)
+		}
+		w.guard.countFailure(p.refusal.code, p, err)
+	default:
+		p.refusal = upstreamRefusal(failureBroke)
+		if result.Timeout {
+			p.refusal = upstreamRefusal(failureTimeout)
+		}
+		w.guard.countFailure(p.refusal.code, p, err)
+	}
+	w.refuse(x, p)
+}
+
+// requestRefusal is the answer to a request whose body or framing was found
+// faulty only while it was forwarded.
+func requestRefusal(err error) refusal {
+	if e, ok := errors.AsType[*http1.ProtocolError](err); ok {
+		return protocolRefusal(e)
+	}
+	return refusal{status: 400, code: "bad_request", detail: "The request is malformed."}
+}
+
+// Refuse renders the engine's own refusals in the form of all others: it is the
+// Refused hook of an [http1.Server].
+func (w *Wire) Refuse(r http1.Refusal) http1.Answer {
+	if r.Status == 0 { // too many connections: closed without an answer
+		w.guard.countRefusal(overloaded.code)
+		return http1.Answer{}
+	}
+	id := newRequestID()
+	out := protocolRefusal(r.ProtocolError)
+	w.guard.countRefusal(out.code)
+	var a http1.Answer
+	out.fields(&id, func(name, value string) {
+		a.Fields = append(a.Fields, http1.Field{Name: []byte(name), Value: []byte(value)})
+	})
+	a.Body = out.appendBody(nil, &id)
+	return a
+}
+
+func protocolRefusal(e *http1.ProtocolError) refusal {
+	return refusal{status: e.Status, code: statusCode(e.Status), detail: "The request is not acceptable HTTP/1.1: " + e.Code + "."}
+}
+
+// protocolCodes are the codes of design section 6 for requests that are refused
+// as HTTP.
+var protocolCodes = map[int]string{
+	400: "bad_request",
+	405: "method_not_allowed",
+	408: "request_timeout",
+	413: "content_too_large",
+	414: "uri_too_long",
+	417: "expectation_failed",
+	431: "header_fields_too_large",
+	501: "not_implemented",
+	505: "http_version_not_supported",
+}
+
+func statusCode(status int) string {
+	if code, ok := protocolCodes[status]; ok {
+		return code
+	}
+	return protocolCodes[400]
+}
+
+// RefusalCodes returns the codes that [Guard.Refused] is called with.
+func RefusalCodes() []string {
+	return append(slices.Sorted(maps.Values(protocolCodes)), overloaded.code)
+}
+
+// FailureCodes returns the codes that [Guard.Failed] is called with.
+func FailureCodes() []string {
+	codes := []string{overloaded.code}
+	for f := range numFailures {
+		codes = append(codes, upstreamRefusal(f).code)
+	}
+	return codes
+}
