@@ -67,24 +67,17 @@ type start struct {
 	Time    Moment `json:"time"`    // when the file was begun
 }
 
-// appendBody begins a line: all of it up to its chain value.
+// appendBody begins a line: all of it up to its chain value. Only events have a source.
 func appendBody(dst []byte, n uint64, kind lineKind, source string, seq uint64, value []byte) []byte {
 	dst = append(dst, `{"n":`...)
 	dst = strconv.AppendUint(dst, n, 10)
-	switch kind {
-	case kindStart:
-		dst = append(dst, `,"log":`...)
-	case kindHead:
-		dst = append(dst, `,"head":`...)
-	case kindEvent:
-		if source != "" {
-			dst = append(dst, `,"source":"`...)
-			dst = append(dst, source...)
-			dst = append(dst, `","seq":`...)
-			dst = strconv.AppendUint(dst, seq, 10)
-		}
-		dst = append(dst, `,"event":`...)
+	if source != "" {
+		dst = append(dst, `,"source":"`...)
+		dst = append(dst, source...)
+		dst = append(dst, `","seq":`...)
+		dst = strconv.AppendUint(dst, seq, 10)
 	}
+	dst = append(dst, kindMarks[kind]...)
 	return append(dst, value...)
 }
 
@@ -98,6 +91,7 @@ func appendChain(dst []byte, c chainValue) []byte {
 // parseLine takes a line without its line break apart. It accepts exactly what
 // appendBody and appendChain write around one JSON object; whether the object
 // is a proper event, and the chain value true, is for the caller to find out.
+// With an error it returns no more than the chain value, if that can be read.
 func parseLine(text []byte) (line, error) {
 	if len(text) >= maxLineBytes {
 		return line{}, fmt.Errorf("it is longer than %d bytes", maxLineBytes)
@@ -106,15 +100,31 @@ func parseLine(text []byte) (line, error) {
 		return line{}, errors.New("it is too short")
 	}
 	body, suffix := text[:len(text)-suffixBytes], text[len(text)-suffixBytes:]
-	l := line{body: body}
+	chain, err := parseChain(suffix)
+	if err != nil {
+		return line{}, err
+	}
+	l, err := parseBody(body)
+	if err != nil {
+		return line{chain: chain}, err
+	}
+	l.body, l.chain = body, chain
+	return l, nil
+}
+
+func parseChain(suffix []byte) (c chainValue, err error) {
 	digits, ok := bytes.CutPrefix(suffix, []byte(chainMark))
 	if !ok || !bytes.HasSuffix(digits, []byte(chainEnd)) {
-		return line{}, errors.New("it does not end in a chain value")
+		return c, errors.New("it does not end in a chain value")
 	}
-	digits = digits[:2*len(l.chain)]
-	if _, err := hex.Decode(l.chain[:], digits); err != nil || !bytes.Equal(digits, bytes.ToLower(digits)) {
-		return line{}, errors.New("its chain value is not in lower-case hexadecimal")
+	digits = digits[:2*len(c)]
+	if _, err := hex.Decode(c[:], digits); err != nil || !bytes.Equal(digits, bytes.ToLower(digits)) {
+		return chainValue{}, errors.New("its chain value is not in lower-case hexadecimal")
 	}
+	return c, nil
+}
+
+func parseBody(body []byte) (l line, err error) {
 	rest, ok := bytes.CutPrefix(body, []byte(`{"n":`))
 	if !ok {
 		return line{}, errors.New("it does not begin with its number")

@@ -697,20 +697,29 @@ func looksTorn(torn []byte, n uint64) bool {
 // number from 1. It returns what follows the last line break. The text is
 // valid until fn returns.
 func readLines(r io.Reader, fn func(at int, text []byte) error) (torn []byte, err error) {
-	br := bufio.NewReaderSize(r, maxLineBytes+1)
-	for at := 1; ; at++ {
+	br := bufio.NewReaderSize(r, 64<<10)
+	var long []byte // what was read of a line that is longer than br's buffer
+	for at := 1; ; {
 		text, err := br.ReadSlice('\n')
+		if len(long) > 0 || errors.Is(err, bufio.ErrBufferFull) {
+			long = append(long, text...)
+			text = long
+		}
 		switch {
+		case len(text) > maxLineBytes:
+			return nil, fmt.Errorf("line %d is longer than any line of an audit log", at)
+		case errors.Is(err, bufio.ErrBufferFull):
+			continue
 		case errors.Is(err, io.EOF):
 			return bytes.Clone(text), nil
-		case errors.Is(err, bufio.ErrBufferFull):
-			return nil, fmt.Errorf("line %d is longer than any line of an audit log", at)
 		case err != nil:
 			return nil, err
 		}
 		if err := fn(at, text[:len(text)-1]); err != nil {
 			return nil, err
 		}
+		long = long[:0]
+		at++
 	}
 }
 

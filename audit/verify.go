@@ -4,6 +4,7 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"hash"
 	"io/fs"
 	"os"
 	"slices"
@@ -102,7 +103,7 @@ type verifier struct {
 	keys     Keys
 	report   Report
 	wanted   map[uint64][]Head
-	mac      []byte // of the file being read
+	macs     []hash.Hash // that the file being read can be under: one, once its first line is read
 	good     anchor
 	suspects []suspect
 	dropped  int  // suspects that are no longer held
@@ -119,13 +120,16 @@ type anchor struct {
 type suspect struct {
 	file  string
 	at    int
-	n     uint64 // as the line says; 0 if it cannot be read
-	chain chainValue
-	known bool // whether chain could be read
+	n     uint64     // as the line says; 0 if the line cannot be read
+	chain chainValue // as the line ends; zero if in no chain value
 }
 
-// maxSuspects bounds how many lines of one fault are held.
-const maxSuspects = 4096
+const (
+	// maxSuspects bounds how many lines of one fault are held, and
+	// maxLinks how many of them, from the last, a line is tried on.
+	maxSuspects = 4096
+	maxLinks    = 8
+)
 
 // file checks one file's lines.
 func (v *verifier) file(name string, last bool) error {
@@ -139,6 +143,13 @@ func (v *verifier) file(name string, last bool) error {
 	}
 	defer f.Close()
 	v.report.Files = append(v.report.Files, name)
+	v.macs = nil
+	if !v.keyed {
+		v.macs = append(v.macs, chainHash(nil))
+	}
+	for _, k := range v.keys.MAC {
+		v.macs = append(v.macs, chainHash(k))
+	}
 	torn, err := readLines(f, func(at int, text []byte) error { return v.line(name, at, text) })
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
@@ -156,30 +167,29 @@ func (v *verifier) file(name string, last bool) error {
 func (v *verifier) line(name string, at int, text []byte) error {
 	ln, err := parseLine(text)
 	if err != nil {
-		v.suspect(suspect{file: name, at: at})
+		v.suspect(suspect{file: name, at: at, chain: ln.chain})
 		return nil
 	}
-	first := v.report.First == 0
-	if ln.kind == kindStart {
-		if err := v.begin(name, at, ln); err != nil {
+	if ln.kind == kindStart && at == 1 {
+		if err := v.begin(name, ln); err != nil {
 			return err
 		}
 	}
-	if first && v.report.First == 0 {
-		v.suspect(suspect{file: name, at: at, n: ln.n, chain: ln.chain, known: true})
-		return nil
-	}
 	from, ok := v.follows(ln)
 	if !ok {
-		v.suspect(suspect{file: name, at: at, n: ln.n, chain: ln.chain, known: true})
+		v.suspect(suspect{file: name, at: at, n: ln.n, chain: ln.chain})
 		return nil
 	}
 	v.settle(ln.n)
-	if ln.kind == kindEvent {
-		v.report.Events++
+	if v.report.First == 0 {
+		v.report.First = ln.n
 	}
-	if ln.kind == kindHead {
+	switch ln.kind {
+	case kindEvent:
+		v.report.Events++
+	case kindHead:
 		v.checkSigned(name, at, ln, from)
+	case kindStart:
 	}
 	v.good = anchor{ln.n, ln.chain}
 	v.report.Last = ln.n
@@ -188,50 +198,72 @@ func (v *verifier) line(name string, at int, text []byte) error {
 }
 
 // begin takes over what the first line of a file says.
-func (v *verifier) begin(name string, at int, ln line) error {
+func (v *verifier) begin(name string, ln line) error {
 	s, err := parseStart(ln)
-	if err != nil || at != 1 {
-		return nil // the line will be a suspect: the chain does not hold with the key before
+	if err != nil {
+		return nil // the line is not proven, then
 	}
 	mac, ok := keyNamed(v.keys.MAC, s.Key)
 	if !ok {
 		return fmt.Errorf("%s was written under the MAC key %s, which was not given; give every key the log was written under", name, s.Key)
 	}
-	v.mac = mac
+	v.macs = []hash.Hash{chainHash(mac)}
 	switch {
 	case mac != nil && !v.keyed:
 		v.keyed, v.report.MACFrom = true, ln.n
 	case mac == nil && v.keyed:
-		v.report.MACFrom, v.keyed = 0, false
-		v.fault(Fault{File: name, FileLine: at, From: ln.n, To: ln.n, What: "the file is without a MAC, though the one before has one"})
+		v.keyed, v.report.MACFrom = false, 0
+		v.fault(Fault{File: name, FileLine: 1, From: ln.n, To: ln.n, What: "the file is without a MAC, though the one before has one"})
 	}
-	if v.report.First == 0 {
-		v.report.Log, v.report.First = s.ID, ln.n
-		prev, _ := s.prev()
-		v.good = anchor{ln.n - 1, prev}
-		if ln.n == 1 && prev != (chainValue{}) {
-			v.fault(Fault{File: name, FileLine: at, From: 1, To: 1, What: "the first line of the log claims to follow another"})
+	if v.report.Log != "" {
+		if s.ID != v.report.Log {
+			v.fault(Fault{File: name, FileLine: 1, From: ln.n, To: ln.n, What: "the file belongs to another log, " + s.ID})
 		}
-	} else if s.ID != v.report.Log {
-		v.fault(Fault{File: name, FileLine: at, From: ln.n, To: ln.n, What: "the file belongs to another log, " + s.ID})
+		return nil
+	}
+	// The files before it, if there were any, are not here: what it says it
+	// follows is taken as given, if the line itself holds.
+	prev, _ := s.prev()
+	if _, ok := v.linked(prev, ln); ok && (ln.n > 1 || prev == (chainValue{})) {
+		v.report.Log = s.ID
+		if v.report.First == 0 && len(v.suspects) == 0 {
+			v.good = anchor{ln.n - 1, prev}
+		}
 	}
 	return nil
 }
 
 // follows returns the chain value that ln follows from, if it is a known one.
+// No line is proven whose number is not above the last proven one: it may be
+// part of a run that stands twice.
 func (v *verifier) follows(ln line) (chainValue, bool) {
-	h := chainHash(v.mac)
-	if ln.n == v.good.n+1 && v.good.chain.next(h, ln.body) == ln.chain {
-		return v.good.chain, true
+	if ln.n <= v.good.n {
+		return chainValue{}, false
 	}
-	for i := len(v.suspects) - 1; i >= 0 && i >= len(v.suspects)-64; i-- {
-		s := v.suspects[i]
-		place := v.good.n + uint64(v.dropped+i) + 1 // the number it should have if nothing is missing
-		if s.known && (ln.n == s.n+1 || ln.n == place+1) && ln.n > v.good.n && s.chain.next(h, ln.body) == ln.chain {
-			return s.chain, true
+	if ln.n == v.good.n+1 {
+		if c, ok := v.linked(v.good.chain, ln); ok {
+			return c, true
+		}
+	}
+	for i := len(v.suspects) - 1; i >= max(0, len(v.suspects)-maxLinks); i-- {
+		if s := v.suspects[i]; s.chain != (chainValue{}) {
+			if c, ok := v.linked(s.chain, ln); ok {
+				return c, true
+			}
 		}
 	}
 	return chainValue{}, false
+}
+
+// linked reports whether ln follows the line with the chain value c, and returns c.
+func (v *verifier) linked(c chainValue, ln line) (chainValue, bool) {
+	for _, h := range v.macs {
+		if c.next(h, ln.body) == ln.chain {
+			v.macs = []hash.Hash{h}
+			return c, true
+		}
+	}
+	return c, false
 }
 
 func (v *verifier) suspect(s suspect) {
@@ -243,39 +275,48 @@ func (v *verifier) suspect(s suspect) {
 	v.suspects = append(v.suspects, s)
 }
 
-// settle makes one fault of the suspects, and of a gap before line n, which is
-// proven.
+// settle makes one fault of the suspects before line n, which is proven.
 func (v *verifier) settle(n uint64) {
 	if len(v.suspects) == 0 {
 		return
 	}
-	first := v.suspects[0]
-	f := Fault{File: first.file, FileLine: first.at, From: v.good.n + 1, To: n - 1}
-	have, want := len(v.suspects)+v.dropped, int(n-1-v.good.n)
-	var numbers []uint64
-	readable := true
-	for _, s := range v.suspects {
-		readable = readable && s.known
-		if s.known {
-			numbers = append(numbers, s.n)
+	have := uint64(len(v.suspects) + v.dropped)
+	before := v.good.n
+	if v.report.First == 0 {
+		// Nothing was proven yet. If all can be read, they are taken for the
+		// first lines there are; else there is no telling how many it were.
+		unreadable := func(s suspect) bool { return s.n == 0 }
+		if n > have && !slices.ContainsFunc(v.suspects, unreadable) {
+			before = n - 1 - have
 		}
-		if s.known && s.n < f.From && s.n > 0 {
-			f.From = s.n
+		v.report.First = before + 1
+	}
+	want := n - 1 - before
+	f := Fault{File: v.suspects[0].file, FileLine: v.suspects[0].at, From: before + 1, To: n - 1}
+	readable, ordered := true, true
+	previous := uint64(0)
+	for _, s := range v.suspects {
+		readable = readable && s.n > 0
+		if s.n == 0 {
+			continue
+		}
+		ordered = ordered && s.n > previous
+		previous = s.n
+		if have > want {
+			f.From, f.To = min(f.From, s.n), max(f.To, min(s.n, n))
 		}
 	}
-	f.To = max(f.To, f.From)
-	inOrder := slices.IsSorted(numbers)
 	switch {
 	case have < want:
-		f.What = fmt.Sprintf("%d of these %d lines are missing, and the other cannot be proven", want-have, want)
+		f.What = fmt.Sprintf("%d of %d lines are missing or run together, the rest cannot be proven", want-have, want)
 	case have > want:
-		f.What = fmt.Sprintf("%d lines stand here that were doubled, moved or put in", have-want)
-	case !inOrder:
-		f.What = "the lines are not in their order"
+		f.What = fmt.Sprintf("%d lines too many: doubled, moved or put in", have-want)
 	case !readable:
-		f.What = "changed after it was written, and unreadable"
+		f.What = "changed after they were written, and unreadable"
+	case !ordered:
+		f.What = "not in their order"
 	default:
-		f.What = "changed after it was written"
+		f.What = "changed after they were written"
 	}
 	v.fault(f)
 	v.suspects, v.dropped = v.suspects[:0], 0
@@ -283,7 +324,7 @@ func (v *verifier) settle(n uint64) {
 
 // checkSigned checks a signed head that stands in the log.
 func (v *verifier) checkSigned(name string, at int, ln line, prev chainValue) {
-	if v.keys.Signing == nil {
+	if v.keys.Signing == nil || v.report.Log == "" {
 		return
 	}
 	h, err := parseHeadLine(ln, v.report.Log, prev)
@@ -314,8 +355,15 @@ func (v *verifier) checkWanted(name string, at int) {
 
 // end settles what is open at the end of the last file.
 func (v *verifier) end(path string) {
-	if len(v.suspects) > 0 {
-		v.settle(v.good.n + uint64(len(v.suspects)+v.dropped) + 1)
+	next := v.good.n + uint64(v.dropped) + 1
+	for _, s := range v.suspects {
+		if s.n == 0 || s.n > v.good.n { // else it stood before
+			next++
+		}
+	}
+	v.settle(next)
+	if v.report.First == 0 {
+		v.fault(Fault{File: path, From: 1, To: 1, What: "there is not one line"})
 	}
 	for _, n := range sortedKeys(v.wanted) {
 		for _, h := range v.wanted[n] {
