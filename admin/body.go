@@ -276,6 +276,13 @@ func (o *Object) Has(name string) bool {
 	return ok
 }
 
+// IsText reports whether the field is there and a string. It does not count as
+// having asked for it, and records no fault.
+func (o *Object) IsText(name string) bool {
+	_, ok := o.values[name].(string)
+	return ok
+}
+
 // Names returns the names in the order they came.
 func (o *Object) Names() []string { return o.names }
 

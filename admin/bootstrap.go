@@ -38,8 +38,11 @@ func (s *Service) Bootstrap(ctx context.Context, secret tokenstore.Secret) (Made
 	c := Operator("")
 	var made Made
 	err = s.writer.Change(ctx, func(tx tokenstore.Tx) error {
-		if _, err := tx.Token(1); !errors.Is(err, tokenstore.ErrNotFound) {
-			return errors.Join(ErrInitialised, err)
+		switch _, err := tx.Token(1); {
+		case err == nil:
+			return ErrInitialised
+		case !errors.Is(err, tokenstore.ErrNotFound):
+			return err
 		}
 		t, err := s.putRoot(tx, c, verbBootstrap, secret)
 		made = Made{Token: t, Secret: secret}

@@ -113,6 +113,9 @@ func (f *Face) call(a *answer, r *http.Request, h Handler) (err error) {
 		}
 	}()
 	c, refused := f.Gate.Authenticate(r)
+	if refused == nil && (c.Token == nil || c.Secret == nil) {
+		refused = refuse(KindMissingToken, "An API token is required.")
+	}
 	if refused != nil {
 		c = Caller{}
 	}

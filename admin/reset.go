@@ -16,6 +16,11 @@ type ResetSpec struct {
 	Expiry        *tokenstore.Expiry
 	DefaultExpiry *tokenstore.Expiry
 
+	// Check refuses what the face's contract cannot reset. It gets the target, once
+	// the caller is known to see it and to have the right to write; nil refuses
+	// nothing.
+	Check func(old *tokenstore.Token) error
+
 	Once *Once
 }
 
@@ -44,6 +49,11 @@ func (s *Service) Reset(ctx context.Context, c Caller, target Target, spec Reset
 		}
 		if err := renewable(old, now); err != nil {
 			return err
+		}
+		if spec.Check != nil {
+			if err := spec.Check(old); err != nil {
+				return err
+			}
 		}
 		next, err := s.successor(tx, m, old, &spec, now)
 		if err != nil {

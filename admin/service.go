@@ -197,20 +197,21 @@ func Operator(requestID string) Caller {
 // IsRoot reports whether the caller claims the powers of root.
 func (c Caller) IsRoot() bool { return c.operator || c.Token != nil && c.Token.IsRoot() }
 
-// holdsScope reports whether the caller's token had the scope when the request
-// came in.
-func (c Caller) holdsScope(scope string) bool {
-	return c.operator || c.Token != nil && c.Token.HasScope(scope)
-}
-
-// MayWrite reports, as an error, why the caller may change no token but itself:
-// a scope is missing, the secret is in its grace period, or the token is
-// restricted without a write grant on its account. A face whose contract puts
-// this check at a certain place calls it there; every verb makes it anyway.
-func (s *Service) MayWrite(c Caller) error {
+// MayWrite reports, as an error, why the caller may not change the target, or
+// with a zero Target.ID any token but itself: the target is not there for it, a
+// scope is missing, the secret is in its grace period, or the token is
+// restricted without a write grant on its account. Every verb checks this itself;
+// a face calls it where its contract puts the check before others that the
+// face makes.
+func (s *Service) MayWrite(ctx context.Context, c Caller, target Target) error {
 	m, err := s.manager(c, c.Token, s.Now())
 	if err != nil {
 		return err
+	}
+	if target.ID != 0 {
+		if _, err := m.find(target, func(id tokenstore.ID) (*tokenstore.Token, error) { return s.reader.ByID(ctx, id) }); err != nil {
+			return err
+		}
 	}
 	return m.mayWrite()
 }

@@ -1,0 +1,125 @@
+package fynn
+
+import (
+	"net/http"
+	"strings"
+
+	"tokenward/admin"
+)
+
+// statuses has every kind of error. An unknown one is a fault of ours.
+var statuses = map[admin.Kind]int{
+	admin.KindInternal:       http.StatusInternalServerError,
+	admin.KindMissingToken:   http.StatusUnauthorized,
+	admin.KindInvalidToken:   http.StatusUnauthorized,
+	admin.KindAmbiguous:      http.StatusBadRequest,
+	admin.KindSource:         http.StatusForbidden,
+	admin.KindScope:          http.StatusForbidden,
+	admin.KindAccess:         http.StatusForbidden,
+	admin.KindGrace:          http.StatusForbidden,
+	admin.KindWider:          http.StatusForbidden,
+	admin.KindNotFound:       http.StatusNotFound,
+	admin.KindNoPath:         http.StatusNotFound,
+	admin.KindMethod:         http.StatusMethodNotAllowed,
+	admin.KindMalformed:      http.StatusBadRequest,
+	admin.KindMediaType:      http.StatusUnsupportedMediaType,
+	admin.KindTooLarge:       http.StatusRequestEntityTooLarge,
+	admin.KindInvalid:        http.StatusUnprocessableEntity,
+	admin.KindConflict:       http.StatusConflict,
+	admin.KindPrecondition:   http.StatusPreconditionFailed,
+	admin.KindKeyReused:      http.StatusUnprocessableEntity,
+	admin.KindRateLimited:    http.StatusTooManyRequests,
+	admin.KindUnavailable:    http.StatusServiceUnavailable,
+	admin.KindOutcomeUnknown: http.StatusInternalServerError,
+	admin.KindBadGateway:     http.StatusBadGateway,
+	admin.KindGatewayTimeout: http.StatusGatewayTimeout,
+}
+
+// details stand in where an error brings none.
+var details = map[admin.Kind]string{
+	admin.KindInternal:       "Something went wrong on our side.",
+	admin.KindMissingToken:   "API token not found.",
+	admin.KindInvalidToken:   "Invalid API token.",
+	admin.KindNotFound:       "There is no such token.",
+	admin.KindRateLimited:    "Too many requests: try again later.",
+	admin.KindUnavailable:    "The service is not available just now: try again shortly.",
+	admin.KindBadGateway:     "The service behind did not answer as it should.",
+	admin.KindGatewayTimeout: "The service behind did not answer in time.",
+}
+
+// problem is the body of an error (RFC 9457), with the member that clients of
+// this API read instead of detail.
+type problem struct {
+	Type       string      `json:"type"`
+	Title      string      `json:"title"`
+	Status     int         `json:"status"`
+	Detail     string      `json:"detail"`
+	Message    string      `json:"message"` // equal to Detail
+	Violations []violation `json:"violations,omitempty"`
+}
+
+// violation is one field of the request that is wrong.
+type violation struct {
+	PropertyPath string `json:"propertyPath"`
+	Message      string `json:"message"`
+}
+
+// writeError is the Refuse of the face.
+func writeError(w http.ResponseWriter, _ *http.Request, e *admin.Error) {
+	status, ok := statuses[e.Kind]
+	if !ok {
+		status, e = http.StatusInternalServerError, &admin.Error{Kind: admin.KindInternal}
+	}
+	if challenge := admin.Challenge(e); challenge != "" {
+		w.Header().Set("WWW-Authenticate", challenge)
+	}
+	detail := detailOf(e, status)
+	if status == http.StatusUnauthorized {
+		_ = admin.WriteJSON(w, status, mediaType, struct {
+			Code    int    `json:"code"`
+			Message string `json:"message"`
+		}{status, detail}) // the client is gone: nobody is left to tell
+		return
+	}
+	p := problem{Type: "about:blank", Title: http.StatusText(status), Status: status, Detail: detail}
+	if e.Kind == admin.KindInvalid {
+		p.Violations = violations(e)
+		p.Detail = summary(p.Violations)
+	}
+	p.Message = p.Detail
+	_ = admin.WriteJSON(w, status, "application/problem+json", p) // likewise
+}
+
+func detailOf(e *admin.Error, status int) string {
+	if e.Detail != "" {
+		return e.Detail
+	}
+	if detail, ok := details[e.Kind]; ok {
+		return detail
+	}
+	return http.StatusText(status) + "."
+}
+
+// violations names the fields as the client sent them.
+func violations(e *admin.Error) []violation {
+	all := make([]violation, 0, len(e.Fields))
+	for _, f := range e.Fields {
+		path := f.Field
+		switch path {
+		case "name":
+			path = "description"
+		case "expires_at":
+			path = "expiresAt"
+		}
+		all = append(all, violation{path, "This value " + f.Detail + "."})
+	}
+	return all
+}
+
+func summary(all []violation) string {
+	lines := make([]string, len(all))
+	for i, v := range all {
+		lines[i] = v.PropertyPath + ": " + v.Message
+	}
+	return strings.Join(lines, "\n")
+}

@@ -1,0 +1,434 @@
+// Package native is the product's own token API, `/v1`, over [admin.Service]:
+// everything that a token can be, told in full.
+package native
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/gorilla/mux"
+
+	"tokenward/admin"
+	"tokenward/tokenstore"
+)
+
+// Name is the API's name in Caller.API, admin.mount and audit events.
+const Name = "native"
+
+// Options are what the listener lends to the face.
+type Options struct {
+	// CursorKey signs the cursors of lists. Nodes that share it take each other's
+	// cursors. nil: a random one, so that cursors end with the process.
+	CursorKey []byte
+
+	// Explain answers `POST /v1/explain`. nil: there is no such path.
+	Explain func(ctx context.Context, q Question) (Explanation, error)
+
+	// Seen tells `GET /v1/whoami` what the listener knows of the request. nil: only
+	// the address is told.
+	Seen func(r *http.Request, c admin.Caller) Seen
+}
+
+// Question is a request that somebody wants to have judged without making it.
+type Question struct {
+	Method  string
+	Target  string
+	Headers []Header
+	From    netip.Addr        // the peer; invalid: not said
+	Token   *tokenstore.Token // as which it would come; nil: without a credential
+}
+
+// Header is one header line.
+type Header struct{ Name, Value string }
+
+// Explanation is how a request would be judged, step by step.
+type Explanation struct {
+	Decision string `json:"decision"` // allow or deny
+	Code     string `json:"code"`
+	Reason   string `json:"reason"`
+	Route    string `json:"route"`
+	Line     int    `json:"line"`
+	Steps    []Step `json:"steps"`
+}
+
+// Step is one step of a judgement.
+type Step struct {
+	Step   string `json:"step"`
+	OK     bool   `json:"ok"`
+	Detail string `json:"detail"`
+}
+
+// Seen is what the listener knows of a request.
+type Seen struct {
+	Peer netip.Addr // who is at the other end of the connection
+	Hop  string     // why the address was believed
+	Left []Left
+}
+
+// Left is what is left of one of the token's limits.
+type Left struct {
+	Limit    string     `json:"limit"` // rate, quota, uses or concurrent
+	Per      string     `json:"per,omitempty"`
+	Left     uint64     `json:"left"`
+	ResetsAt *time.Time `json:"resets_at"`
+}
+
+// Face serves the API.
+type Face struct {
+	service *admin.Service
+	options Options
+	cursors *cursors
+	face    admin.Face
+}
+
+// New returns the face over service, behind gate.
+func New(service *admin.Service, gate admin.Gate, log *slog.Logger, options Options) *Face {
+	if options.CursorKey == nil {
+		options.CursorKey = []byte(rand.Text())
+	}
+	f := &Face{service: service, options: options, cursors: newCursors(options.CursorKey)}
+	f.face = admin.Face{Name: Name, Gate: gate, Log: log, Refuse: writeProblem}
+	return f
+}
+
+// Patterns returns the paths that belong to this API, in the grammar of routes.
+func (f *Face) Patterns() []string {
+	return []string{"/v1/tokens", "/v1/tokens/{rest...}", "/v1/introspect", "/v1/explain", "/v1/whoami"}
+}
+
+// Register adds the API's paths to a router of [admin.NewRouter]. Where a path
+// has an id, `self` stands for the caller's own.
+func (f *Face) Register(r *mux.Router) {
+	on := func(path string, handlers map[string]admin.Handler) {
+		r.Path(path).Handler(f.face.Methods(handlers))
+	}
+	on("/v1/tokens", map[string]admin.Handler{http.MethodGet: f.list, http.MethodPost: f.create})
+	on("/v1/tokens/{id}", map[string]admin.Handler{
+		http.MethodGet: f.get, http.MethodPatch: f.update, http.MethodDelete: f.revoke,
+	})
+	on("/v1/tokens/{id}/rotate", map[string]admin.Handler{http.MethodPost: f.rotate})
+	on("/v1/tokens/{id}/rotate/finish", map[string]admin.Handler{http.MethodPost: f.change(f.service.FinishRotation)})
+	on("/v1/tokens/{id}/reset", map[string]admin.Handler{http.MethodPost: f.reset})
+	on("/v1/tokens/{id}/disable", map[string]admin.Handler{http.MethodPost: f.change(f.service.Disable)})
+	on("/v1/tokens/{id}/enable", map[string]admin.Handler{http.MethodPost: f.change(f.service.Enable)})
+	on("/v1/introspect", map[string]admin.Handler{http.MethodPost: f.introspect})
+	on("/v1/whoami", map[string]admin.Handler{http.MethodGet: f.whoami})
+	if f.options.Explain != nil {
+		on("/v1/explain", map[string]admin.Handler{http.MethodPost: f.explain})
+	}
+	r.PathPrefix("/v1/").Handler(f.face.NoPath())
+}
+
+// target reads the id of the path.
+func target(r *http.Request, c admin.Caller) (admin.Target, error) {
+	raw := mux.Vars(r)["id"]
+	if raw == "self" {
+		return admin.Target{ID: c.Token.ID, Revoked: true}, nil
+	}
+	id, ok := tokenstore.ParseID(raw)
+	if !ok {
+		return admin.Target{}, &admin.Error{Kind: admin.KindNotFound, Detail: "There is no such token."}
+	}
+	return admin.Target{ID: id, Revoked: true}, nil
+}
+
+func (f *Face) create(w http.ResponseWriter, r *http.Request, c admin.Caller) error {
+	body, once, err := f.readOnce(w, r, http.StatusCreated)
+	if err != nil {
+		return err
+	}
+	spec, err := decodeSpec(body)
+	if err != nil {
+		return err
+	}
+	spec.Once = once
+	made, err := f.service.Create(r.Context(), c, spec)
+	if err != nil {
+		return err
+	}
+	return f.writeMade(w, http.StatusCreated, made)
+}
+
+func (f *Face) get(w http.ResponseWriter, r *http.Request, c admin.Caller) error {
+	target, err := target(r, c)
+	if err != nil {
+		return err
+	}
+	t, err := f.service.Get(r.Context(), c, target)
+	if err != nil {
+		return err
+	}
+	return f.writeToken(w, t)
+}
+
+func (f *Face) update(w http.ResponseWriter, r *http.Request, c admin.Caller) error {
+	target, err := target(r, c)
+	if err != nil {
+		return err
+	}
+	revision, err := ifMatch(r)
+	if err != nil {
+		return err
+	}
+	body, err := admin.ReadJSON(w, r)
+	if err != nil {
+		return err
+	}
+	p, err := decodePatch(body)
+	if err != nil {
+		return err
+	}
+	t, err := f.service.Update(r.Context(), c, target, revision, p.merge)
+	if err != nil {
+		return err
+	}
+	return f.writeToken(w, t)
+}
+
+func (f *Face) rotate(w http.ResponseWriter, r *http.Request, c admin.Caller) error {
+	target, err := target(r, c)
+	if err != nil {
+		return err
+	}
+	body, once, err := f.readOnce(w, r, http.StatusOK)
+	if err != nil {
+		return err
+	}
+	spec := admin.RotateSpec{Once: once}
+	spec.OldEnds, _ = body.Time("old_ends_at")
+	if err := faults(body); err != nil {
+		return err
+	}
+	made, err := f.service.Rotate(r.Context(), c, target, spec)
+	if err != nil {
+		return err
+	}
+	return f.writeMade(w, http.StatusOK, made)
+}
+
+func (f *Face) reset(w http.ResponseWriter, r *http.Request, c admin.Caller) error {
+	target, err := target(r, c)
+	if err != nil {
+		return err
+	}
+	body, once, err := f.readOnce(w, r, http.StatusOK)
+	if err != nil {
+		return err
+	}
+	spec := admin.ResetSpec{Expiry: decodeExpiry(body), Once: once}
+	if err := faults(body); err != nil {
+		return err
+	}
+	made, err := f.service.Reset(r.Context(), c, target, spec)
+	if err != nil {
+		return err
+	}
+	return f.writeMade(w, http.StatusOK, made)
+}
+
+// change is a call without a body that changes one token.
+func (f *Face) change(verb func(context.Context, admin.Caller, admin.Target, uint64) (*tokenstore.Token, error)) admin.Handler {
+	return func(w http.ResponseWriter, r *http.Request, c admin.Caller) error {
+		target, err := target(r, c)
+		if err != nil {
+			return err
+		}
+		revision, err := ifMatch(r)
+		if err != nil {
+			return err
+		}
+		body, err := admin.ReadJSON(w, r)
+		if err != nil {
+			return err
+		}
+		if err := faults(body); err != nil {
+			return err
+		}
+		t, err := verb(r.Context(), c, target, revision)
+		if err != nil {
+			return err
+		}
+		return f.writeToken(w, t)
+	}
+}
+
+func (f *Face) revoke(w http.ResponseWriter, r *http.Request, c admin.Caller) error {
+	target, err := target(r, c)
+	if err != nil {
+		return err
+	}
+	q, err := readQuery(r)
+	if err != nil {
+		return err
+	}
+	descendants := q.bool("descendants")
+	q.oneOf("wait", "all") // on a single node every answer is as good as that
+	if err := q.faults(); err != nil {
+		return err
+	}
+	done, err := f.service.Revoke(r.Context(), c, target, descendants)
+	if err != nil {
+		return err
+	}
+	answer := struct {
+		Revoked []uint64 `json:"revoked"`
+	}{make([]uint64, 0, len(done.IDs))}
+	for _, id := range done.IDs {
+		answer.Revoked = append(answer.Revoked, uint64(id))
+	}
+	return admin.WriteJSON(w, http.StatusOK, mediaType, answer)
+}
+
+// introspect answers by RFC 7662. What is no token, what has ended and what the
+// caller may not see are one and the same.
+func (f *Face) introspect(w http.ResponseWriter, r *http.Request, c admin.Caller) error {
+	secret, err := readForm(w, r)
+	if err != nil {
+		return err
+	}
+	answer := introspection{}
+	match, err := f.service.Introspect(r.Context(), c, secret)
+	switch e, ok := errors.AsType[*admin.Error](err); {
+	case ok && e.Kind == admin.KindNotFound:
+	case err != nil:
+		return err
+	default:
+		answer = introspected(match, f.service.Now())
+	}
+	return admin.WriteJSON(w, http.StatusOK, mediaType, answer)
+}
+
+// readForm reads the form of RFC 7662 section 2.1.
+func readForm(w http.ResponseWriter, r *http.Request) (tokenstore.Secret, error) {
+	body, err := admin.ReadBody(w, r)
+	if err != nil {
+		return tokenstore.Secret{}, err
+	}
+	if media, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";"); !strings.EqualFold(strings.TrimSpace(media), "application/x-www-form-urlencoded") {
+		return tokenstore.Secret{}, &admin.Error{Kind: admin.KindMediaType, Detail: "The body must be a form: application/x-www-form-urlencoded."}
+	}
+	form, err := url.ParseQuery(string(body))
+	if err != nil || len(form["token"]) != 1 || form.Get("token") == "" {
+		return tokenstore.Secret{}, &admin.Error{Kind: admin.KindMalformed, Detail: "The form must have `token` exactly once."}
+	}
+	return tokenstore.SecretFrom(form.Get("token")), nil
+}
+
+func (f *Face) whoami(w http.ResponseWriter, r *http.Request, c admin.Caller) error {
+	t, err := f.service.Self(r.Context(), c)
+	if err != nil {
+		return err
+	}
+	answer := whoami{Token: render(t, f.service.Now()), Address: addressText(c.Remote), Left: []Left{}}
+	if f.options.Seen != nil {
+		seen := f.options.Seen(r, c)
+		answer.Peer, answer.Hop = addressText(seen.Peer), seen.Hop
+		answer.Left = append(answer.Left, seen.Left...)
+	}
+	return admin.WriteJSON(w, http.StatusOK, mediaType, answer)
+}
+
+func (f *Face) explain(w http.ResponseWriter, r *http.Request, c admin.Caller) error {
+	body, err := admin.ReadJSON(w, r)
+	if err != nil {
+		return err
+	}
+	q, id := decodeQuestion(body)
+	if err := faults(body); err != nil {
+		return err
+	}
+	if id == 0 {
+		id = c.Token.ID
+	}
+	if q.Token, err = f.service.Get(r.Context(), c, admin.Target{ID: id, Revoked: true}); err != nil {
+		return err
+	}
+	answer, err := f.options.Explain(r.Context(), q)
+	if err != nil {
+		return err
+	}
+	return admin.WriteJSON(w, http.StatusOK, mediaType, answer)
+}
+
+// readOnce reads a JSON body and, if the request bears an idempotency key, what
+// makes the verb repeatable.
+func (f *Face) readOnce(w http.ResponseWriter, r *http.Request, status int) (*admin.Object, *admin.Once, error) {
+	raw, err := admin.ReadBody(w, r)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := admin.RequireJSON(r, raw); err != nil {
+		return nil, nil, err
+	}
+	body, err := admin.ParseObject(raw)
+	if err != nil {
+		return nil, nil, err
+	}
+	key, given, err := idempotencyKey(r)
+	if err != nil || !given {
+		return body, nil, err
+	}
+	return body, &admin.Once{
+		Key:     key,
+		Request: admin.RequestDigest(r.Method, r.URL.EscapedPath(), raw),
+		Render:  func(made admin.Made) ([]byte, error) { return admin.EncodeJSON(f.renderMade(made)) },
+	}, nil
+}
+
+// maxKeyBytes bounds an idempotency key.
+const maxKeyBytes = 255
+
+func idempotencyKey(r *http.Request) (key string, given bool, err error) {
+	values := r.Header.Values("Idempotency-Key")
+	if len(values) == 0 {
+		return "", false, nil
+	}
+	visible := func(c rune) bool { return c > ' ' && c < 0x7f }
+	key = values[0]
+	if len(values) > 1 || key == "" || len(key) > maxKeyBytes || strings.ContainsFunc(key, func(c rune) bool { return !visible(c) }) {
+		return "", false, &admin.Error{Kind: admin.KindMalformed, Detail: "Idempotency-Key must come once, with 1 to 255 visible ASCII characters."}
+	}
+	return key, true, nil
+}
+
+// ifMatch reads If-Match: one strong entity tag, which is a revision, or `*`.
+func ifMatch(r *http.Request) (revision uint64, err error) {
+	values := r.Header.Values("If-Match")
+	if len(values) == 0 || len(values) == 1 && values[0] == "*" {
+		return 0, nil
+	}
+	if len(values) == 1 {
+		if tag, ok := strings.CutPrefix(values[0], `"`); ok {
+			tag, ok = strings.CutSuffix(tag, `"`)
+			if revision, number := tokenstore.ParseNumber(tag); ok && number {
+				return revision, nil
+			}
+		}
+	}
+	return 0, &admin.Error{Kind: admin.KindPrecondition, Detail: "If-Match is not the ETag of this token: read the token again."}
+}
+
+func (f *Face) renderMade(made admin.Made) token {
+	wire := render(made.Token, f.service.Now())
+	wire.Token = made.Secret.Reveal()
+	return wire
+}
+
+func (f *Face) writeMade(w http.ResponseWriter, status int, made admin.Made) error {
+	if made.Answer != nil {
+		return admin.WriteBytes(w, status, mediaType, made.Answer)
+	}
+	return admin.WriteJSON(w, status, mediaType, f.renderMade(made))
+}
+
+func (f *Face) writeToken(w http.ResponseWriter, t *tokenstore.Token) error {
+	w.Header().Set("ETag", etag(t))
+	return admin.WriteJSON(w, http.StatusOK, mediaType, render(t, f.service.Now()))
+}
