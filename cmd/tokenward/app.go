@@ -1,0 +1,300 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"runtime/debug"
+	"time"
+
+	"tokenward/admin"
+	"tokenward/audit"
+	"tokenward/enforce"
+	"tokenward/enforce/canon"
+	"tokenward/metrics"
+	"tokenward/proxy"
+	"tokenward/proxy/http1"
+	"tokenward/proxy/identity"
+)
+
+// app is one running tokenward: three listeners over one engine, one service and
+// one store. Nothing in it is global, so that several can run in one process.
+type app struct {
+	cfg *Config
+	log *slog.Logger
+	now func() time.Time
+
+	vault    *vault
+	engine   *enforce.Engine
+	registry *metrics.Registry
+	health   *metrics.Health
+	guard    *proxy.Guard
+	upstream *http1.Upstream
+	door     *proxy.HTTP
+
+	proxyServer   *http1.Server
+	proxyHTTP2    *proxy.HTTP2
+	adminServer   *http1.Server
+	adminHTTP2    *proxy.HTTP2
+	metricsServer *http.Server
+
+	proxyListener, adminListener, metricsListener net.Listener
+}
+
+// The names of the listeners, in the order of their metrics.
+const (
+	listenProxy = iota
+	listenAdmin
+)
+
+// gcPercent trades processor time for memory: a forwarded request allocates
+// nothing, so collections are rare, and the cache is most of the heap.
+const gcPercent = 50
+
+// newApp opens the store, builds everything and binds the listeners. It serves
+// nothing yet. On an error nothing stays open.
+func newApp(ctx context.Context, cfg *Config, log *slog.Logger, now func() time.Time) (_ *app, err error) {
+	debug.SetGCPercent(gcPercent)
+	a := &app{cfg: cfg, log: log, now: now}
+	a.registry = metrics.New(metricsOptions())
+	a.health = metrics.NewHealth("store", "audit", "listeners")
+	if a.vault, err = openOrBootstrap(ctx, cfg, log, now, a.observeAudit); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, a.closeListeners(), a.vault.close())
+		}
+	}()
+	a.engine = enforce.NewEngine(a.vault.cache, 0)
+	if err := a.buildProxy(); err != nil {
+		return nil, err
+	}
+	if err := a.buildAdmin(); err != nil {
+		return nil, err
+	}
+	a.buildMetrics()
+	if err := a.bind(ctx); err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+// buildProxy makes the data plane.
+func (a *app) buildProxy() error {
+	rules, err := a.ruleset()
+	if err != nil {
+		return err
+	}
+	a.guard = proxy.NewGuard(a.engine, a.log, a.now)
+	a.guard.Refused = a.countRefusal
+	a.guard.Failed = a.countFailure
+	a.guard.SetRules(rules)
+	if len(a.cfg.Admin.Mount) > 0 {
+		g := newGate(a.engine, rules.Canon, a.now)
+		for _, name := range a.cfg.Admin.Mount {
+			handler := withRequestID(a.facesHandler(g, name))
+			a.guard.Mounts = append(a.guard.Mounts, proxy.PrefixMount(handler, mountedPaths[name]...))
+		}
+	}
+	t, l := a.cfg.Proxy.Timeouts, a.cfg.Proxy.Limits
+	target := a.cfg.upstreamURL()
+	upstreamTLS := &tls.Config{ServerName: target.Hostname(), MinVersion: tls.VersionTLS12}
+	a.upstream = newUpstream(target, upstreamTLS, t)
+	wire := proxy.NewWire(a.guard, a.upstream, proxy.WireOptions{MaxBodyBytes: int64(l.BodyBytes)})
+	a.door = proxy.NewHTTP(a.guard, target, upstreamTLS, proxy.Timeouts{Dial: t.Dial, ResponseHeader: t.ResponseHeader, Idle: t.Idle})
+	a.proxyHTTP2 = proxy.NewHTTP2(a.door, t.Header, t.Idle, int(l.HeaderBytes), a.log)
+	a.proxyServer = &http1.Server{
+		Handler: wire.Serve, HTTP2: a.proxyHTTP2.ServeConn, Refused: wire.Refuse, Panicked: a.panicked,
+		Limits:   http1.Limits{HeaderBytes: int(l.HeaderBytes), HeaderCount: l.HeaderCount, TargetBytes: int(l.URIBytes), Connections: l.Connections, ConnectionsPerSource: l.ConnectionsPerSource},
+		Timeouts: http1.Timeouts{Header: t.Header, Idle: t.Idle, Stall: orNever(t.Stall)},
+	}
+	return nil
+}
+
+// orNever turns the configuration's 0, which means no limit, into the engine's.
+func orNever(d time.Duration) time.Duration {
+	if d == 0 {
+		return -1
+	}
+	return d
+}
+
+// ruleset compiles what the configuration says about requests.
+func (a *app) ruleset() (*proxy.Ruleset, error) {
+	rules, err := canon.NewRules(a.cfg.canonOptions())
+	if err != nil {
+		return nil, err
+	}
+	headers, err := identity.New(a.cfg.identityNames())
+	if err != nil {
+		return nil, err
+	}
+	policy, faults := enforce.Compile(a.cfg.routeSpecs(), a.cfg.enforceOptions())
+	if len(faults) > 0 {
+		return nil, faults[0]
+	}
+	a.vault.service.SetVocabulary(admin.Vocabulary{Scopes: policy.Scopes(), ResourceTypes: policy.ResourceTypes()})
+	return &proxy.Ruleset{Canon: rules, Policy: policy, Identity: headers, Observe: a.observer(policy)}, nil
+}
+
+// buildAdmin makes the listener of the token APIs.
+func (a *app) buildAdmin() error {
+	rules, err := canon.NewRules(a.cfg.adminCanonOptions())
+	if err != nil {
+		return err
+	}
+	handler := withRequestID(a.facesHandler(newGate(a.engine, rules, a.now), apiNames...))
+	t, l := a.cfg.Proxy.Timeouts, a.cfg.Proxy.Limits
+	a.adminHTTP2 = proxy.NewHTTP2(handler, t.Header, t.Idle, int(l.HeaderBytes), a.log)
+	a.adminServer = &http1.Server{
+		Handler: http1.Adapter(handler), HTTP2: a.adminHTTP2.ServeConn, Panicked: a.panicked,
+		Refused:  proxy.NewWire(a.guard, a.upstream, proxy.WireOptions{}).Refuse,
+		Limits:   http1.Limits{HeaderBytes: int(l.HeaderBytes), HeaderCount: l.HeaderCount, TargetBytes: int(l.URIBytes)},
+		Timeouts: http1.Timeouts{Header: t.Header, Idle: t.Idle, Stall: orNever(t.Stall)},
+	}
+	return nil
+}
+
+func (a *app) panicked(recovered any) {
+	a.log.Error("a request made the program panic; its connection was closed, all others go on: please report this", "panic", fmt.Sprint(recovered), "stack", string(debug.Stack()))
+}
+
+// newUpstream is the pool of connections to the API behind.
+func newUpstream(target *url.URL, config *tls.Config, t TimeoutsConfig) *http1.Upstream {
+	dialer := &net.Dialer{Timeout: t.Dial}
+	address := target.Host
+	if target.Port() == "" {
+		address = net.JoinHostPort(target.Hostname(), map[string]string{"http": "80", "https": "443"}[target.Scheme])
+	}
+	dial := func(ctx context.Context) (net.Conn, error) { return dialer.DialContext(ctx, "tcp", address) }
+	if target.Scheme == "https" {
+		tlsDialer := &tls.Dialer{NetDialer: dialer, Config: config}
+		dial = func(ctx context.Context) (net.Conn, error) { return tlsDialer.DialContext(ctx, "tcp", address) }
+	}
+	return &http1.Upstream{Dial: dial, MaxIdle: 1024, IdleTimeout: t.Idle, DialTimeout: t.Dial, HeaderTimeout: orNever(t.ResponseHeader)}
+}
+
+// bind opens the listeners, so that a taken port is told before anything runs.
+func (a *app) bind(ctx context.Context) error {
+	for _, l := range []struct {
+		key, address string
+		tls          TLSConfig
+		listener     *net.Listener
+	}{
+		{"proxy.listen", a.cfg.Proxy.Listen, a.cfg.Proxy.TLS, &a.proxyListener},
+		{"admin.listen", a.cfg.Admin.Listen, a.cfg.Admin.TLS, &a.adminListener},
+		{"metrics.listen", a.cfg.Metrics.Listen, TLSConfig{}, &a.metricsListener},
+	} {
+		ln, err := new(net.ListenConfig).Listen(ctx, "tcp", l.address)
+		if err != nil {
+			return fmt.Errorf("%s: %w\nIf the port is taken, find by whom with `ss -ltnp`, or choose another", l.key, err)
+		}
+		*l.listener = ln
+		if !l.tls.Enabled() {
+			continue
+		}
+		cert, err := tls.LoadX509KeyPair(l.tls.CertFile, l.tls.KeyFile)
+		if err != nil {
+			return fmt.Errorf("%s: read certificate: %w", l.key, err)
+		}
+		*l.listener = tls.NewListener(ln, &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}})
+	}
+	return nil
+}
+
+func (a *app) closeListeners() error {
+	var errs []error
+	for _, l := range []net.Listener{a.proxyListener, a.adminListener, a.metricsListener} {
+		if l != nil {
+			errs = append(errs, l.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// run serves until ctx ends or a listener fails, then drains and closes.
+func (a *app) run(ctx context.Context) error {
+	failed := make(chan error, 3)
+	serve := func(what string, f func() error) {
+		go func() {
+			if err := f(); !errors.Is(err, http1.ErrServerClosed) && !errors.Is(err, http.ErrServerClosed) {
+				failed <- fmt.Errorf("%s listener: %w", what, err)
+			}
+		}()
+	}
+	serve("proxy", func() error { return a.proxyServer.Serve(a.proxyListener) })
+	serve("admin", func() error { return a.adminServer.Serve(a.adminListener) })
+	serve("metrics", func() error { return a.metricsServer.Serve(a.metricsListener) })
+	a.health.Set("listeners", metrics.Passing, "")
+	a.registry.Reload.Succeeded(a.now())
+	a.log.Info("tokenward is ready",
+		"proxy", a.proxyListener.Addr().String(), "admin", a.adminListener.Addr().String(), "metrics", a.metricsListener.Addr().String(),
+		"upstream", a.cfg.Proxy.Upstream, "routes", len(a.cfg.Routes), "version", readBuildInfo().Version)
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+	}
+	return errors.Join(err, a.shutdown())
+}
+
+// shutdown stops accepting, finishes requests in flight, and closes the store.
+func (a *app) shutdown() error {
+	a.health.Drain()
+	drain := a.cfg.Proxy.Timeouts.Drain
+	a.log.Info("stopping: no new connections are taken, requests in flight are finished", "in_flight", a.guard.InFlight(), "at_most", drain)
+	ctx, cancel := context.WithTimeout(context.Background(), drain)
+	defer cancel()
+	done := make(chan error, 4)
+	stops := []func(context.Context) error{a.proxyHTTP2.Shutdown, a.adminHTTP2.Shutdown, a.proxyServer.Shutdown, a.adminServer.Shutdown}
+	for _, stop := range stops {
+		go func() { done <- stop(ctx) }()
+	}
+	cut := false
+	for range stops {
+		cut = <-done != nil || cut
+	}
+	if cut {
+		a.log.Warn("requests in flight were cut: they took longer than proxy.timeouts.drain", "in_flight", a.guard.InFlight())
+		_, _, _, _ = a.proxyHTTP2.Close(), a.adminHTTP2.Close(), a.proxyServer.Close(), a.adminServer.Close()
+	}
+	_ = a.metricsServer.Close()
+	a.upstream.Close()
+	a.door.Close()
+	if err := a.vault.close(); err != nil {
+		return fmt.Errorf("close store: %w", err)
+	}
+	a.log.Info("stopped")
+	return nil
+}
+
+// buildMetrics makes the listener for operators' machines.
+func (a *app) buildMetrics() {
+	a.registry.WatchStore(a.storeStats)
+	a.registry.WatchCache(a.cacheStats)
+	a.registry.WatchAudit(a.auditStats)
+	a.health.Watch("store", a.checkStore)
+	a.health.Watch("audit", a.checkAudit)
+	a.metricsServer = &http.Server{
+		Handler:           metrics.NewMux(a.registry, a.health, metrics.MuxOptions{PProf: a.cfg.Metrics.PProf, Log: a.log}),
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		IdleTimeout:       90 * time.Second,
+		ErrorLog:          log.New(slogWriter{a.log}, "", 0),
+	}
+}
+
+// observeAudit logs signed heads: a copy kept elsewhere proves later what the
+// log held.
+func (a *app) observeAudit(p audit.Progress) {
+	if p.Unreadable > 0 {
+		a.log.Error("the outbox held events that this version cannot read; they are in the audit log as audit.unreadable", "events", p.Unreadable)
+	}
+}

@@ -1,0 +1,110 @@
+package main
+
+import (
+	"net/http"
+	"sync"
+	"time"
+
+	"tokenward/admin"
+	"tokenward/enforce"
+	"tokenward/enforce/canon"
+	"tokenward/proxy"
+	"tokenward/tokenstore"
+)
+
+// gate judges who calls a token API by the same engine as every other door,
+// under a built-in policy: any valid token from an allowed source may knock, and
+// what it may do there is the service's to say.
+type gate struct {
+	engine *enforce.Engine
+	canon  *canon.Rules
+	policy *enforce.Policy
+	now    func() time.Time
+	visits sync.Pool // of *visit
+}
+
+// visit is the scratch space of one judgement.
+type visit struct {
+	head canon.Head
+	req  canon.Request
+}
+
+// adminRoutes are the built-in policy.
+var adminRoutes = []enforce.RouteSpec{{Match: "* /{path...}", RestrictedTokens: true}}
+
+func newGate(engine *enforce.Engine, rules *canon.Rules, now func() time.Time) *gate {
+	policy, faults := enforce.Compile(adminRoutes, enforce.Options{})
+	if len(faults) > 0 {
+		panic("built-in policy: " + faults[0].Error())
+	}
+	return &gate{engine: engine, canon: rules, policy: policy, now: now}
+}
+
+// Authenticate implements [admin.Gate].
+func (g *gate) Authenticate(r *http.Request) (admin.Caller, *admin.Error) {
+	v, _ := g.visits.Get().(*visit)
+	if v == nil {
+		v = &visit{}
+	}
+	defer g.visits.Put(v)
+	proxy.FillHead(&v.head, r)
+	if verdict := g.canon.Canonicalize(&v.req, &v.head); verdict != canon.Accepted {
+		return admin.Caller{}, &admin.Error{Kind: admin.KindMalformed, Detail: verdict.Detail()}
+	}
+	now := g.now()
+	d := g.engine.Decide(r.Context(), g.policy, &v.req, now)
+	if !g.engine.Admit(&d, now) {
+		return admin.Caller{}, gateError(&d)
+	}
+	return admin.Caller{
+		Token:     d.Match.Token,
+		Secret:    d.Match.Secret,
+		Presented: tokenstore.SecretFrom(string(v.req.Credential().Secret)),
+		Remote:    v.req.Client.Addr,
+		RequestID: r.Header.Get(headerRequestID),
+	}, nil
+}
+
+// gateKinds gives every refusing reason its kind; TestEveryReasonHasItsKind
+// walks them all.
+var gateKinds = map[enforce.Reason]admin.Kind{
+	enforce.IrregularPath:       admin.KindMalformed,
+	enforce.AmbiguousQuery:      admin.KindMalformed,
+	enforce.MissingToken:        admin.KindMissingToken,
+	enforce.AmbiguousCredential: admin.KindAmbiguous,
+	enforce.MalformedToken:      admin.KindInvalidToken,
+	enforce.UnknownToken:        admin.KindInvalidToken,
+	enforce.StoreUnavailable:    admin.KindUnavailable,
+	enforce.RevokedToken:        admin.KindInvalidToken,
+	enforce.ExpiredToken:        admin.KindInvalidToken,
+	enforce.DisabledToken:       admin.KindInvalidToken,
+	enforce.TokenNotYetValid:    admin.KindInvalidToken,
+	enforce.SecretEnded:         admin.KindInvalidToken,
+	enforce.SourceUnknown:       admin.KindSource,
+	enforce.SourceNotAllowed:    admin.KindSource,
+	enforce.NoRoute:             admin.KindNoPath,
+	enforce.ScopeMissing:        admin.KindScope,
+	enforce.OtherAccount:        admin.KindAccess,
+	enforce.RestrictedToken:     admin.KindAccess,
+	enforce.ResourceNotGranted:  admin.KindAccess,
+	enforce.LevelTooLow:         admin.KindAccess,
+	enforce.RateLimited:         admin.KindRateLimited,
+	enforce.LimitsFull:          admin.KindRateLimited,
+}
+
+func gateError(d *enforce.Decision) *admin.Error {
+	return &admin.Error{Kind: gateKinds[d.Reason], Detail: d.Detail(), RetryAfter: d.RetryAfter, Cause: d.Cause}
+}
+
+const headerRequestID = "X-Request-Id"
+
+// withRequestID gives every request of h an id of ours, in place of whatever the
+// client sent.
+func withRequestID(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		id := proxy.NewRequestID()
+		r.Header.Set(headerRequestID, id)
+		w.Header().Set(headerRequestID, id)
+		h.ServeHTTP(w, r)
+	})
+}

@@ -1,0 +1,87 @@
+// Command tokenward lets a request through to an HTTP API only when its API
+// token allows it, and issues and manages those tokens.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// The exit codes of every command.
+const (
+	exitFine   = 0 // done
+	exitFailed = 1 // refused or failed
+	exitUsage  = 2 // the command line itself is wrong
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// run executes one command line and returns its exit code.
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	root := newRootCommand()
+	root.SetArgs(args)
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	switch {
+	case err == nil:
+		return exitFine
+	case errors.As(err, new(usageError)) || strings.HasPrefix(err.Error(), "unknown command"):
+		fmt.Fprintf(stderr, "tokenward: %v\nType `tokenward help` for what there is.\n", err)
+		return exitUsage
+	}
+	fmt.Fprintf(stderr, "tokenward: %v\n", err)
+	return exitFailed
+}
+
+// usageError is a command line that cannot be understood.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+func newRootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "tokenward",
+		Short: "Let a request through to an HTTP API only when its API token allows it",
+		Long: "tokenward stands in front of an HTTP API and lets a request through only when\n" +
+			"its API token allows it. It issues and manages those tokens itself.\n\n" +
+			"New here? `tokenward demo` shows it at work in one minute.",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          cobra.NoArgs,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.AddCommand(newServeCommand(), newInitCommand(), newCheckCommand(), newHealthCommand(), newVersionCommand())
+	useUsageErrors(root)
+	return root
+}
+
+// useUsageErrors makes wrong arguments of every command a usageError.
+func useUsageErrors(cmd *cobra.Command) {
+	if check := cmd.Args; check != nil {
+		cmd.Args = func(cmd *cobra.Command, args []string) error {
+			if err := check(cmd, args); err != nil {
+				return usageError{err}
+			}
+			return nil
+		}
+	}
+	for _, sub := range cmd.Commands() {
+		useUsageErrors(sub)
+	}
+}

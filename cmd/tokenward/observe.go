@@ -1,0 +1,103 @@
+package main
+
+import (
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"tokenward/enforce"
+	"tokenward/metrics"
+	"tokenward/proxy"
+	"tokenward/tokenstore"
+)
+
+// metricsOptions names everything that metrics are labelled with.
+func metricsOptions() metrics.Options {
+	b := readBuildInfo()
+	names := make([]string, enforce.NumReasons)
+	for _, r := range enforce.Reasons() {
+		names[r] = r.String()
+	}
+	names[enforce.Undecided] = enforce.Undecided.String()
+	return metrics.Options{
+		Version: b.Version, Revision: b.Revision,
+		Reasons: names, Refusals: proxy.RefusalCodes(), Upstream: proxy.FailureCodes(),
+		Listeners: []string{listenProxy: "proxy", listenAdmin: "admin"},
+		APIs:      apiNames,
+	}
+}
+
+// observer counts judged requests under the policy's routes.
+func (a *app) observer(p *enforce.Policy) proxy.Observer {
+	patterns := make([]string, 0, len(p.Routes()))
+	for _, r := range p.Routes() {
+		patterns = append(patterns, r.Pattern)
+	}
+	routes := a.registry.Decisions.For(patterns)
+	return func(route int, reason enforce.Reason, took time.Duration) {
+		outcome := metrics.Denied
+		if reason.Allows() {
+			outcome = metrics.Allowed
+		}
+		routes.Observe(route, int(reason), outcome, took)
+	}
+}
+
+func (a *app) countRefusal(code string) {
+	a.registry.Refusals.Add(slices.Index(proxy.RefusalCodes(), code))
+}
+
+func (a *app) countFailure(code string) {
+	a.registry.Upstream.Add(slices.Index(proxy.FailureCodes(), code))
+}
+
+func (a *app) storeStats() metrics.StoreStats {
+	s := a.vault.store.Stats()
+	return metrics.StoreStats{
+		Active: int(s.Active), Disabled: int(s.Disabled), Revoked: int(s.Revoked), //nolint:gosec // counts of tokens
+		Outbox: s.Outbox, FileBytes: s.FileBytes, Commits: s.Commits, Changes: s.Changes,
+	}
+}
+
+func (a *app) cacheStats() metrics.CacheStats {
+	s := a.vault.cache.Stats()
+	return metrics.CacheStats{Entries: s.Entries, Hits: s.Hits, Misses: s.Misses, Evictions: s.Evictions, FillsDropped: s.Overtaken}
+}
+
+func (a *app) auditStats() metrics.AuditStats {
+	s := a.vault.log.Stats()
+	out := metrics.AuditStats{Events: s.Events, FileBytes: s.FileBytes, Line: s.Line, Broken: s.Broken}
+	if head := a.vault.log.SignedHead(); head.Line > 0 {
+		out.Head = head.String()
+	}
+	return out
+}
+
+// checkStore asks the store something small.
+func (a *app) checkStore() (metrics.State, string) {
+	if err := a.vault.probe(); err != nil {
+		return metrics.Failing, "the token store cannot be read: " + err.Error()
+	}
+	return metrics.Passing, ""
+}
+
+func (a *app) checkAudit() (metrics.State, string) {
+	switch waiting := a.vault.store.Stats().Outbox; {
+	case a.vault.log.Stats().Broken:
+		return metrics.Warning, "the audit log cannot be written: see the program's log"
+	case waiting >= tokenstore.MaxOutbox:
+		return metrics.Warning, "changes are refused: too many events wait for the audit log"
+	case waiting > tokenstore.MaxOutbox/10:
+		return metrics.Warning, "many events wait for the audit log"
+	}
+	return metrics.Passing, ""
+}
+
+// slogWriter passes what net/http logs by itself to the log.
+type slogWriter struct{ log *slog.Logger }
+
+func (w slogWriter) Write(b []byte) (int, error) {
+	w.log.Warn("net/http says", "message", strings.TrimSpace(string(b)))
+	return len(b), nil
+}

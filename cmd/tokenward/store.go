@@ -1,0 +1,146 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"time"
+
+	"tokenward/admin"
+	"tokenward/admin/fynn"
+	"tokenward/admin/mailtrap"
+	"tokenward/audit"
+	"tokenward/tokenstore"
+	"tokenward/tokenstore/boltstore"
+)
+
+// vault is the token store with everything that hangs on its file: the cache
+// before it, the audit log behind it, and the service that changes it.
+type vault struct {
+	store   *boltstore.Store
+	cache   *tokenstore.Cache
+	log     *audit.Log
+	service *admin.Service
+	peppers *tokenstore.Peppers
+
+	drained chan error // what the drainer of the outbox ended with
+	stop    context.CancelFunc
+	now     func() time.Time
+}
+
+// openVault opens the store that cfg names, or with create makes it first.
+func openVault(cfg *Config, log *slog.Logger, now func() time.Time, create bool, observe func(audit.Progress)) (*vault, error) {
+	peppers, err := readPeppers(cfg.TokenStore.PepperFiles)
+	if err != nil {
+		return nil, err
+	}
+	v := &vault{peppers: peppers, now: now, drained: make(chan error, 1)}
+	opts := boltstore.Options{Path: cfg.TokenStore.Path, Peppers: peppers, Logger: log,
+		OnChange: func(c tokenstore.Change) { v.cache.Changed(c) }}
+	open := boltstore.Open
+	if create {
+		open = boltstore.Create
+	}
+	if v.store, err = open(opts); err != nil {
+		return nil, err
+	}
+	if err := v.connect(cfg, log, observe); err != nil {
+		return nil, errors.Join(err, v.store.Close())
+	}
+	return v, nil
+}
+
+func (v *vault) connect(cfg *Config, log *slog.Logger, observe func(audit.Progress)) error {
+	var err error
+	if v.cache, err = tokenstore.NewCache(v.store, v.peppers, v.store.Formats(), cfg.TokenStore.CacheEntries); err != nil {
+		return err
+	}
+	opts := cfg.serviceOptions()
+	opts.Prefixes = map[string]string{fynn.Name: "api"} // as that API's clients expect
+	opts.AccountTypes = mailtrap.AccountTypes()
+	opts.RecordPrefix = v.recordPrefix
+	opts.Backlog = func() int { return v.store.Stats().Outbox }
+	if v.service, err = admin.New(v.store, v.store, v.peppers, v.now, opts); err != nil {
+		return err
+	}
+	var recovery audit.Recovery
+	if v.log, recovery, err = audit.Open(cfg.Audit.Path, v.now(), audit.Options{}); err != nil {
+		return fmt.Errorf("open audit log: %w", err)
+	}
+	if recovery.TornBytes > 0 {
+		log.Warn("the audit log ended in half a line, which was cut off: the process was killed while it wrote, nothing acknowledged is lost", "path", cfg.Audit.Path, "bytes", recovery.TornBytes)
+	}
+	v.startDrainer(log, observe)
+	return nil
+}
+
+// recordPrefix makes secrets with the prefix recognisable.
+func (v *vault) recordPrefix(ctx context.Context, prefix string) error {
+	if err := v.store.RecordPrefix(ctx, prefix); err != nil {
+		return err
+	}
+	v.cache.SetFormats(v.store.Formats())
+	return nil
+}
+
+// startDrainer moves events from the store's outbox into the audit log.
+func (v *vault) startDrainer(log *slog.Logger, observe func(audit.Progress)) {
+	d := &audit.Drainer{Outbox: outbox{v.store}, Log: v.log, Source: v.store.ID(), Wake: v.store.Wake(),
+		Observe: func(p audit.Progress) {
+			if p.Err != nil {
+				log.Error("the audit log cannot be written; changes are refused once too many events wait", "error", p.Err, "retry_in", p.RetryIn)
+			}
+			if observe != nil {
+				observe(p)
+			}
+		}}
+	ctx, cancel := context.WithCancel(context.Background())
+	v.stop = cancel
+	go func() { v.drained <- d.Run(ctx) }()
+}
+
+// close writes what waits for the audit log and closes everything.
+func (v *vault) close() error {
+	v.stop()
+	return errors.Join(<-v.drained, v.log.Close(v.now()), v.store.Close())
+}
+
+// outbox gives the store's events the form that the audit log's drainer takes.
+type outbox struct{ store *boltstore.Store }
+
+func (o outbox) Pending(limit int) ([]audit.Entry, error) {
+	events, err := o.store.Pending(limit)
+	entries := make([]audit.Entry, len(events))
+	for i, e := range events {
+		entries[i] = audit.Entry(e)
+	}
+	return entries, err
+}
+
+func (o outbox) Done(upTo uint64) error { return o.store.Done(upTo) }
+
+// readPeppers reads the configured pepper files.
+func readPeppers(paths []string) (*tokenstore.Peppers, error) {
+	files := make([][]byte, len(paths))
+	for i, path := range paths {
+		b, err := os.ReadFile(path) //nolint:gosec // the operator names it
+		if err != nil {
+			return nil, fmt.Errorf("read pepper: %w\nA store that was made with a pepper cannot be used without it: put the file back, or correct tokenstore.pepper_files", err)
+		}
+		files[i] = b
+	}
+	peppers, err := tokenstore.NewPeppers(files...)
+	if err != nil {
+		return nil, fmt.Errorf("tokenstore.pepper_files (%s): %w", strings.Join(paths, ", "), err)
+	}
+	return peppers, nil
+}
+
+// probe reads something small, to see whether the store answers.
+func (v *vault) probe() error {
+	_, err := v.store.Count(context.Background(), tokenstore.Query{AllAccounts: true})
+	return err
+}
