@@ -63,10 +63,8 @@ type conn struct {
 	gone     atomic.Bool   // the client went away
 	cut      atomic.Bool
 	stopPump atomic.Bool
-	splicing atomic.Bool // the kernel copies by itself
 
-	lastSeen  uint64 // exchange of the sweeper's last look; the sweeper's own
-	lastMoved uint64 // bytes that had moved at its last look at a stalled copy; the sweeper's own
+	lastSeen uint64 // exchange at the sweeper's last look; the sweeper's own
 
 	mu     sync.Mutex // guards up, cancel, woken against other goroutines that wake or cut
 	up     *upConn
@@ -566,30 +564,11 @@ func (c *conn) look(now int64) {
 	if d := c.deadline.Load(); d == 0 || d > now {
 		return
 	}
-	if c.phase.Load() == phaseBusy && c.hasMoved() {
-		c.arm(c.srv.timeouts.Stall)
-		return
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if d := c.deadline.Load(); d != 0 && d <= now {
 		c.wakeLocked()
 	}
-}
-
-// hasMoved reports whether bytes moved on a connection since the last time it
-// seemed to stall: the kernel may copy for long without the engine's help.
-func (c *conn) hasMoved() bool {
-	if !c.splicing.Load() || c.raw == nil {
-		return false
-	}
-	var n uint64
-	if err := c.raw.Control(func(fd uintptr) { n = moved(fd) }); err != nil || n == 0 {
-		return false
-	}
-	progress := n != c.lastMoved
-	c.lastMoved = n
-	return progress
 }
 
 // closeWrite closes the writing half of a connection, where it has one.

@@ -742,12 +742,8 @@ func (x *Exchange) asChunk(data []byte) []byte {
 	return append(dst, "\r\n"...)
 }
 
-// spliceBytes is from where on the kernel is asked to copy by itself, and how
-// much at a time.
-const (
-	spliceBytes = 64 << 10
-	spliceChunk = 4 << 20
-)
+// spliceBytes is from where on the kernel is asked to copy by itself.
+const spliceBytes = 64 << 10
 
 // moreAnswer reads more of the answer's body, or has the kernel copy it.
 func (f *forward) moreAnswer() error {
@@ -755,11 +751,9 @@ func (f *forward) moreAnswer() error {
 	b := &x.answer
 	f.c.arm(f.stall())
 	if b.form == bodyLength && b.left >= spliceBytes && pc.tcp != nil && f.c.tcp != nil {
-		n, err := f.splice(f.c.tcp, pc.tcp, b.left)
-		b.left -= n
-		b.done = b.left == 0
-		f.result.ResponseBytes += n
-		return err
+		if ok, err := f.spliceAnswer(); ok {
+			return err
+		}
 	}
 	if b.left >= largeBlock && len(pc.in.blk.data) < largeBlock {
 		f.c.srv.mem.put(pc.in.blk)
@@ -780,6 +774,25 @@ func (f *forward) moreAnswer() error {
 		return f.fail(StageBody, err)
 	}
 	return nil
+}
+
+// spliceAnswer has the kernel copy the rest of the answer's body; ok is false if
+// it cannot.
+func (f *forward) spliceAnswer() (ok bool, err error) {
+	b := &f.x.answer
+	moved, ok, srcErr, dstErr := f.c.splice(f.c.raw, f.pc.raw, b.left, func() { f.c.arm(f.stall()) })
+	b.left -= moved
+	b.done = b.left == 0
+	f.result.ResponseBytes += moved
+	switch {
+	case errors.Is(srcErr, io.EOF):
+		return ok, f.fail(StageBody, io.ErrUnexpectedEOF)
+	case srcErr != nil:
+		return ok, f.fail(StageBody, srcErr)
+	case dstErr != nil:
+		return ok, f.fail(StageClient, dstErr)
+	}
+	return ok, nil
 }
 
 // pump sends the request's body while the answer is read.
@@ -892,14 +905,32 @@ func (x *Exchange) pumpPieces(pc *upConn, stall time.Duration) (pumpSide, error)
 			continue
 		}
 		if b.form == bodyLength && b.left >= spliceBytes && c.tcp != nil && pc.tcp != nil {
-			if side, err := x.pumpSplice(pc, stall); err != nil {
+			if ok, side, err := x.pumpSplice(pc, stall); err != nil {
 				return side, err
+			} else if ok {
+				continue
 			}
-			continue
 		}
 		if err := x.fillBody(); err != nil {
 			return pumpClient, err
 		}
 	}
 	return pumpClient, nil
+}
+
+// pumpSplice has the kernel copy what is left of a request's body; ok is false
+// if it cannot.
+func (x *Exchange) pumpSplice(pc *upConn, stall time.Duration) (ok bool, side pumpSide, err error) {
+	c, b := x.c, &x.body
+	moved, ok, srcErr, dstErr := c.splice(pc.raw, c.raw, b.left, func() { c.arm(stall) })
+	b.left -= moved
+	b.done = b.left == 0
+	x.pump.bytes += moved
+	switch {
+	case errors.Is(srcErr, io.EOF):
+		return ok, pumpClient, errBodyCut
+	case srcErr != nil:
+		return ok, pumpClient, srcErr
+	}
+	return ok, pumpUpstream, dstErr
 }

@@ -1,8 +1,16 @@
 package http1
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestForwardsPlainRequests(t *testing.T) {
@@ -23,4 +31,786 @@ func TestForwardsPlainRequests(t *testing.T) {
 	if n := up.connections(); n != 1 {
 		t.Errorf("%d upstream connections, want 1", n)
 	}
+}
+
+// rawRequest gives what the upstream received for one request, as bytes.
+func rawRequest(t *testing.T, request string, edit func(*Exchange, *Edit)) (got string, cl *client) {
+	t.Helper()
+	received := make(chan string, 1)
+	up := scripted(t, func(_ int, c *client) {
+		var b strings.Builder
+		for !strings.HasSuffix(b.String(), "\r\n\r\n") {
+			ch, err := c.br.ReadByte()
+			if err != nil {
+				break
+			}
+			b.WriteByte(ch)
+		}
+		received <- b.String()
+		c.reply("HTTP/1.1 204 No Content\r\n\r\n")
+		_, _ = io.Copy(io.Discard, c.br)
+	})
+	addr := start(t, &Server{Handler: forwarding(upstreamTo(t, up.addr()), edit)})
+	c := dial(t, addr).send(request)
+	resp, body := c.answer("GET")
+	if resp.StatusCode != 204 {
+		t.Fatalf("answer %d %q", resp.StatusCode, body)
+	}
+	return <-received, c
+}
+
+func TestRequestHeadIsForwardedByteForByte(t *testing.T) {
+	raw := "GET /A%2f?x=y HTTP/1.1\r\nhOst: h\r\nAccept:*/*\r\nX-Odd:   two  spaces \t\r\nX-Odd: again\r\nEmpty:\r\nB: \xff\r\n\r\n"
+	if got, _ := rawRequest(t, raw, nil); got != raw {
+		t.Errorf("upstream got\n%q, want\n%q", got, raw)
+	}
+}
+
+func TestHopByHopFieldsStayBehind(t *testing.T) {
+	raw := "GET / HTTP/1.1\r\nHost: h\r\nConnection: keep-alive, X-Gone, te\r\nKeep-Alive: 5\r\nProxy-Connection: close\r\n" +
+		"Proxy-Authorization: x\r\nProxy: x\r\nTE: trailers, gzip\r\nUpgrade: websocket\r\nHTTP2-Settings: x\r\nX-Gone: 1\r\nX-Kept: 1\r\n\r\n"
+	got, _ := rawRequest(t, raw, func(_ *Exchange, e *Edit) { e.Judged = func([]byte) bool { return false } })
+	want := "GET / HTTP/1.1\r\nHost: h\r\nX-Kept: 1\r\nTE: trailers\r\nConnection: TE\r\n\r\n"
+	if got != want {
+		t.Errorf("upstream got\n%q, want\n%q", got, want)
+	}
+}
+
+func TestEditedRequest(t *testing.T) {
+	raw := "GET http://h/a HTTP/1.1\r\nHost: h\r\nDrop: 1\r\nKeep: 2\r\nDrop: 3\r\n\r\n"
+	got, _ := rawRequest(t, raw, func(x *Exchange, e *Edit) {
+		for i, f := range x.Request().Fields {
+			if string(f.Name) == "Drop" {
+				e.Drop = append(e.Drop, i)
+			}
+		}
+		e.Host = []byte("up:1")
+		e.Target = []byte("/b?c")
+		e.Add("X-Id", []byte("7"))
+	})
+	if want := "GET /b?c HTTP/1.1\r\nHost: up:1\r\nKeep: 2\r\nX-Id: 7\r\n\r\n"; got != want {
+		t.Errorf("upstream got\n%q, want\n%q", got, want)
+	}
+}
+
+func TestAbsoluteFormBecomesOriginForm(t *testing.T) {
+	for _, c := range []struct{ method, target, want string }{
+		{"GET", "http://h", "/"}, {"GET", "http://h?x", "/?x"}, {"GET", "HTTPS://h/a", "/a"}, {"OPTIONS", "http://h", "*"}, {"OPTIONS", "*", "*"},
+	} {
+		got, _ := rawRequest(t, c.method+" "+c.target+" HTTP/1.1\r\nHost: h\r\n\r\n", nil)
+		if want := c.method + " " + c.want + " HTTP/1.1\r\nHost: h\r\n\r\n"; got != want {
+			t.Errorf("upstream got %q, want %q", got, want)
+		}
+	}
+}
+
+// TestConnectionOptionCannotRemoveField: naming a judged field is refused, and
+// without Judged naming any field of the request is.
+func TestConnectionOptionCannotRemoveField(t *testing.T) {
+	up := scripted(t, echoing)
+	pool := upstreamTo(t, up.addr())
+	judged := func(name []byte) bool { return equalFold(name, "x-user") }
+	for _, c := range []struct {
+		options string
+		judged  func([]byte) bool
+		status  int
+	}{
+		{"x-USER", judged, 400},
+		{"X-Other", judged, 200},
+		{"X-Other", nil, 400},
+		{"x-other, close", nil, 400},
+		{"X-Absent", nil, 200},
+		{"keep-alive", nil, 200},
+	} {
+		addr := start(t, &Server{Handler: forwarding(pool, func(_ *Exchange, e *Edit) { e.Judged = c.judged })})
+		resp, _ := dial(t, addr).send("GET / HTTP/1.1\r\nHost: h\r\nConnection: " + c.options + "\r\nX-Other: 1\r\n\r\n").answer("GET")
+		if resp.StatusCode != c.status {
+			t.Errorf("Connection: %s: %d, want %d", c.options, resp.StatusCode, c.status)
+		}
+	}
+}
+
+func TestMalformedEditIsNeverSent(t *testing.T) {
+	up := scripted(t, echoing)
+	pool := upstreamTo(t, up.addr())
+	for name, edit := range map[string]func(*Edit){
+		"line break in value": func(e *Edit) { e.Add("A", []byte("b\r\nC: d")) },
+		"name no token":       func(e *Edit) { e.Add("A b", []byte("c")) },
+		"framing field":       func(e *Edit) { e.Add("Content-Length", []byte("3")) },
+		"second host":         func(e *Edit) { e.Add("Host", []byte("g")) },
+		"bad host":            func(e *Edit) { e.Host = []byte("a b") },
+		"empty target":        func(e *Edit) { e.Target = []byte{} },
+		"target with space":   func(e *Edit) { e.Target = []byte("/ HTTP/1.1\r\nA: b") },
+		"absolute target":     func(e *Edit) { e.Target = []byte("http://h/") },
+		"index out of range":  func(e *Edit) { e.Drop = append(e.Drop, 9) },
+		"answer field":        func(e *Edit) { e.AddAnswer("A", []byte("\n")) },
+	} {
+		addr := start(t, &Server{Handler: forwarding(pool, func(_ *Exchange, e *Edit) { edit(e) })})
+		if resp, body := dial(t, addr).send("GET / HTTP/1.1\r\nHost: h\r\n\r\n").answer("GET"); resp.StatusCode != 500 || body != "edit" {
+			t.Errorf("%s: %d %q, want 500", name, resp.StatusCode, body)
+		}
+	}
+	if up.connections() != 0 {
+		t.Error("something was sent")
+	}
+}
+
+// answers runs one request against an upstream that answers with raw and closes.
+func answers(t *testing.T, raw string) (addr string) {
+	t.Helper()
+	up := scripted(t, func(_ int, c *client) {
+		for c.request() != nil {
+			c.reply(raw)
+			if !strings.Contains(raw, "keep") {
+				return
+			}
+		}
+	})
+	return start(t, &Server{Handler: forwarding(upstreamTo(t, up.addr()), nil)})
+}
+
+func TestMalformedAnswerIs502(t *testing.T) {
+	for name, raw := range map[string]string{
+		"nothing":            "",
+		"garbage":            "garbage\r\n\r\n",
+		"bare LF":            "HTTP/1.1 200 OK\nContent-Length: 0\n\n",
+		"cut head":           "HTTP/1.1 200 OK\r\nContent-Le",
+		"obs-fold":           "HTTP/1.1 200 OK\r\nA: b\r\n c\r\nContent-Length: 0\r\n\r\n",
+		"space before colon": "HTTP/1.1 200 OK\r\nContent-Length : 0\r\n\r\n",
+		"control byte":       "HTTP/1.1 200 OK\r\nA: \x00\r\nContent-Length: 0\r\n\r\n",
+		"two lengths":        "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nContent-Length: 0\r\n\r\n",
+		"length and coding":  "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+		"coding in 1.0":      "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+		"unknown coding":     "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+		"status of 2 digits": "HTTP/1.1 20 OK\r\n\r\n",
+		"status 600":         "HTTP/1.1 600 OK\r\n\r\n",
+		"status 099":         "HTTP/1.1 099 OK\r\n\r\n",
+		"version 2":          "HTTP/2.0 200 OK\r\n\r\n",
+		"control in reason":  "HTTP/1.1 200 O\x01K\r\n\r\n",
+		"204 with length":    "HTTP/1.1 204 No\r\nContent-Length: 3\r\n\r\nabc",
+		"204 with coding":    "HTTP/1.1 204 No\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+		"unasked switch":     "HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n",
+		"endless interims":   strings.Repeat("HTTP/1.1 103 Early\r\n\r\n", 40),
+		"bad first chunk":    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
+		"large head":         "HTTP/1.1 200 OK\r\nA: " + strings.Repeat("a", 70_000) + "\r\n\r\n",
+		"many fields":        "HTTP/1.1 200 OK\r\n" + strings.Repeat("A: b\r\n", 300) + "\r\n",
+		"names its length":   "HTTP/1.1 200 OK\r\nConnection: content-length\r\nContent-Length: 0\r\n\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := dial(t, answers(t, raw)).send("GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+			for {
+				resp, body := c.answer("GET")
+				if resp.StatusCode == 103 {
+					continue
+				}
+				if resp.StatusCode != 502 || body != "head" {
+					t.Errorf("answer %d %q, want 502", resp.StatusCode, body)
+				}
+				return
+			}
+		})
+	}
+}
+
+// TestBrokenAnswerNeverLooksWhole: what breaks off after its head must not end
+// as a complete answer.
+func TestBrokenAnswerNeverLooksWhole(t *testing.T) {
+	for name, raw := range map[string]string{
+		"cut length":     "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc",
+		"cut long":       "HTTP/1.1 200 OK\r\nContent-Length: 900000\r\n\r\n" + strings.Repeat("a", 300_000),
+		"cut chunk":      "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nabc",
+		"cut after data": "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n",
+		"cut trailer":    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nX: y",
+	} {
+		for _, version := range []string{"1.1", "1.0"} {
+			t.Run(name+" to HTTP/"+version, func(t *testing.T) {
+				c := dial(t, answers(t, raw)).send("GET / HTTP/" + version + "\r\nHost: h\r\n\r\n")
+				resp, err := http.ReadResponse(c.br, nil)
+				if err != nil {
+					return // a reset may overtake the head
+				}
+				if body, err := io.ReadAll(resp.Body); err == nil {
+					t.Errorf("client read %d bytes as a whole body", len(body))
+				}
+			})
+		}
+	}
+}
+
+func TestAnswerFraming(t *testing.T) {
+	big := strings.Repeat("0123456789", 50_000)
+	for _, c := range []struct{ name, raw, body string }{
+		{"length", "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", "abc"},
+		{"no reason", "HTTP/1.1 200\r\nContent-Length: 3\r\n\r\nabc", "abc"},
+		{"empty", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", ""},
+		{"chunked", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", "abc"},
+		{"trailer", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nX: y\r\n\r\n", "abc"},
+		{"until close", "HTTP/1.1 200 OK\r\n\r\nabc", "abc"},
+		{"until close 1.0", "HTTP/1.0 200 OK\r\n\r\nabc", "abc"},
+		{"long", "HTTP/1.1 200 OK\r\nContent-Length: 500000\r\n\r\n" + big, big},
+		{"long until close", "HTTP/1.1 200 OK\r\n\r\n" + big, big},
+		{"long chunked", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n7a120\r\n" + big + "\r\n0\r\n\r\n", big},
+		{"many fields", "HTTP/1.1 200 OK\r\n" + strings.Repeat("A-Field: "+strings.Repeat("v", 300)+"\r\n", 100) + "Content-Length: 3\r\n\r\nabc", "abc"},
+	} {
+		for _, version := range []string{"1.1", "1.0"} {
+			t.Run(c.name+" to HTTP/"+version, func(t *testing.T) {
+				cl := dial(t, answers(t, c.raw)).send("GET / HTTP/" + version + "\r\nHost: h\r\n\r\n")
+				resp, body := cl.answer("GET")
+				if body != c.body {
+					t.Errorf("body of %d bytes, want %d", len(body), len(c.body))
+				}
+				if resp.Header.Get("Date") == "" {
+					t.Error("no Date")
+				}
+				if version == "1.0" {
+					if len(resp.TransferEncoding) > 0 {
+						t.Error("chunked to HTTP/1.0")
+					}
+					cl.wantEnd()
+					return
+				}
+				if resp.Close {
+					t.Error("closed without need")
+				}
+				cl.send("HEAD / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+			})
+		}
+	}
+}
+
+func TestBodylessAnswers(t *testing.T) {
+	for _, c := range []struct{ name, method, raw, length string }{
+		{"204", "GET", "HTTP/1.1 204 No Content\r\nContent-Length: 0\r\nX: keep\r\n\r\n", ""},
+		{"304", "GET", "HTTP/1.1 304 Not Modified\r\nContent-Length: 7\r\nX: keep\r\n\r\n", "7"},
+		{"HEAD", "HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 7\r\nX: keep\r\n\r\n", "7"},
+		{"HEAD chunked", "HEAD", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX: keep\r\n\r\n", ""},
+		{"HEAD without length", "HEAD", "HTTP/1.1 200 OK\r\nX: keep\r\n\r\n", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			cl := dial(t, answers(t, c.raw))
+			for range 2 {
+				resp, _ := cl.send(c.method + " / HTTP/1.1\r\nHost: h\r\n\r\n").answer(c.method)
+				if got := resp.Header.Get("Content-Length"); got != c.length {
+					t.Errorf("Content-Length %q, want %q", got, c.length)
+				}
+			}
+		})
+	}
+}
+
+func TestAnswerLosesHopByHopFields(t *testing.T) {
+	addr := answers(t, "HTTP/1.1 200 OK\r\nConnection: X-Gone, keep-alive\r\nX-Gone: 1\r\nKeep-Alive: 9\r\nProxy-Authenticate: x\r\nProxy-Status: p\r\nUpgrade: h2c\r\nTE: x\r\nX-Kept: 1\r\nDate: then\r\nContent-Length: 0\r\n\r\n")
+	resp, _ := dial(t, addr).send("GET / HTTP/1.1\r\nHost: h\r\n\r\n").answer("GET")
+	var names []string
+	for name := range resp.Header {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	if got := strings.Join(names, " "); got != "Content-Length Date Proxy-Status X-Kept" || resp.Header.Get("Date") != "then" {
+		t.Errorf("fields %s, Date %s", got, resp.Header.Get("Date"))
+	}
+}
+
+func TestAnswerIsEdited(t *testing.T) {
+	up := scripted(t, func(_ int, c *client) {
+		c.request()
+		c.reply("HTTP/1.1 200 OK\r\nServer: s\r\nA: 1\r\nContent-Length: 3\r\n\r\nabc")
+	})
+	addr := start(t, &Server{Handler: forwarding(upstreamTo(t, up.addr()), func(_ *Exchange, e *Edit) {
+		e.AddAnswer("X-Request-Id", []byte("7"))
+		e.Answer = func(r *Response, e *Edit) {
+			for i, f := range r.Fields {
+				if string(f.Name) == "Server" {
+					e.DropAnswer(i)
+				}
+			}
+			e.AddAnswer("X-Status", fmt.Append(nil, r.Status))
+		}
+	})})
+	resp := dial(t, addr).send("GET / HTTP/1.1\r\nHost: h\r\n\r\n").want("GET", 200, "abc")
+	if h := resp.Header; h.Get("Server") != "" || h.Get("A") != "1" || h.Get("X-Request-Id") != "7" || h.Get("X-Status") != "200" {
+		t.Errorf("fields %v", h)
+	}
+}
+
+func TestTrailersAreFiltered(t *testing.T) {
+	trailers := "X-Ok: 1\r\nAuthorization: x\r\nContent-Length: 5\r\nX-No: 2\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+	got := make(chan http.Header, 1)
+	up := scripted(t, func(_ int, c *client) {
+		r, err := http.ReadRequest(c.br)
+		if err != nil {
+			return
+		}
+		_, _ = io.Copy(io.Discard, r.Body)
+		got <- r.Trailer
+		c.reply("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n" + trailers)
+	})
+	addr := start(t, &Server{Handler: forwarding(upstreamTo(t, up.addr()), func(_ *Exchange, e *Edit) {
+		e.KeepTrailer = func(name []byte) bool { return string(name) != "X-No" }
+	})})
+	resp := dial(t, addr).send("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n"+trailers).want("POST", 200, "abc")
+	for side, h := range map[string]http.Header{"request": <-got, "answer": resp.Trailer} {
+		if len(h) != 1 || h.Get("X-Ok") != "1" {
+			t.Errorf("%s's trailers: %v", side, h)
+		}
+	}
+}
+
+func TestExpectIsRelayed(t *testing.T) {
+	settled(t)
+	up := scripted(t, func(_ int, c *client) {
+		r, err := http.ReadRequest(c.br)
+		if err != nil || r.Header.Get("Expect") != "100-continue" {
+			return
+		}
+		if r.URL.Path == "/no" {
+			c.reply("HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno")
+			return
+		}
+		c.reply("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n")
+		body, _ := io.ReadAll(r.Body)
+		c.reply(fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(body), body))
+	})
+	addr := start(t, &Server{Handler: forwarding(upstreamTo(t, up.addr()), nil)})
+	c := dial(t, addr).send("POST /yes HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n")
+	c.want("POST", 100, "")
+	if resp := c.want("POST", 103, ""); resp.Header.Get("Link") != "x" {
+		t.Error("103 without its fields")
+	}
+	c.send("abc").want("POST", 200, "abc")
+	c = dial(t, addr).send("POST /no HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n")
+	if resp := c.want("POST", 403, "no"); !resp.Close {
+		t.Error("kept open although the body may still come")
+	}
+	c.wantEnd()
+}
+
+// TestEarlyAnswerEndsTheUpload: the upstream answers after the head and reads
+// no more; the client gets that answer although it goes on sending.
+func TestEarlyAnswerEndsTheUpload(t *testing.T) {
+	settled(t)
+	up := scripted(t, func(_ int, c *client) {
+		if _, err := http.ReadRequest(c.br); err != nil {
+			return
+		}
+		c.reply("HTTP/1.1 413 Too Large\r\nContent-Length: 5\r\n\r\nlarge")
+		<-time.After(50 * time.Millisecond)
+	})
+	pool := upstreamTo(t, up.addr())
+	addr := start(t, &Server{Handler: forwarding(pool, nil)})
+	for _, head := range []string{"Content-Length: 100000000", "Transfer-Encoding: chunked"} {
+		c := dial(t, addr).send("POST / HTTP/1.1\r\nHost: h\r\n" + head + "\r\n\r\n")
+		sent := make(chan struct{})
+		go func() {
+			defer close(sent)
+			piece := "10000\r\n" + strings.Repeat("x", 1<<16) + "\r\n"
+			for range 1000 {
+				if _, err := io.WriteString(c.nc, piece); err != nil {
+					return
+				}
+			}
+		}()
+		if resp := c.want("POST", 413, "large"); !resp.Close {
+			t.Error("early answer without Connection: close")
+		}
+		_ = c.nc.Close()
+		<-sent
+		if pool.Idle() != 0 {
+			t.Error("the upstream's connection was kept")
+		}
+	}
+}
+
+func TestDuplexBodies(t *testing.T) {
+	up := scripted(t, func(_ int, c *client) {
+		r, err := http.ReadRequest(c.br)
+		if err != nil {
+			return
+		}
+		c.reply("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+		buf := make([]byte, 10)
+		for {
+			n, err := r.Body.Read(buf)
+			if n > 0 {
+				c.reply(fmt.Sprintf("%x\r\n%s\r\n", n, buf[:n]))
+			}
+			if err != nil {
+				break
+			}
+		}
+		c.reply("0\r\n\r\n")
+	})
+	addr := start(t, &Server{Handler: forwarding(upstreamTo(t, up.addr()), nil)})
+	c := dial(t, addr).send("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n")
+	resp, err := http.ReadResponse(c.br, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 20 {
+		word := fmt.Sprintf("word%02d", i)
+		c.send("6\r\n" + word + "\r\n")
+		got := make([]byte, 6)
+		if _, err := io.ReadFull(resp.Body, got); err != nil || string(got) != word {
+			t.Fatalf("echo %q, %v", got, err)
+		}
+	}
+	c.send("0\r\n\r\n")
+	if rest, err := io.ReadAll(resp.Body); len(rest) > 0 || err != nil {
+		t.Errorf("rest %q, %v", rest, err)
+	}
+}
+
+func TestLargeBodiesBothWays(t *testing.T) {
+	const size = 20 << 20
+	up := scripted(t, func(_ int, c *client) {
+		for {
+			r, err := http.ReadRequest(c.br)
+			if err != nil {
+				return
+			}
+			n, _ := io.Copy(io.Discard, r.Body)
+			c.reply(fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n", n))
+			_, _ = io.CopyN(c.nc, zeros{}, n)
+		}
+	})
+	addr := start(t, &Server{Handler: forwarding(upstreamTo(t, up.addr()), nil)})
+	c := dial(t, addr)
+	for range 2 {
+		c.send(fmt.Sprintf("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n", size))
+		if _, err := io.CopyN(c.nc, zeros{}, size); err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.ReadResponse(c.br, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n, err := io.Copy(io.Discard, resp.Body); n != size || err != nil {
+			t.Fatalf("%d bytes back, %v", n, err)
+		}
+	}
+	if up.connections() != 1 {
+		t.Errorf("%d upstream connections, want 1", up.connections())
+	}
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { return len(p), nil }
+
+// TestDeadIdleConnectionIsReplaced: the upstream closes after each answer
+// without saying so.
+func TestDeadIdleConnectionIsReplaced(t *testing.T) {
+	up := scripted(t, func(_ int, c *client) {
+		c.request()
+		c.reply("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+	})
+	addr := start(t, &Server{Handler: forwarding(upstreamTo(t, up.addr()), nil)})
+	c := dial(t, addr)
+	for range 20 {
+		c.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n").want("GET", 200, "ok")
+	}
+}
+
+// TestOnlyIdempotentRequestsAreRepeated: the connection dies after the second
+// request has arrived.
+func TestOnlyIdempotentRequestsAreRepeated(t *testing.T) {
+	for method, status := range map[string]int{"GET": 200, "PUT": 200, "POST": 502, "PATCH": 502} {
+		up := scripted(t, func(n int, c *client) {
+			c.request()
+			c.reply("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+			if c.request(); n > 1 {
+				c.reply("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+			}
+		})
+		addr := start(t, &Server{Handler: forwarding(upstreamTo(t, up.addr()), nil)})
+		c := dial(t, addr)
+		for _, want := range []int{200, status} {
+			resp, _ := c.send(method + " / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\nx").answer(method)
+			if resp.StatusCode != want {
+				t.Errorf("%s: %d, want %d", method, resp.StatusCode, want)
+			}
+		}
+	}
+}
+
+// TestUnsolicitedBytesAreNeverAnAnswer: what an upstream sends beyond its answer
+// must not become the answer to the next request.
+func TestUnsolicitedBytesAreNeverAnAnswer(t *testing.T) {
+	forged := "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nforged"
+	for _, late := range []bool{false, true} {
+		up := scripted(t, func(_ int, c *client) {
+			for c.request() != nil {
+				if late {
+					c.reply("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+					time.Sleep(5 * time.Millisecond) // so that it arrives by itself
+					c.reply(forged)
+				} else {
+					c.reply("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok" + forged)
+				}
+			}
+		})
+		pool := upstreamTo(t, up.addr())
+		addr := start(t, &Server{Handler: forwarding(pool, nil)})
+		c := dial(t, addr)
+		for range 3 {
+			c.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n").want("GET", 200, "ok")
+			waitFor(t, "the forged answer", func() bool {
+				pool.mu.Lock()
+				defer pool.mu.Unlock()
+				return len(pool.idle) == 0 || !pool.idle[0].silent()
+			})
+		}
+	}
+}
+
+func TestUpgradeIsATwoWayCopy(t *testing.T) {
+	settled(t)
+	up := scripted(t, func(_ int, c *client) {
+		r, err := http.ReadRequest(c.br)
+		if err != nil || r.Header.Get("Upgrade") != "WebSocket" || r.Header.Get("Connection") != "upgrade" {
+			c.reply("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nno")
+			return
+		}
+		c.reply("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nhello ")
+		got, _ := io.ReadAll(c.br) // until the client's half-close
+		c.reply("you said " + string(got))
+	})
+	results := make(chan Result, 1)
+	pool := upstreamTo(t, up.addr())
+	addr := start(t, &Server{Handler: func(x *Exchange) {
+		e := x.Edit()
+		e.Upgrade = string(x.Request().Target) == "/ws"
+		res, err := x.Forward(pool, e)
+		if err != nil {
+			t.Errorf("Forward: %v", err)
+		}
+		results <- res
+	}})
+	head := " HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: WebSocket\r\n\r\n"
+	c := dial(t, addr).send("GET /ws" + head + "early ")
+	resp, err := http.ReadResponse(c.br, nil)
+	if err != nil || resp.StatusCode != 101 || resp.Header.Get("Upgrade") != "websocket" {
+		t.Fatalf("%v, %v", resp, err)
+	}
+	c.send("late")
+	_ = c.nc.(*net.TCPConn).CloseWrite()
+	if got, err := io.ReadAll(c.br); err != nil || string(got) != "hello you said early late" {
+		t.Errorf("got %q, %v", got, err)
+	}
+	if res := <-results; !res.Upgraded || res.RequestBytes != 10 || res.ResponseBytes != 25 {
+		t.Errorf("result %+v", res)
+	}
+	dial(t, addr).send("GET /other"+head).want("GET", 200, "no")
+	<-results
+}
+
+func TestHTTP2UpgradeNeverPasses(t *testing.T) {
+	raw := "GET / HTTP/1.1\r\nHost: h\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAA\r\n\r\n"
+	got, _ := rawRequest(t, raw, func(_ *Exchange, e *Edit) { e.Upgrade = true })
+	if want := "GET / HTTP/1.1\r\nHost: h\r\n\r\n"; got != want {
+		t.Errorf("upstream got %q, want %q", got, want)
+	}
+}
+
+func TestCutEndsALiveStream(t *testing.T) {
+	settled(t)
+	up := scripted(t, func(_ int, c *client) {
+		r, err := http.ReadRequest(c.br)
+		if err != nil {
+			return
+		}
+		if r.Header.Get("Upgrade") != "" {
+			c.reply("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\nfirst")
+		} else {
+			c.reply("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n")
+		}
+		_, _ = io.Copy(io.Discard, c.br) // until it is cut
+	})
+	pool := upstreamTo(t, up.addr())
+	cutters := make(chan Cutter, 1)
+	stages := make(chan Stage, 1)
+	addr := start(t, &Server{Handler: func(x *Exchange) {
+		cutters <- x.Cutter()
+		e := x.Edit()
+		e.Upgrade = true
+		res, _ := x.Forward(pool, e)
+		stages <- res.Stage
+	}})
+	for _, fields := range []string{"", "Connection: upgrade\r\nUpgrade: x\r\n"} {
+		c := dial(t, addr).send("GET / HTTP/1.1\r\nHost: h\r\n" + fields + "\r\n")
+		resp, err := http.ReadResponse(c.br, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var body io.Reader = resp.Body
+		if resp.StatusCode == 101 {
+			body = c.br
+		}
+		if _, err := io.ReadFull(body, make([]byte, 5)); err != nil {
+			t.Fatal(err)
+		}
+		k := <-cutters
+		if !k.Cut() {
+			t.Error("Cut found no exchange")
+		}
+		_, _ = io.ReadAll(body)
+		if stage := <-stages; stage != StageCut {
+			t.Errorf("stage %v, want cut", stage)
+		}
+		waitFor(t, "the exchange to end", func() bool { return !k.Cut() })
+	}
+}
+
+// TestCutterOfAnEarlierExchangeDoesNothing: a handle must not reach the next
+// request on the same connection.
+func TestCutterOfAnEarlierExchangeDoesNothing(t *testing.T) {
+	var cutters []Cutter
+	addr := start(t, &Server{Handler: func(x *Exchange) {
+		for _, k := range cutters {
+			if k.Cut() {
+				t.Error("cut by an old handle")
+			}
+		}
+		cutters = append(cutters, x.Cutter())
+		_ = x.Respond(200, nil, []byte("ok"))
+	}})
+	c := dial(t, addr)
+	for range 5 {
+		c.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n").want("GET", 200, "ok")
+	}
+	if (Cutter{}).Cut() {
+		t.Error("the zero Cutter cuts")
+	}
+}
+
+// TestClientThatLeavesEndsTheUpstreamExchange: nothing is written, so only the
+// sweeper can notice.
+func TestClientThatLeavesEndsTheUpstreamExchange(t *testing.T) {
+	settled(t)
+	arrived, left := make(chan struct{}), make(chan struct{})
+	up := scripted(t, func(_ int, c *client) {
+		if c.request() == nil {
+			return
+		}
+		close(arrived)
+		_, _ = io.Copy(io.Discard, c.br)
+		close(left)
+	})
+	pool := upstreamTo(t, up.addr())
+	stages := make(chan Stage, 1)
+	addr := start(t, &Server{Handler: func(x *Exchange) {
+		res, _ := x.Forward(pool, nil)
+		stages <- res.Stage
+	}})
+	c := dial(t, addr).send("GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+	<-arrived
+	_ = c.nc.Close()
+	<-left
+	if stage := <-stages; stage != StageClient {
+		t.Errorf("stage %v, want client", stage)
+	}
+}
+
+func TestUpstreamTimeouts(t *testing.T) {
+	settled(t)
+	up := scripted(t, func(_ int, c *client) {
+		r := c.request()
+		if r != nil && r.URL.Path == "/body" {
+			c.reply("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc")
+		}
+		_, _ = io.Copy(io.Discard, c.br)
+	})
+	pool := upstreamTo(t, up.addr())
+	type outcome struct {
+		res Result
+		err error
+	}
+	outcomes := make(chan outcome, 1)
+	addr := start(t, &Server{
+		Timeouts: Timeouts{Stall: 40 * time.Millisecond},
+		Handler: func(x *Exchange) {
+			e := x.Edit()
+			e.HeaderTimeout = 40 * time.Millisecond
+			res, err := x.Forward(pool, e)
+			if status := res.AnswerStatus(err); status != 0 {
+				_ = x.Respond(status, nil, nil)
+			}
+			outcomes <- outcome{res, err}
+		},
+	})
+	c := dial(t, addr)
+	c.send("GET /head HTTP/1.1\r\nHost: h\r\n\r\n").want("GET", 504, "")
+	if o := <-outcomes; o.res.Stage != StageHead || !o.res.Timeout || !o.res.Sent {
+		t.Errorf("%+v", o)
+	}
+	c.send("GET /body HTTP/1.1\r\nHost: h\r\n\r\n")
+	resp, err := http.ReadResponse(c.br, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadAll(resp.Body); err == nil {
+		t.Error("a stalled answer looks whole")
+	}
+	if o := <-outcomes; o.res.Stage != StageBody || !o.res.Timeout || !o.res.HeadSent {
+		t.Errorf("%+v", o)
+	}
+	c = dial(t, addr).send("POST /upload HTTP/1.1\r\nHost: h\r\nContent-Length: 90000\r\n\r\nabc")
+	c.want("POST", 408, "")
+	if o := <-outcomes; o.res.Stage != StageRequest {
+		t.Errorf("%+v", o)
+	}
+}
+
+func TestDialFailures(t *testing.T) {
+	settled(t)
+	refused := errors.New("refused")
+	block := func(ctx context.Context) (net.Conn, error) { <-ctx.Done(); return nil, ctx.Err() }
+	for _, c := range []struct {
+		name   string
+		up     *Upstream
+		status int
+		body   string
+	}{
+		{"refused", &Upstream{Dial: func(context.Context) (net.Conn, error) { return nil, refused }}, 502, "dial"},
+		{"timeout", &Upstream{Dial: block, DialTimeout: time.Millisecond}, 504, "dial"},
+		{"busy", &Upstream{MaxConns: 1, open: 1}, 503, "pool"},
+		{"closed", &Upstream{closed: true}, 502, "dial"},
+	} {
+		addr := start(t, &Server{Handler: forwarding(c.up, nil)})
+		dial(t, addr).send("GET / HTTP/1.1\r\nHost: h\r\n\r\n").want("GET", c.status, c.body)
+	}
+}
+
+func TestRequestBodyLimit(t *testing.T) {
+	up := scripted(t, echoing)
+	addr := start(t, &Server{Handler: forwarding(upstreamTo(t, up.addr()), func(_ *Exchange, e *Edit) { e.MaxBody = 5 })})
+	for body, status := range map[string]int{
+		"Content-Length: 5\r\n\r\nabcde":                                        200,
+		"Content-Length: 6\r\n\r\nabcdef":                                       413,
+		"Transfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n0\r\n\r\n":             200,
+		"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n3\r\nabc\r\n0\r\n\r\n":   413,
+		"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nfffffff\r\nabc\r\n0\r\n": 413,
+	} {
+		resp, _ := dial(t, addr).send("POST / HTTP/1.1\r\nHost: h\r\n" + body).answer("POST")
+		if resp.StatusCode != status {
+			t.Errorf("%q: %d, want %d", body, resp.StatusCode, status)
+		}
+	}
+}
+
+func TestForwardTwiceIsAMistake(t *testing.T) {
+	up := scripted(t, echoing)
+	pool := upstreamTo(t, up.addr())
+	addr := start(t, &Server{Handler: func(x *Exchange) {
+		if _, err := x.Forward(pool, nil); err != nil {
+			t.Error(err)
+		}
+		if res, err := x.Forward(pool, nil); res.Stage != StageEdit || !errors.Is(err, ErrAnswered) {
+			t.Errorf("%v, %v", res, err)
+		}
+		if err := x.Respond(200, nil, nil); !errors.Is(err, ErrAnswered) {
+			t.Error(err)
+		}
+	}})
+	dial(t, addr).send("GET / HTTP/1.1\r\nHost: h\r\n\r\n").want("GET", 200, "GET / h 0 ")
 }

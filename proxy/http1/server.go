@@ -81,6 +81,9 @@ type Server struct {
 	draining atomic.Bool
 	mem      memory
 
+	pipeMu sync.Mutex // guards pipes
+	pipes  []*pipe
+
 	mu        sync.Mutex // guards what follows; held for moments only
 	conns     *conn      // all connections, linked
 	count     int
@@ -364,6 +367,7 @@ func (s *Server) sweep() {
 		if s.count == 0 {
 			s.sweeping = false
 			s.mu.Unlock()
+			s.closePipes()
 			return
 		}
 		due = due[:0]

@@ -14,6 +14,3 @@ func peerGone(fd uintptr) bool {
 	n, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
 	return n == 0 && err == nil || err != nil && !errors.Is(err, syscall.EAGAIN) && !errors.Is(err, syscall.EINTR)
 }
-
-// moved is not known on this system: only progress that the engine sees counts.
-func moved(uintptr) uint64 { return 0 }

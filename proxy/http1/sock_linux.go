@@ -9,12 +9,3 @@ func peerGone(fd uintptr) bool {
 	n, err := unix.Poll(fds, 0)
 	return err == nil && n > 0 && fds[0].Revents&(unix.POLLRDHUP|unix.POLLHUP|unix.POLLERR) != 0
 }
-
-// moved is a number that grows with every byte that the peer sent or took.
-func moved(fd uintptr) uint64 {
-	info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO) // #nosec G115 -- descriptors are small
-	if err != nil {
-		return 0
-	}
-	return info.Bytes_acked + info.Bytes_received
-}

@@ -16,9 +16,6 @@ func quiet(uintptr) bool { return true }
 // peerGone is not used on this system.
 func peerGone(uintptr) bool { return false }
 
-// moved is not known on this system: only progress that the engine sees counts.
-func moved(uintptr) uint64 { return 0 }
-
 // socketOf gives the TCP connection that nc is, if it is one.
 func socketOf(nc net.Conn) (syscall.RawConn, *net.TCPConn) {
 	tcp, _ := nc.(*net.TCPConn)
