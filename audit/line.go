@@ -89,8 +89,8 @@ func appendChain(dst []byte, c chainValue) []byte {
 }
 
 // parseLine takes a line without its line break apart. It accepts exactly what
-// appendBody and appendChain write around one JSON object; whether the object
-// is a proper event, and the chain value true, is for the caller to find out.
+// appendBody and appendChain write around one object in braces; whether that is
+// JSON and a proper event, and the chain value true, is for the caller to find out.
 // With an error it returns no more than the chain value, if that can be read.
 func parseLine(text []byte) (line, error) {
 	if len(text) >= maxLineBytes {
@@ -150,7 +150,7 @@ func parseBody(body []byte) (l line, err error) {
 	switch {
 	case l.kind == 0, l.source != "" && l.kind != kindEvent:
 		return line{}, errors.New("it is neither an event, nor a head, nor the start of a file")
-	case len(l.value) < 2 || l.value[0] != '{' || !json.Valid(l.value):
+	case len(l.value) < 2 || l.value[0] != '{' || l.value[len(l.value)-1] != '}':
 		return line{}, errors.New("what it carries is not a JSON object")
 	}
 	return l, nil

@@ -253,6 +253,28 @@ func TestEveryChangedByteIsFound(t *testing.T) {
 	}
 }
 
+func TestLongestEventIsReadBack(t *testing.T) {
+	path := newPath(t)
+	l := mustOpen(t, path, Options{})
+	e := event(1)
+	e.After = new(Token)
+	for range MaxEventBytes/(maxText+3) - 1 {
+		e.After.Scopes = append(e.After.Scopes, strings.Repeat("é", maxText/2))
+	}
+	if n := len(mustEncode(t, e)); n < MaxEventBytes-2*maxText {
+		t.Fatalf("only %d bytes", n)
+	}
+	if err := l.Append(noon, e, event(2), e); err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, l)
+	l = mustOpen(t, path, Options{})
+	mustAppend(t, l, 3)
+	if ids := mustBeWhole(t, path, Keys{}); !slices.Equal(ids, []uint64{1, 2, 1, 3}) {
+		t.Errorf("events %v", ids)
+	}
+}
+
 func TestForeignFileIsNotTouched(t *testing.T) {
 	for _, content := range []string{"hello", "hello\n", "{}\n", "\n", `{"n":1,"event":{},"chain":"` + strings.Repeat("0", 64) + "\"}\n", strings.Repeat("x", 2*maxLineBytes)} {
 		path := newPath(t)
@@ -895,13 +917,17 @@ func BenchmarkEncode(b *testing.B) {
 	}
 }
 
-func BenchmarkOpenAndVerify64MiB(b *testing.B) {
+func BenchmarkFullFile(b *testing.B) {
 	path := newPath(b)
 	o := Options{MACKeys: [][]byte{macKey}}
 	l := mustOpen(b, path, o)
 	events := slices.Repeat([]Event{fullEvent()}, 1000)
-	for l.Stats().FileBytes < 64<<20-1<<20 {
-		if err := l.Append(noon, events...); err != nil {
+	for n := uint64(1); l.Stats().FileBytes < 15<<20; n++ {
+		var entries []Entry
+		for i, e := range events {
+			entries = append(entries, Entry{Seq: n*1000 + uint64(i), Payload: mustEncode(b, e)})
+		}
+		if _, err := l.AppendEntries(noon, "n1", entries); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -2,6 +2,7 @@ package audit
 
 import (
 	"crypto/ed25519"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"hash"
@@ -158,7 +159,7 @@ func (v *verifier) file(name string, last bool) error {
 	case last:
 		v.report.TornBytes = len(torn)
 	case len(torn) > 0:
-		v.suspect(suspect{file: name, at: -1})
+		v.suspect(suspect{file: name})
 	}
 	return nil
 }
@@ -166,7 +167,7 @@ func (v *verifier) file(name string, last bool) error {
 // line checks one line.
 func (v *verifier) line(name string, at int, text []byte) error {
 	ln, err := parseLine(text)
-	if err != nil {
+	if err != nil || !json.Valid(ln.value) {
 		v.suspect(suspect{file: name, at: at, chain: ln.chain})
 		return nil
 	}
