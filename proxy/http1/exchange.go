@@ -152,12 +152,12 @@ func (x *Exchange) Respond(status int, fields []Field, body []byte) error {
 // flushed turns broken into an error for the handler.
 func (x *Exchange) flushed() error {
 	switch {
+	case !x.broken:
+		return nil
 	case x.c.cut.Load():
 		return ErrCut
-	case x.broken:
-		return ErrClientGone
 	}
-	return nil
+	return ErrClientGone
 }
 
 // sendable reports whether a field may be part of an answer of ours.

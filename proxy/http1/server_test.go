@@ -1,0 +1,509 @@
+package http1
+
+import (
+	"bufio"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+func saying(body string) func(*Exchange) {
+	return func(x *Exchange) { _ = x.Respond(200, nil, []byte(body)) }
+}
+
+const get = "GET / HTTP/1.1\r\nHost: h\r\n\r\n"
+
+func TestPersistence(t *testing.T) {
+	addr := start(t, &Server{Handler: saying("ok")})
+	for _, c := range []struct {
+		name, head string
+		close      bool
+		connection string
+	}{
+		{"1.1", "GET / HTTP/1.1\r\nHost: h\r\n\r\n", false, ""},
+		{"1.1 close", "GET / HTTP/1.1\r\nHost: h\r\nConnection: Close\r\n\r\n", true, "close"},
+		{"1.1 keep-alive, close", "GET / HTTP/1.1\r\nHost: h\r\nConnection: keep-alive, close\r\n\r\n", true, "close"},
+		{"1.0", "GET / HTTP/1.0\r\nHost: h\r\n\r\n", true, "close"},
+		{"1.0 keep-alive", "GET / HTTP/1.0\r\nHost: h\r\nConnection: Keep-Alive\r\n\r\n", false, "keep-alive"},
+	} {
+		cl := dial(t, addr)
+		resp := cl.send(c.head).want("GET", 200, "ok")
+		if got := strings.Join(resp.Header["Connection"], ","); got != c.connection && !(got == "" && resp.Close == c.close) {
+			t.Errorf("%s: Connection %q, want %q", c.name, got, c.connection)
+		}
+		if c.close {
+			cl.wantEnd()
+		} else {
+			cl.send(c.head).want("GET", 200, "ok")
+		}
+	}
+}
+
+func TestRespond(t *testing.T) {
+	big := strings.Repeat("b", 100_000)
+	for _, c := range []struct {
+		name, method string
+		status       int
+		fields       []Field
+		body, want   string
+		length       string
+	}{
+		{"small", "GET", 200, nil, "ok", "ok", "2"},
+		{"big", "GET", 200, nil, big, big, "100000"},
+		{"empty", "GET", 200, nil, "", "", "0"},
+		{"HEAD", "HEAD", 200, nil, "ok", "", "2"},
+		{"204", "GET", 204, nil, "ignored", "", ""},
+		{"304", "GET", 304, nil, "ignored", "", ""},
+		{"field", "GET", 401, []Field{{[]byte("X-A"), []byte("b")}, {[]byte("Date"), []byte("then")}}, "no", "no", "2"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			addr := start(t, &Server{Handler: func(x *Exchange) {
+				if err := x.Respond(c.status, c.fields, []byte(c.body)); err != nil {
+					t.Error(err)
+				}
+			}})
+			cl := dial(t, addr)
+			for range 2 {
+				resp := cl.send(c.method+" / HTTP/1.1\r\nHost: h\r\n\r\n").want(c.method, c.status, c.want)
+				if got := resp.Header.Get("Content-Length"); got != c.length {
+					t.Errorf("Content-Length %q, want %q", got, c.length)
+				}
+				if len(resp.Header["Date"]) != 1 || c.fields != nil && (resp.Header.Get("X-A") != "b" || resp.Header.Get("Date") != "then") {
+					t.Errorf("fields %v", resp.Header)
+				}
+			}
+		})
+	}
+}
+
+func TestRespondRefusesWhatItMustNotSend(t *testing.T) {
+	addr := start(t, &Server{Handler: func(x *Exchange) {
+		for _, f := range []Field{
+			{[]byte("A"), []byte("b\r\nC: d")}, {[]byte("A b"), nil}, {nil, []byte("x")},
+			{[]byte("Content-Length"), []byte("1")}, {[]byte("transfer-encoding"), []byte("chunked")}, {[]byte("Connection"), []byte("close")},
+		} {
+			if err := x.Respond(200, []Field{f}, nil); !errors.Is(err, ErrField) {
+				t.Errorf("%q: %v", f, err)
+			}
+		}
+		for _, status := range []int{0, 100, 199, 600} {
+			if err := x.Respond(status, nil, nil); !errors.Is(err, ErrField) {
+				t.Errorf("%d: %v", status, err)
+			}
+		}
+		_ = x.Respond(200, nil, []byte("ok"))
+	}})
+	dial(t, addr).send(get).want("GET", 200, "ok")
+}
+
+// TestUnreadBodyNeverBecomesARequest: the body looks like a request.
+func TestUnreadBodyNeverBecomesARequest(t *testing.T) {
+	settled(t)
+	var mu sync.Mutex
+	var targets []string
+	addr := start(t, &Server{Handler: func(x *Exchange) {
+		mu.Lock()
+		targets = append(targets, string(x.Request().Target))
+		mu.Unlock()
+		_ = x.Respond(401, nil, []byte("no"))
+	}})
+	smuggled := strings.Repeat("GET /smuggled HTTP/1.1\r\nHost: h\r\n\r\n", 10_000)
+	for _, c := range []struct {
+		name, head, body string
+		keeps            bool
+	}{
+		{"small", "Content-Length: 35", smuggled[:35], true},
+		{"some", "Content-Length: 35000", smuggled[:35_000], true},
+		{"large", "Content-Length: 350000", smuggled[:350_000], false},
+		{"chunked at once", "Transfer-Encoding: chunked", "23\r\n" + smuggled[:35] + "\r\n0\r\n\r\n", true},
+		{"chunked", "Transfer-Encoding: chunked", "55730\r\n" + smuggled[:350_000] + "\r\n0\r\n\r\n", false},
+		{"expected", "Expect: 100-continue\r\nContent-Length: 35", "", false},
+		{"malformed", "Transfer-Encoding: chunked", "x\r\n" + smuggled[:350], false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			cl := dial(t, addr)
+			cl.send("POST /first HTTP/1.1\r\nHost: h\r\n" + c.head + "\r\n\r\n" + c.body)
+			if resp := cl.want("POST", 401, "no"); resp.Close == c.keeps {
+				t.Errorf("Connection: close %v", resp.Close)
+			}
+			if c.keeps {
+				cl.send("GET /second HTTP/1.1\r\nHost: h\r\n\r\n").want("GET", 401, "no")
+			}
+		})
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	for _, target := range targets {
+		if target == "/smuggled" {
+			t.Fatal("a body was read as a request")
+		}
+	}
+}
+
+func TestBodyIsDecoded(t *testing.T) {
+	addr := start(t, &Server{Handler: func(x *Exchange) {
+		body, err := io.ReadAll(x.Body())
+		if err != nil {
+			body = []byte(err.Error())
+		}
+		_ = x.Respond(200, nil, body)
+	}})
+	c := dial(t, addr)
+	big := strings.Repeat("0123456789", 20_000)
+	for _, r := range []struct{ raw, want string }{
+		{"Content-Length: 3\r\n\r\nabc", "abc"},
+		{"A: b\r\n\r\n", ""},
+		{"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n4;x\r\ndefg\r\n0\r\nT: x\r\n\r\n", "abcdefg"},
+		{"Content-Length: 200000\r\n\r\n" + big, big},
+		{"Transfer-Encoding: chunked\r\n\r\n30d40\r\n" + big + "\r\n0\r\n\r\n", big},
+	} {
+		c.send("POST / HTTP/1.1\r\nHost: h\r\n"+r.raw).want("POST", 200, r.want)
+	}
+	c.send("POST / HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n").want("POST", 100, "")
+	c.send("abc").want("POST", 200, "abc")
+	c.send("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n")
+	if resp, body := c.answer("POST"); !strings.Contains(body, "chunk") || !resp.Close {
+		t.Errorf("malformed chunk: %q, close %v", body, resp.Close)
+	}
+}
+
+func TestUnansweredRequestIs500(t *testing.T) {
+	c := dial(t, start(t, &Server{Handler: func(*Exchange) {}})).send(get)
+	if resp, _ := c.answer("GET"); resp.StatusCode != 500 || !resp.Close {
+		t.Errorf("%d, close %v", resp.StatusCode, resp.Close)
+	}
+	c.wantEnd()
+	c = dial(t, start(t, &Server{})).send(get)
+	if resp, _ := c.answer("GET"); resp.StatusCode != 500 {
+		t.Errorf("the zero Server answers %d", resp.StatusCode)
+	}
+}
+
+func TestPanicClosesOnlyItsConnection(t *testing.T) {
+	recovered := make(chan any, 1)
+	addr := start(t, &Server{
+		Handler: func(x *Exchange) {
+			if string(x.Request().Target) == "/panic" {
+				panic("boom")
+			}
+			_ = x.Respond(200, nil, []byte("ok"))
+		},
+		Panicked: func(r any) { recovered <- r },
+	})
+	other := dial(t, addr).send(get)
+	other.want("GET", 200, "ok")
+	dial(t, addr).send("GET /panic HTTP/1.1\r\nHost: h\r\n\r\n").wantEnd()
+	if r := <-recovered; r != "boom" {
+		t.Errorf("recovered %v", r)
+	}
+	other.send(get).want("GET", 200, "ok")
+}
+
+func TestRefusalIsRenderedByTheHook(t *testing.T) {
+	var mu sync.Mutex
+	var seen []Refusal
+	addr := start(t, &Server{Refused: func(r Refusal) Answer {
+		mu.Lock()
+		defer mu.Unlock()
+		seen = append(seen, r)
+		return Answer{
+			Fields: []Field{{[]byte("Content-Type"), []byte("application/problem+json")}, {[]byte("Bad"), []byte("a\r\nInjected: b")}},
+			Body:   []byte(`{"code":"` + r.Code + `"}`),
+		}
+	}})
+	c := dial(t, addr).send("GET / HTTP/1.1\r\n\r\n")
+	resp := c.want("GET", 400, `{"code":"host_count"}`)
+	if resp.Header.Get("Content-Type") != "application/problem+json" || resp.Header.Get("Injected") != "" || !resp.Close {
+		t.Errorf("fields %v", resp.Header)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if len(seen) != 1 || seen[0].Remote.String() != c.nc.LocalAddr().String() {
+		t.Errorf("hook saw %v", seen)
+	}
+}
+
+func TestTimeouts(t *testing.T) {
+	settled(t)
+	addr := start(t, &Server{
+		Handler: func(x *Exchange) {
+			if _, err := io.ReadAll(x.Body()); err == nil {
+				t.Error("a stalled body has an end")
+			}
+			_ = x.Respond(408, nil, []byte("stall"))
+		},
+		Timeouts: Timeouts{Header: 20 * time.Millisecond, Idle: 20 * time.Millisecond, Stall: 20 * time.Millisecond},
+	})
+	dial(t, addr).wantEnd() // idle
+	c := dial(t, addr).send("GET / HTTP/1.1\r\nHo")
+	if resp, _ := c.answer("GET"); resp.StatusCode != 408 || !resp.Close {
+		t.Errorf("slow head: %d", resp.StatusCode)
+	}
+	c.wantEnd()
+	c = dial(t, addr).send("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nabc")
+	c.want("POST", 408, "stall")
+}
+
+// TestClientThatDoesNotReadIsGivenUp: the answer is larger than all buffers on
+// the way.
+func TestClientThatDoesNotReadIsGivenUp(t *testing.T) {
+	settled(t)
+	failed := make(chan error, 1)
+	addr := start(t, &Server{
+		Handler:  func(x *Exchange) { failed <- x.Respond(200, nil, make([]byte, 64<<20)) },
+		Timeouts: Timeouts{Stall: 20 * time.Millisecond},
+	})
+	dial(t, addr).send(get)
+	select {
+	case err := <-failed:
+		if !errors.Is(err, ErrClientGone) {
+			t.Errorf("Respond: %v", err)
+		}
+	case <-time.After(patience):
+		t.Fatal("still writing")
+	}
+}
+
+func TestConnectionLimits(t *testing.T) {
+	settled(t)
+	refusals := make(chan string, 4)
+	refused := func(r Refusal) Answer { refusals <- r.Code; return Answer{} }
+	for code, limits := range map[string]Limits{
+		"connections":            {Connections: 2},
+		"connections_per_source": {ConnectionsPerSource: 2},
+	} {
+		s := &Server{Handler: saying("ok"), Refused: refused, Limits: limits}
+		addr := start(t, s)
+		a, b := dial(t, addr), dial(t, addr)
+		a.send(get).want("GET", 200, "ok")
+		b.send(get).want("GET", 200, "ok")
+		third := dial(t, addr)
+		if _, err := third.br.ReadByte(); err == nil {
+			t.Error("a third connection was served")
+		}
+		if got := <-refusals; got != code {
+			t.Errorf("refused by %q, want %q", got, code)
+		}
+		_ = a.nc.Close()
+		waitFor(t, "the connection to be forgotten", func() bool { return s.Connections() == 1 })
+		dial(t, addr).send(get).want("GET", 200, "ok")
+	}
+}
+
+func TestShutdownFinishesWhatIsInFlight(t *testing.T) {
+	settled(t)
+	entered, release := make(chan struct{}), make(chan struct{})
+	s := &Server{Handler: func(x *Exchange) {
+		if string(x.Request().Target) == "/slow" {
+			close(entered)
+			<-release
+		}
+		_ = x.Respond(200, nil, []byte("ok"))
+	}}
+	addr := start(t, s)
+	idle := dial(t, addr).send(get)
+	idle.want("GET", 200, "ok")
+	fresh := dial(t, addr)
+	busy := dial(t, addr).send("GET /slow HTTP/1.1\r\nHost: h\r\n\r\n")
+	<-entered
+	canceled, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.Shutdown(canceled); !errors.Is(err, context.Canceled) {
+		t.Errorf("Shutdown with an ended context: %v", err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- s.Shutdown(context.Background()) }()
+	idle.wantEnd()
+	fresh.wantEnd()
+	if nc, err := net.Dial("tcp", addr); err == nil {
+		_ = nc.Close()
+		t.Error("still listening")
+	}
+	close(release)
+	if resp := busy.want("GET", 200, "ok"); !resp.Close {
+		t.Error("no Connection: close while draining")
+	}
+	busy.wantEnd()
+	if err := <-done; err != nil {
+		t.Errorf("Shutdown: %v", err)
+	}
+}
+
+func TestServeAfterShutdownRefuses(t *testing.T) {
+	s := &Server{}
+	if err := s.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Serve(l); !errors.Is(err, ErrServerClosed) {
+		t.Errorf("Serve: %v", err)
+	}
+	a, b := net.Pipe()
+	s.ServeConn(a)
+	if _, err := b.Read(make([]byte, 1)); err == nil {
+		t.Error("served a connection after Shutdown")
+	}
+}
+
+// TestServesAnyConnection: a pipe has no socket beneath.
+func TestServesAnyConnection(t *testing.T) {
+	settled(t)
+	a, b := net.Pipe()
+	s := &Server{Handler: saying("ok")}
+	done := make(chan struct{})
+	go func() { defer close(done); s.ServeConn(a) }()
+	c := &client{t: t, nc: b, br: bufio.NewReader(b)}
+	for range 3 {
+		c.send(get).want("GET", 200, "ok")
+	}
+	_ = b.Close()
+	<-done
+}
+
+func TestHTTP2IsHandedOn(t *testing.T) {
+	settled(t)
+	got := make(chan string, 1)
+	s := &Server{Handler: saying("ok"), HTTP2: func(nc net.Conn) {
+		defer nc.Close()
+		b := make([]byte, len(preface)+4)
+		n, _ := io.ReadFull(nc, b)
+		got <- string(b[:n])
+	}}
+	addr := start(t, s)
+	c := dial(t, addr)
+	for _, piece := range []string{"P", "RI * HTTP/2.0\r", "\n\r\nSM\r\n\r\nre", "st"} {
+		c.send(piece)
+	}
+	if g := <-got; g != preface+"rest" {
+		t.Errorf("handed on %q", g)
+	}
+	c.wantEnd()
+	dial(t, addr).send("PUT / HTTP/1.1\r\nHost: h\r\n\r\n").want("PUT", 200, "ok")
+	dial(t, addr).send("PRI / HTTP/1.1\r\nHost: h\r\n\r\n").want("PRI", 200, "ok")
+
+	addr = start(t, &Server{Handler: saying("ok")})
+	resp, _ := dial(t, addr).send(preface).answer("GET")
+	if resp.StatusCode != 505 {
+		t.Errorf("preface without HTTP2: %d, want 505", resp.StatusCode)
+	}
+}
+
+func testTLS(t *testing.T) (server, client *tls.Config) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"h"}, NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(leaf)
+	return &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}, NextProtos: []string{"h2", "http/1.1"}, MinVersion: tls.VersionTLS12},
+		&tls.Config{RootCAs: roots, ServerName: "h", MinVersion: tls.VersionTLS12}
+}
+
+func TestTLSOnBothSides(t *testing.T) {
+	settled(t)
+	serverTLS, clientTLS := testTLS(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	origin := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n, _ := io.Copy(io.Discard, r.Body)
+		_, _ = io.CopyN(w, zeros{}, n)
+	}), TLSConfig: serverTLS.Clone(), TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){}}
+	origin.TLSConfig.NextProtos = nil
+	go origin.ServeTLS(l, "", "")
+	t.Cleanup(func() { _ = origin.Close() })
+	pool := &Upstream{Dial: func(ctx context.Context) (net.Conn, error) {
+		d := tls.Dialer{Config: clientTLS}
+		return d.DialContext(ctx, "tcp", l.Addr().String())
+	}}
+	t.Cleanup(pool.Close)
+	s := &Server{Handler: forwarding(pool, nil), HTTP2: func(nc net.Conn) {
+		_, _ = io.WriteString(nc, "two")
+		_ = nc.Close()
+	}}
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go s.Serve(tls.NewListener(inner, serverTLS))
+	t.Cleanup(func() {
+		_ = s.Close()
+		waitFor(t, "connections to end", func() bool { return s.Connections() == 0 })
+	})
+
+	nc, err := tls.Dial("tcp", inner.Addr().String(), clientTLS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	c := &client{t: t, nc: nc, br: bufio.NewReader(nc)}
+	for _, n := range []int{0, 10, 300_000, 5} {
+		body := strings.Repeat("\x00", n)
+		c.send("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: " + itoa(n) + "\r\n\r\n" + body)
+		c.want("POST", 200, body)
+	}
+	if pool.Open() != 1 || pool.Idle() != 1 {
+		t.Errorf("%d upstream connections open, %d idle; want 1, 1", pool.Open(), pool.Idle())
+	}
+
+	h2 := clientTLS.Clone()
+	h2.NextProtos = []string{"h2"}
+	nc2, err := tls.Dial("tcp", inner.Addr().String(), h2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc2.Close()
+	if got, _ := io.ReadAll(nc2); string(got) != "two" {
+		t.Errorf("ALPN h2 got %q", got)
+	}
+
+	plain := dial(t, inner.Addr().String()).send(get)
+	_, _ = io.ReadAll(plain.br) // the handshake fails, and nothing hangs
+}
+
+func itoa(n int) string { return strconv.Itoa(n) }
+
+// TestIdleConnectionHoldsNoBlock: what an idle connection read is given back.
+func TestIdleConnectionHoldsNoBlock(t *testing.T) {
+	s := &Server{Handler: saying("ok")}
+	addr := start(t, s)
+	c := dial(t, addr)
+	c.send(get).want("GET", 200, "ok")
+	waitFor(t, "the connection to be idle", func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.conns.phase.Load() == phaseIdle
+	})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conns.in.blk != nil {
+		t.Error("an idle connection holds a block")
+	}
+}
