@@ -1,0 +1,155 @@
+package main
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"tokenward/tokenstore"
+)
+
+// checkFiles looks at the files that the configuration names: whether they are
+// there, whether others can read the secret ones, whether certificate and key
+// belong together at now. Faults keep a server from starting or from being
+// safe, warnings do not. Files are only read; the store is not opened.
+func (c *Config) checkFiles(now time.Time) (faults, warnings []configFault) {
+	f := fileChecker{now: now}
+	f.certificate("proxy.tls", c.Proxy.TLS)
+	f.certificate("admin.tls", c.Admin.TLS)
+	f.peppers(c.TokenStore.PepperFiles)
+	f.folder("tokenstore.path", c.TokenStore.Path)
+	f.folder("audit.path", c.Audit.Path)
+	return f.faults, f.warnings
+}
+
+type fileChecker struct {
+	now              time.Time
+	faults, warnings []configFault
+}
+
+func (f *fileChecker) fault(key, problem, mend string) {
+	f.faults = append(f.faults, configFault{Key: key, Rule: ruleNamedFile, Problem: problem, Mend: mend})
+}
+
+func (f *fileChecker) warn(key, problem, mend string) {
+	f.warnings = append(f.warnings, configFault{Key: key, Rule: ruleNamedFile, Problem: problem, Mend: mend})
+}
+
+func (f *fileChecker) certificate(section string, t TLSConfig) {
+	if !t.Enabled() {
+		return
+	}
+	key := section + ".key_file"
+	f.regular(section+".cert_file", t.CertFile)
+	if !f.secret(key, t.KeyFile) {
+		return
+	}
+	pair, err := tls.LoadX509KeyPair(t.CertFile, t.KeyFile)
+	if err != nil {
+		f.fault(section, fmt.Sprintf("%s and %s are no pair: %v", quote(t.CertFile), quote(t.KeyFile), err), "write PEM files, the server's own certificate first, and the key that belongs to it")
+		return
+	}
+	leaf := pair.Leaf
+	if leaf == nil {
+		if leaf, err = x509.ParseCertificate(pair.Certificate[0]); err != nil {
+			f.fault(section+".cert_file", fmt.Sprintf("the certificate cannot be read: %v", err), "write a PEM file with an X.509 certificate")
+			return
+		}
+	}
+	const soon = 14 * 24 * time.Hour
+	switch {
+	case f.now.After(leaf.NotAfter):
+		f.warn(section+".cert_file", "the certificate ended on "+leaf.NotAfter.UTC().Format(time.DateOnly), "renew it: clients refuse it")
+	case f.now.Before(leaf.NotBefore):
+		f.warn(section+".cert_file", "the certificate is valid only from "+leaf.NotBefore.UTC().Format(time.DateOnly), "is the clock right?")
+	case f.now.Add(soon).After(leaf.NotAfter):
+		f.warn(section+".cert_file", "the certificate ends on "+leaf.NotAfter.UTC().Format(time.DateOnly), "renew it")
+	}
+}
+
+func (f *fileChecker) peppers(paths []string) {
+	var contents [][]byte
+	for i, path := range paths {
+		key := itemPath("tokenstore.pepper_files", i)
+		if !f.secret(key, path) {
+			continue
+		}
+		data, err := os.ReadFile(path) //nolint:gosec // the operator names the file
+		if err != nil {
+			f.fault(key, quote(path)+" "+fileProblem(err).Error(), "put the file back, or correct the path")
+			continue
+		}
+		if _, err := tokenstore.NewPeppers(data); err != nil {
+			f.fault(key, fmt.Sprintf("%s holds fewer than %d bytes", quote(path), tokenstore.MinPepperBytes), "make a pepper with `head -c 32 /dev/urandom | base64`")
+			continue
+		}
+		contents = append(contents, data)
+	}
+	if _, err := tokenstore.NewPeppers(contents...); err != nil {
+		f.fault("tokenstore.pepper_files", "two of the files hold the same pepper", "list each pepper once")
+	}
+}
+
+// regular reports whether there is a file to read at path.
+func (f *fileChecker) regular(key, path string) (fs.FileInfo, bool) {
+	info, err := os.Stat(path)
+	switch {
+	case err != nil:
+		f.fault(key, quote(path)+" "+fileProblem(err).Error(), "correct the path, or put the file there; paths are relative to "+workingDirectory())
+		return nil, false
+	case !info.Mode().IsRegular():
+		f.fault(key, quote(path)+" is "+fileKind(info.Mode())+", not a regular file", "correct the path")
+		return nil, false
+	}
+	return info, true
+}
+
+// secret is regular for a file that only the server should be able to read.
+// The group may, since Kubernetes gives secrets to a pod by group.
+func (f *fileChecker) secret(key, path string) bool {
+	info, ok := f.regular(key, path)
+	if !ok {
+		return false
+	}
+	switch mode := info.Mode().Perm(); {
+	case mode&0o007 != 0:
+		f.fault(key, fmt.Sprintf("everybody on this machine can reach %s (mode %04o)", quote(path), mode), "type `chmod 600 "+path+"`; if others could read it, make a new one")
+	case mode&0o020 != 0:
+		f.fault(key, fmt.Sprintf("its group can write %s (mode %04o)", quote(path), mode), "type `chmod 600 "+path+"`")
+	case mode&0o040 != 0:
+		f.warn(key, fmt.Sprintf("its group can read %s (mode %04o)", quote(path), mode), "type `chmod 600 "+path+"` unless only the server is in that group")
+	}
+	return true
+}
+
+// folder makes sure that the file at path can be made or found.
+func (f *fileChecker) folder(key, path string) {
+	parent := filepath.Dir(path)
+	info, err := os.Stat(parent)
+	switch {
+	case err != nil:
+		f.fault(key, quote(parent)+" "+fileProblem(err).Error(), "make the folder, or correct the path; paths are relative to "+workingDirectory())
+		return
+	case !info.IsDir():
+		f.fault(key, quote(parent)+" is "+fileKind(info.Mode())+", not a folder", "correct the path")
+		return
+	}
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		f.fault(key, quote(path)+" is "+fileKind(info.Mode())+", not a regular file", "correct the path")
+	}
+	if info.Mode().Perm()&0o002 != 0 && info.Mode()&fs.ModeSticky == 0 {
+		f.warn(key, "everybody on this machine can write to the folder "+quote(parent), "keep the file in a folder of the server's own")
+	}
+}
+
+func workingDirectory() string {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "the working directory"
+	}
+	return dir
+}

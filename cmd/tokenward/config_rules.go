@@ -1,0 +1,510 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"tokenward/enforce"
+	"tokenward/enforce/canon"
+	"tokenward/proxy/identity"
+	"tokenward/tokenstore"
+)
+
+// checkConfig applies every rule that goes beyond the form of a single value.
+func checkConfig(c *Config, d *decoder) {
+	d.checkProxy(c)
+	d.checkIdentity(c)
+	d.checkCanon(c)
+	d.checkBounds(c)
+	d.checkListeners(c)
+	d.checkEnforce(c)
+	d.checkStore(c)
+	d.checkChoices(c)
+	d.checkRoutes(c)
+}
+
+func (d *decoder) checkProxy(c *Config) {
+	d.checkUpstream(c)
+	for _, section := range []struct {
+		path string
+		tls  TLSConfig
+	}{{"proxy.tls", c.Proxy.TLS}, {"admin.tls", c.Admin.TLS}} {
+		if !d.sound(section.path) {
+			continue
+		}
+		d.checkFileReference(section.path+".cert_file", section.tls.CertFile)
+		d.checkFileReference(section.path+".key_file", section.tls.KeyFile)
+		if (section.tls.CertFile == "") != (section.tls.KeyFile == "") {
+			d.report(section.path, ruleHalfTLS, "a certificate and its key go together", "set both cert_file and key_file, or neither")
+		}
+	}
+}
+
+// checkUpstream admits scheme and authority only: a path, a query or a user in
+// the URL would change what was judged, or be a secret in the configuration.
+func (d *decoder) checkUpstream(c *Config) {
+	const path = "proxy.upstream"
+	if !d.sound(path) {
+		return
+	}
+	const form = "write scheme, host and port only, such as http://127.0.0.1:3000"
+	u, err := url.Parse(c.Proxy.Upstream)
+	switch {
+	case err != nil:
+		d.report(path, ruleUpstream, quote(c.Proxy.Upstream)+" is no URL", form)
+	case u.User != nil:
+		d.report(path, ruleSecretInline, "a URL here may not hold a user or password", "remove it: the upstream is told who asks by the identity headers")
+	case u.Scheme == "h2c":
+		d.report(path, ruleNotSupported, "h2c to the upstream is not supported by this version", "write http:// or https://")
+	case u.Scheme != "http" && u.Scheme != "https":
+		d.report(path, ruleUpstream, quote(c.Proxy.Upstream)+" is no http or https URL", form)
+	case u.Hostname() == "" || strings.ContainsAny(u.Host, "%\\ "):
+		d.report(path, ruleUpstream, quote(c.Proxy.Upstream)+" names no host", form)
+	case !validPort(u.Port(), u.Host):
+		d.report(path, ruleUpstream, quote(c.Proxy.Upstream)+" has no valid port", form)
+	case u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" || strings.HasSuffix(c.Proxy.Upstream, "#"):
+		d.report(path, ruleUpstream, "the URL goes on after the host", "remove that: paths are forwarded as they came. "+strings.ToUpper(form[:1])+form[1:])
+	default:
+		for _, key := range []string{"proxy.listen", "admin.listen", "metrics.listen"} {
+			if listen := listenOf(c, key); d.sound(key) && reaches(u, listen) {
+				d.report(path, ruleLoop, fmt.Sprintf("the upstream is %s itself (%s)", key, listen), "write the address of the API behind")
+			}
+		}
+	}
+}
+
+// validPort reports whether a URL's port is left out or a number that can be
+// connected to.
+func validPort(port, host string) bool {
+	if port == "" {
+		return !strings.HasSuffix(host, ":")
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	return err == nil && n > 0
+}
+
+// reaches reports whether a request to u would come in at the listen address.
+// It compares what is written, and asks no name server.
+func reaches(u *url.URL, listen string) bool {
+	host, port, err := net.SplitHostPort(listen)
+	if err != nil {
+		return false
+	}
+	wanted := u.Port()
+	if wanted == "" {
+		wanted = map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	}
+	if port != wanted {
+		return false
+	}
+	target, err := netip.ParseAddr(u.Hostname())
+	local := u.Hostname() == "localhost" || err == nil && target.IsLoopback()
+	if wildcard(host) || host == "localhost" {
+		return local
+	}
+	addr, err := netip.ParseAddr(host)
+	return err == nil && (addr == target || local && u.Hostname() == "localhost" && addr.IsLoopback())
+}
+
+func wildcard(host string) bool {
+	addr, err := netip.ParseAddr(host)
+	return host == "" || err == nil && addr.IsUnspecified()
+}
+
+// checkFileReference refuses a secret where the name of its file belongs. It
+// does not look at the file.
+func (d *decoder) checkFileReference(path, name string) {
+	if strings.Contains(name, "-----BEGIN") {
+		d.report(path, ruleSecretInline, "this is the content of a file", "store it in a file that only this process can read, and write the file's path")
+	}
+}
+
+// identityKeys is the part of identity.Names that belongs to one key.
+var identityKeys = map[string]func(name string) identity.Names{
+	"id":        func(s string) identity.Names { return identity.Names{ID: s} },
+	"account":   func(s string) identity.Names { return identity.Names{Account: s} },
+	"owner":     func(s string) identity.Names { return identity.Names{Owner: s} },
+	"name":      func(s string) identity.Names { return identity.Names{Name: s} },
+	"scopes":    func(s string) identity.Names { return identity.Names{Scopes: s} },
+	"resources": func(s string) identity.Names { return identity.Names{Resources: s} },
+}
+
+func (d *decoder) checkIdentity(c *Config) {
+	keys, names := c.Proxy.Identity.sets()
+	for i, key := range keys {
+		path := "proxy.identity." + key
+		if !d.sound(path) {
+			continue
+		}
+		const mend = "write a header name that begins with X-, or off to leave it away"
+		if names[i] == "" {
+			d.report(path, ruleIdentity, "there is no header name", mend)
+			continue
+		}
+		if _, err := identity.New(identityKeys[key](names[i])); err != nil {
+			d.report(path, ruleIdentity, quote(names[i])+" cannot be used as an identity header", mend+"; letters, digits and dashes, not X-Request-Id or X-Forwarded-…")
+			continue
+		}
+		same := func(o string) bool { return strings.EqualFold(o, names[i]) }
+		if first := slices.IndexFunc(names, same); first < i {
+			d.report(path, ruleIdentity, fmt.Sprintf("the header %s is set by %s already", quote(names[i]), keys[first]), "give each its own header")
+		}
+	}
+}
+
+// checkCanon compiles the rules by which requests are read, for both listeners
+// that read them.
+func (d *decoder) checkCanon(c *Config) {
+	keys, _ := c.Proxy.Identity.sets()
+	proxy := c.canonOptions()
+	if !d.sound("proxy.identity") {
+		proxy.Sets = nil
+	}
+	if !d.sound("proxy.client_address") || !slices.Contains(choices["proxy.client_address"], c.Proxy.ClientAddress) {
+		proxy.ClientAddress = ""
+	}
+	for _, err := range optionErrors(proxy) {
+		switch err.Option {
+		case "TrustedProxies":
+			d.report(itemPath("proxy.trusted_proxies", err.Index), ruleProxies, quote(err.Value)+" "+err.Problem, err.Mend)
+		case "Credentials":
+			d.report(itemPath("proxy.credentials", err.Index), ruleCredentials, quote(err.Value)+" "+err.Problem, err.Mend)
+		case "Sets":
+			d.report("proxy.identity."+keys[err.Index], ruleIdentity, quote(err.Value)+" "+err.Problem, err.Mend)
+		default:
+			d.report("proxy", ruleBounds, quote(err.Value)+" "+err.Problem, err.Mend)
+		}
+	}
+	for _, err := range optionErrors(canon.Options{TrustedProxies: c.Admin.TrustedProxies}) {
+		d.report(itemPath("admin.trusted_proxies", err.Index), ruleProxies, quote(err.Value)+" "+err.Problem, err.Mend)
+	}
+}
+
+// optionErrors takes apart what canon has to say.
+func optionErrors(o canon.Options) []*canon.OptionError {
+	_, err := canon.NewRules(o)
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return nil
+	}
+	var all []*canon.OptionError
+	for _, one := range joined.Unwrap() {
+		if e, ok := errors.AsType[*canon.OptionError](one); ok {
+			all = append(all, e)
+		}
+	}
+	return all
+}
+
+func itemPath(path string, index int) string {
+	if index < 0 {
+		return path
+	}
+	return path + "[" + strconv.Itoa(index) + "]"
+}
+
+func (d *decoder) checkBounds(c *Config) {
+	t, l := &c.Proxy.Timeouts, &c.Proxy.Limits
+	const day = 24 * time.Hour
+	d.duration("proxy.timeouts.header", t.Header, time.Millisecond, day, false)
+	d.duration("proxy.timeouts.idle", t.Idle, time.Millisecond, day, false)
+	d.duration("proxy.timeouts.dial", t.Dial, time.Millisecond, day, false)
+	d.duration("proxy.timeouts.response_header", t.ResponseHeader, time.Millisecond, day, true)
+	d.duration("proxy.timeouts.stall", t.Stall, time.Millisecond, day, true)
+	d.duration("proxy.timeouts.drain", t.Drain, time.Millisecond, day, true)
+	d.duration("tokenstore.reset_grace", c.TokenStore.ResetGrace, time.Second, 90*day, true)
+
+	d.count("proxy.limits.header_bytes", int64(l.HeaderBytes), 1024, 1<<20)
+	d.count("proxy.limits.header_count", int64(l.HeaderCount), 1, 10_000)
+	d.count("proxy.limits.uri_bytes", int64(l.URIBytes), 64, 1<<20)
+	if d.sound("proxy.limits.uri_bytes", "proxy.limits.header_bytes") && l.URIBytes > l.HeaderBytes {
+		d.report("proxy.limits.uri_bytes", ruleTarget, fmt.Sprintf("a target of %d bytes does not fit into a head of %d", l.URIBytes, l.HeaderBytes), "raise header_bytes or lower uri_bytes")
+	}
+	d.count("tokenstore.cache_entries", int64(c.TokenStore.CacheEntries), 0, 100_000_000)
+	if d.sound("admin.default_account") && c.Admin.DefaultAccount == 0 {
+		d.report("admin.default_account", ruleBounds, "0 is the account of root tokens", "write a number from 1")
+	}
+	if d.sound("admin.default_owner") && c.Admin.DefaultOwner == 0 {
+		d.report("admin.default_owner", ruleBounds, "there is no owner 0", "write a number from 1")
+	}
+}
+
+func (d *decoder) duration(path string, v, least, most time.Duration, zero bool) {
+	if !d.sound(path) || v == 0 && zero || v >= least && v <= most {
+		return
+	}
+	mend := fmt.Sprintf("write %s to %s", formatDuration(least), formatDuration(most))
+	if zero {
+		mend += ", or 0"
+	}
+	d.report(path, ruleBounds, formatDuration(v)+" is out of bounds", mend)
+}
+
+func (d *decoder) count(path string, v, least, most int64) {
+	if d.sound(path) && (v < least || v > most) {
+		d.report(path, ruleBounds, fmt.Sprintf("%d is out of bounds", v), fmt.Sprintf("write %d to %d", least, most))
+	}
+}
+
+func listenOf(c *Config, key string) string {
+	return map[string]string{"proxy.listen": c.Proxy.Listen, "admin.listen": c.Admin.Listen, "metrics.listen": c.Metrics.Listen}[key]
+}
+
+func (d *decoder) checkListeners(c *Config) {
+	keys := []string{"proxy.listen", "admin.listen", "metrics.listen"}
+	for i, key := range keys {
+		listen := listenOf(c, key)
+		if !d.sound(key) || !d.checkListen(key, listen) {
+			continue
+		}
+		for _, other := range keys[:i] {
+			if !d.sound(other) || !sameListener(listen, listenOf(c, other)) {
+				continue
+			}
+			at, with := key, other
+			if d.place(key).line == 0 { // it is the default that stands in the way
+				at, with = other, key
+			}
+			d.report(at, ruleSameListen, fmt.Sprintf("%s and %s (%s) cannot both be listened on", listenOf(c, at), with, listenOf(c, with)), "give each listener its own port")
+		}
+	}
+	if d.sound("admin.listen", "admin.tls", "admin.insecure") && !loopback(c.Admin.Listen) && !c.Admin.TLS.Enabled() && !c.Admin.Insecure {
+		d.report("admin.listen", ruleExposed, "others can reach this address, and secrets would cross the network in clear",
+			"listen on 127.0.0.1, set admin.tls, or write `insecure: true` below admin if something before it does TLS")
+	}
+	if d.sound("metrics.listen", "metrics.pprof") && c.Metrics.PProf && !loopback(c.Metrics.Listen) {
+		d.report("metrics.pprof", ruleProfiles, "profiles show memory, and others can reach "+c.Metrics.Listen, "listen on 127.0.0.1, or set pprof to false")
+	}
+}
+
+func (d *decoder) checkListen(key, listen string) bool {
+	const form = "write host:port, such as 127.0.0.1:8080, or :8080 for all addresses"
+	host, port, err := net.SplitHostPort(listen)
+	if err != nil {
+		d.report(key, ruleListen, quote(listen)+" is no address with a port", form)
+		return false
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || strconv.FormatUint(n, 10) != port {
+		d.report(key, ruleListen, quote(port)+" is no port", "write a number from 1 to 65535, or 0 for any free port")
+		return false
+	}
+	if _, err := netip.ParseAddr(host); err != nil && host != "" && host != "localhost" {
+		d.report(key, ruleListen, quote(host)+" is no address of this machine", "write an IP address, localhost, or nothing for all addresses")
+		return false
+	}
+	return true
+}
+
+// sameListener reports whether two addresses claim the same port of the same
+// interface.
+func sameListener(a, b string) bool {
+	hostA, portA, errA := net.SplitHostPort(a)
+	hostB, portB, errB := net.SplitHostPort(b)
+	if errA != nil || errB != nil || portA != portB || portA == "0" {
+		return false
+	}
+	return hostA == hostB || wildcard(hostA) || wildcard(hostB) || loopback(a) && loopback(b) && (hostA == "localhost" || hostB == "localhost")
+}
+
+func (d *decoder) checkEnforce(c *Config) {
+	d.names("enforce.known_scopes", c.Enforce.KnownScopes, tokenstore.CheckScopeName)
+	d.names("enforce.resource_types", c.Enforce.ResourceTypes, tokenstore.CheckResourceType)
+	if d.sound("enforce.on_no_route") && c.Enforce.OnNoRoute != 403 && c.Enforce.OnNoRoute != 404 {
+		d.report("enforce.on_no_route", ruleChoice, fmt.Sprintf("%d is not a choice here", c.Enforce.OnNoRoute), "write 403 or 404")
+	}
+	d.once("admin.mount", c.Admin.Mount)
+}
+
+func (d *decoder) names(path string, list []string, check func(string) string) {
+	if !d.sound(path) {
+		return
+	}
+	for i, name := range list {
+		if detail := check(name); detail != "" {
+			d.report(itemPath(path, i), ruleName, quote(name)+" "+detail, "correct the name, or remove it")
+		}
+	}
+	d.once(path, list)
+}
+
+func (d *decoder) once(path string, list []string) {
+	if !d.sound(path) {
+		return
+	}
+	seen := make(map[string]bool, len(list))
+	for i, name := range list {
+		if seen[name] {
+			d.report(itemPath(path, i), ruleTwice, quote(name)+" is listed twice", "remove one of the two")
+		}
+		seen[name] = true
+	}
+}
+
+func (d *decoder) checkStore(c *Config) {
+	if d.sound("tokenstore.secret_prefix") && !tokenstore.ValidPrefix(c.TokenStore.SecretPrefix) {
+		d.report("tokenstore.secret_prefix", ruleName, quote(c.TokenStore.SecretPrefix)+" is no prefix of secrets", "write 2 to 16 lower-case letters and digits, a letter first, such as tw")
+	}
+	files := []struct{ key, path string }{{"tokenstore.path", c.TokenStore.Path}, {"audit.path", c.Audit.Path}}
+	for i, path := range c.TokenStore.PepperFiles {
+		if key := itemPath("tokenstore.pepper_files", i); d.sound("tokenstore.pepper_files") {
+			files = append(files, struct{ key, path string }{key, path})
+			d.checkFileReference(key, path)
+		}
+	}
+	taken := make(map[string]string)
+	for _, f := range files {
+		if !d.sound(f.key) {
+			continue
+		}
+		switch clean := filepath.Clean(f.path); {
+		case f.path == "":
+			d.report(f.key, rulePath, "there is no path", "write the path of a file")
+		case strings.HasSuffix(f.path, "/") || clean == ".":
+			d.report(f.key, rulePath, quote(f.path)+" is a directory", "write the path of a file in it")
+		case taken[clean] != "":
+			d.report(f.key, ruleSameFile, fmt.Sprintf("%s names the same file as %s", quote(f.path), taken[clean]), "give each its own file")
+		default:
+			taken[clean] = f.key
+		}
+	}
+}
+
+// choices are the words that a key takes.
+var choices = map[string][]string{
+	"proxy.client_address":       {"x-forwarded-for", "forwarded"},
+	"enforce.mode":               {"enforce", "observe"},
+	"admin.mount":                {"unit", "fynn", "mailtrap", "native"},
+	"log.level":                  {"debug", "info", "warn", "error"},
+	"log.format":                 {"json", "text"},
+	"log.requests":               {"off", "denied", "all"},
+	"routes[].restricted_tokens": {"refuse", "allow"},
+}
+
+func (d *decoder) checkChoices(c *Config) {
+	d.choice("proxy.client_address", c.Proxy.ClientAddress)
+	d.choice("enforce.mode", c.Enforce.Mode)
+	d.choice("log.level", c.Log.Level)
+	d.choice("log.format", c.Log.Format)
+	d.choice("log.requests", c.Log.Requests)
+	for i, api := range c.Admin.Mount {
+		d.choiceOf("admin.mount", itemPath("admin.mount", i), api)
+	}
+	for i := range c.Routes {
+		if r := &c.Routes[i]; r.RestrictedTokens != "" {
+			d.choiceOf("routes[].restricted_tokens", itemPath("routes", i)+".restricted_tokens", r.RestrictedTokens)
+		}
+	}
+}
+
+func (d *decoder) choice(key, word string) { d.choiceOf(key, key, word) }
+
+// choiceOf checks word, which stands at path, against the words that key takes.
+func (d *decoder) choiceOf(key, path, word string) {
+	if !d.sound(path) {
+		return
+	}
+	var built []string
+	for _, w := range choices[key] {
+		if !slices.Contains(notBuiltValues[key], w) {
+			built = append(built, w)
+		}
+	}
+	mend := "write " + orList(built)
+	if len(built) == 0 {
+		mend = "remove it"
+	}
+	switch {
+	case slices.Contains(notBuiltValues[key], word):
+		d.report(path, ruleNotSupported, quote(word)+" is not supported by this version", mend)
+	case !slices.Contains(choices[key], word):
+		if near := nearest(word, built); near != "" {
+			mend = "did you mean " + near + "? W" + mend[1:]
+		}
+		d.report(path, ruleChoice, quote(word)+" is not a choice here", mend)
+	}
+}
+
+// maxRoutes bounds the policy: each route is compared with each other one.
+const maxRoutes = 4000
+
+// checkRoutes compiles the routes that could be read. Those with a fault of
+// their own are left out of a second run, which finds the conflicts between the
+// others: one bad route does not hide them.
+func (d *decoder) checkRoutes(c *Config) {
+	if len(c.Routes) > maxRoutes {
+		d.report(itemPath("routes", maxRoutes), ruleManyRoutes, fmt.Sprintf("there are %d routes, and %d at most", len(c.Routes), maxRoutes), "bring paths together with {x} and {x...}")
+		return
+	}
+	bad := make(map[int]bool)
+	for i := range c.Routes {
+		r := &c.Routes[i]
+		bad[i] = r.broken || !d.sound(itemPath("routes", i))
+		if _, ok := d.places[itemPath("routes", i)+".match"]; !ok && !r.broken {
+			d.report(itemPath("routes", i), ruleMissing, "the route does not say what it matches", "write `match: GET /path` in it")
+			bad[i] = true
+		}
+	}
+	d.compileRoutes(c, bad, ruleRoute)
+	d.compileRoutes(c, bad, ruleConflict)
+}
+
+// compileRoutes reports what is wrong with the routes that are not bad, and
+// marks these as bad.
+func (d *decoder) compileRoutes(c *Config, bad map[int]bool, r rule) {
+	var specs []enforce.RouteSpec
+	var index []int
+	for i := range c.Routes {
+		if !bad[i] {
+			specs, index = append(specs, c.Routes[i].spec()), append(index, i)
+		}
+	}
+	_, faults := enforce.Compile(specs, c.enforceOptions())
+	for _, f := range faults {
+		i := index[f.Index]
+		path := itemPath("routes", i) + "." + f.Field
+		problem, mend := splitDetail(f)
+		d.report(d.itemNamed(path, &c.Routes[i], f), r, problem, mend)
+		bad[i] = true
+	}
+}
+
+// routeForms say what to write for a key of a route.
+var routeForms = map[string]string{
+	"match":             "write methods, a space and a path, such as `GET,HEAD /accounts/{account}`",
+	"scopes":            "write names of scopes, such as [\"accounts\", \"cards|cards-write\"]",
+	"resources":         "write type:id, such as [\"account:{account}\"]",
+	"token_account":     "write a variable of the path, such as \"{account}\"",
+	"restricted_tokens": "write refuse or allow, or remove the key",
+	"access":            "write read or write, or remove the key",
+	"relax":             "write names of relaxations: docs/config.md lists them",
+}
+
+// splitDetail parts what is wrong with a route from what to write.
+func splitDetail(f enforce.SpecFault) (problem, mend string) {
+	problem, mend, ok := strings.Cut(f.Detail, ": ")
+	if !ok || strings.HasPrefix(problem, `"`) && strings.HasSuffix(problem, `"`) && !strings.Contains(problem, " ") {
+		return f.Detail, routeForms[f.Field]
+	}
+	return problem, mend
+}
+
+// itemNamed narrows the path of a list down to the item that the fault quotes.
+func (d *decoder) itemNamed(path string, route *RouteConfig, f enforce.SpecFault) string {
+	list := map[string][]string{"scopes": route.Scopes, "resources": route.Resources, "relax": route.Relax}[f.Field]
+	for i, item := range list {
+		for part := range strings.SplitSeq(item, "|") {
+			if strings.Contains(f.Detail, strconv.Quote(part)) {
+				return itemPath(path, i)
+			}
+		}
+	}
+	return path
+}
