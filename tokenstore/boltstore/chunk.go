@@ -99,7 +99,7 @@ func (l *list) head(tx *bolt.Tx) chunk {
 // has been changed already.
 func (l *list) count(tx *bolt.Tx, id tokenstore.ID, all, listed int) error {
 	w := chunkWriter{l, tx.Bucket(bucketCounts)}
-	w.counts.FillPercent = scatteredHit
+	w.counts.FillPercent = scatteredFill
 	head := l.head(tx)
 	head.sumAll += all
 	head.sumListed += listed

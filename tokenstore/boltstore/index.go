@@ -17,8 +17,10 @@ func (b *batch) apply(o *overlay) error {
 			return err
 		}
 	}
+	digests := b.tx.Bucket(bucketDigests)
+	digests.FillPercent = scatteredFill
 	for d, id := range o.digests {
-		if err := b.tx.Bucket(bucketDigests).Put(d[:], number(uint64(id))); err != nil {
+		if err := digests.Put(d[:], number(uint64(id))); err != nil {
 			return err
 		}
 	}
@@ -40,7 +42,7 @@ func (b *batch) finish() error {
 
 func (b *batch) applyToken(id tokenstore.ID, t *staged) error {
 	tokens := b.tx.Bucket(bucketTokens)
-	tokens.FillPercent = appendFill
+	tokens.FillPercent = orderedFill
 	var err error
 	if t.after != nil {
 		err = tokens.Put(number(uint64(id)), t.value)
@@ -114,7 +116,7 @@ func replace(b *bolt.Bucket, before, after []byte) error {
 	if after == nil {
 		return nil
 	}
-	b.FillPercent = scatteredHit
+	b.FillPercent = scatteredFill
 	return b.Put(after, nil)
 }
 
@@ -151,7 +153,7 @@ func (l *list) at(id tokenstore.ID) []byte {
 func (l *list) move(tx *bolt.Tx, id tokenstore.ID, before, after tokenstore.State) error {
 	if !bytes.Equal(l.bucket, bucketTokens) { // whose state byte is put with the record
 		b := tx.Bucket(l.bucket)
-		b.FillPercent = appendFill
+		b.FillPercent = scatteredFill
 		var err error
 		if after != 0 {
 			err = b.Put(l.at(id), []byte{byte(after)})

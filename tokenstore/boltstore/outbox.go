@@ -63,7 +63,7 @@ func (s *Store) signal() {
 
 func (b *batch) applyEvents(o *overlay) error {
 	out := b.tx.Bucket(bucketOutbox)
-	out.FillPercent = appendFill
+	out.FillPercent = orderedFill
 	for _, event := range o.events {
 		seq, err := out.NextSequence()
 		if err != nil {

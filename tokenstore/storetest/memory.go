@@ -264,6 +264,7 @@ type memoryTx struct {
 	given   map[tokenstore.ID]bool
 	changed []tokenstore.ID
 	emitted int
+	swept   time.Time // when answers past their time were dropped last
 }
 
 func (tx *memoryTx) Token(id tokenstore.ID) (*tokenstore.Token, error) {
@@ -379,7 +380,10 @@ func (tx *memoryTx) KeepAnswer(key tokenstore.Digest, sealed []byte, now, until 
 	if until.After(now) {
 		tx.now.answers[key] = keptAnswer{bytes.Clone(sealed), until}
 	}
-	maps.DeleteFunc(tx.now.answers, func(_ tokenstore.Digest, a keptAnswer) bool { return !a.until.After(now) })
+	if !now.Equal(tx.swept) { // a thousand answers of one instant need one look
+		maps.DeleteFunc(tx.now.answers, func(_ tokenstore.Digest, a keptAnswer) bool { return !a.until.After(now) })
+		tx.swept = now
+	}
 	if len(tx.now.answers) > tokenstore.MaxAnswers {
 		oldest := key
 		for k, a := range tx.now.answers {
