@@ -30,6 +30,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -82,7 +83,11 @@ type Log struct {
 	path string
 	opts Options
 
-	// mu is held by each method from beginning to end, disk writes included. It
+	// shown is what Head, SignedHead and Stats tell: they do not wait for mu, so
+	// a disk that hangs hangs nobody who only asks.
+	shown atomic.Pointer[shown]
+
+	// mu is held by whoever writes, from beginning to end, syncs included. It
 	// guards all that follows. Everything but recent and broken describes what
 	// is durable, and changes only after a sync has succeeded.
 	mu       sync.Mutex
@@ -129,6 +134,7 @@ func Open(path string, now time.Time, o Options) (*Log, Recovery, error) {
 		}
 		return nil, Recovery{}, fmt.Errorf("open audit log: %w", err)
 	}
+	l.showLocked()
 	return l, r, nil
 }
 
@@ -202,18 +208,10 @@ func (l *Log) Tick(now time.Time) error {
 }
 
 // Head returns where the log stands. It is not signed.
-func (l *Log) Head() Head {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return Head{Log: l.id, Line: l.n, Chain: l.chain}
-}
+func (l *Log) Head() Head { return l.shown.Load().head }
 
 // SignedHead returns the last signed head in the current file, or the zero Head.
-func (l *Log) SignedHead() Head {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.head
-}
+func (l *Log) SignedHead() Head { return l.shown.Load().signed }
 
 // Stats are numbers for metrics.
 type Stats struct {
@@ -224,10 +222,21 @@ type Stats struct {
 }
 
 // Stats returns the log's numbers.
-func (l *Log) Stats() Stats {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return Stats{Events: l.events, Line: l.n, FileBytes: l.size, Broken: l.broken != nil}
+func (l *Log) Stats() Stats { return l.shown.Load().stats }
+
+// shown is the log's state as others see it.
+type shown struct {
+	head, signed Head
+	stats        Stats
+}
+
+// showLocked makes the present state visible.
+func (l *Log) showLocked() {
+	l.shown.Store(&shown{
+		head:   Head{Log: l.id, Line: l.n, Chain: l.chain},
+		signed: l.head,
+		stats:  Stats{Events: l.events, Line: l.n, FileBytes: l.size, Broken: l.broken != nil},
+	})
 }
 
 // Close signs what is not signed yet, and closes the log. Its file is whole
@@ -243,6 +252,7 @@ func (l *Log) Close(now time.Time) error {
 		err = l.appendLocked(now, batch{sign: true})
 	}
 	l.broken = ErrClosed
+	l.showLocked()
 	return errors.Join(err, l.file.Close())
 }
 
@@ -269,6 +279,7 @@ func (l *Log) appendLocked(now time.Time, b batch) error {
 	if len(b.items) == 0 && !b.sign {
 		return nil
 	}
+	defer l.showLocked()
 	if err := l.checkFileLocked(); err != nil {
 		l.broken = err
 		return fmt.Errorf("append to audit log %s: %w", l.path, err)

@@ -445,6 +445,34 @@ func TestLogThatCannotBeCutBackStaysClosed(t *testing.T) {
 	}
 }
 
+// hangingFile stops in Sync until it is let go.
+type hangingFile struct {
+	logFile
+	in, out chan struct{}
+}
+
+func (f *hangingFile) Sync() error {
+	f.in <- struct{}{}
+	<-f.out
+	return f.logFile.Sync()
+}
+
+func TestHangingDiskHangsNobodyWhoOnlyAsks(t *testing.T) {
+	l := mustOpen(t, newPath(t), Options{})
+	f := &hangingFile{l.file, make(chan struct{}), make(chan struct{})}
+	l.file = f
+	done := make(chan error)
+	go func() { done <- l.Append(noon, event(1)) }()
+	<-f.in
+	if l.Head().Line != 1 || l.SignedHead().Line != 0 || l.Stats().Line != 1 {
+		t.Error("what is not durable is shown")
+	}
+	close(f.out)
+	if err := <-done; err != nil || l.Head().Line != 2 || l.Stats().Events != 1 {
+		t.Errorf("%+v, %v", l.Stats(), err)
+	}
+}
+
 func TestClosedLogTakesNothing(t *testing.T) {
 	l := mustOpen(t, newPath(t), Options{})
 	mustClose(t, l)
