@@ -190,13 +190,7 @@ func (s *Server) Connections() int {
 
 func (s *Server) init() {
 	s.once.Do(func() {
-		s.limits = Limits{
-			HeaderBytes:          orInt(s.Limits.HeaderBytes, 32<<10),
-			HeaderCount:          orInt(s.Limits.HeaderCount, 100),
-			TargetBytes:          orInt(s.Limits.TargetBytes, 8<<10),
-			Connections:          s.Limits.Connections,
-			ConnectionsPerSource: s.Limits.ConnectionsPerSource,
-		}
+		s.limits = s.defaults()
 		s.timeouts = Timeouts{
 			Header: orDuration(s.Timeouts.Header, 10*time.Second),
 			Idle:   orDuration(s.Timeouts.Idle, 90*time.Second),
@@ -213,6 +207,15 @@ func (s *Server) init() {
 		s.listeners = make(map[net.Listener]struct{})
 		s.sources = make(map[netip.Addr]int)
 	})
+}
+
+// defaults gives the limits with the defaults in place of zeros.
+func (s *Server) defaults() Limits {
+	l := s.Limits
+	l.HeaderBytes = orInt(l.HeaderBytes, 32<<10)
+	l.HeaderCount = orInt(l.HeaderCount, 100)
+	l.TargetBytes = orInt(l.TargetBytes, 8<<10)
+	return l
 }
 
 func orInt(n, fallback int) int {
