@@ -14,11 +14,6 @@ var ErrInitialised = errors.New("the store is initialised already: to replace a 
 // ErrNotInitialised says that a store has no token yet.
 var ErrNotInitialised = errors.New("the store is not initialised: type `tokenward init` first")
 
-// rootScopes are those of a root token. `*` is all that root itself needs; the
-// scopes of token management stand beside it because `*` does not carry them
-// to the tokens that root makes.
-func rootScopes() []string { return []string{"*", tokenstore.ManagePrefix + "*"} }
-
 // Bootstrap makes the first token of a new store, the root token with id 1.
 // secret is the one that the operator chose, whose form the caller has checked
 // and whose prefix is recorded; the zero Secret makes one. On a store that has
@@ -138,7 +133,7 @@ func (s *Service) putRoot(tx tokenstore.Tx, c Caller, verb audit.Word, secret to
 		return nil, err
 	}
 	t := operatorToken.Clone()
-	t.ID, t.Name, t.Scopes = id, "root", rootScopes()
+	t.ID, t.Name = id, "root"
 	t.Creator = tokenstore.Creator{Name: operatorToken.Name}
 	t.CreatedAt = now
 	t.Secrets = []tokenstore.SecretRecord{s.secretRecord(secret, now)}

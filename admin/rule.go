@@ -17,10 +17,12 @@ type manager struct {
 }
 
 // operatorToken stands for the person at the command line, who can write the
-// store anyway. It is never stored.
+// store anyway. It is never stored; a root token is made in its likeness. `*` is
+// all that root itself needs: the scopes of token management stand beside it
+// because `*` does not carry them to the tokens that inherit.
 var operatorToken = &tokenstore.Token{
 	Account: tokenstore.Root, Owner: 1, Name: "command line",
-	Scopes:    []string{"*"},
+	Scopes:    []string{"*", tokenstore.ManagePrefix + "*"},
 	Resources: tokenstore.Resources{All: true},
 	Sources:   tokenstore.Sources{Any: true},
 	Expiry:    tokenstore.Never(),

@@ -82,9 +82,11 @@ func writeError(w http.ResponseWriter, _ *http.Request, e *admin.Error) {
 		return
 	}
 	p := problem{Type: "about:blank", Title: http.StatusText(status), Status: status, Detail: detail}
-	if e.Kind == admin.KindInvalid {
-		p.Violations = violations(e)
-		p.Detail = summary(p.Violations)
+	if wrong := violations(e); len(wrong) > 0 {
+		p.Detail = summary(wrong)
+		if status == http.StatusUnprocessableEntity {
+			p.Violations = wrong
+		}
 	}
 	p.Message = p.Detail
 	_ = admin.WriteJSON(w, status, "application/problem+json", p) // likewise

@@ -4,6 +4,7 @@ package fynn
 
 import (
 	"log/slog"
+	"math"
 	"net/http"
 
 	"github.com/gorilla/mux"
@@ -136,6 +137,7 @@ type page struct{ number, limit int }
 const (
 	defaultLimit = 30
 	maxLimit     = 100
+	maxPage      = math.MaxInt / maxLimit // so that what is passed over can be counted
 )
 
 // readPage reads page and limit. What is there has to be a plain number, once.
@@ -144,7 +146,7 @@ func readPage(r *http.Request) (page, error) {
 	if err != nil {
 		return page{}, err
 	}
-	number, err := query.number("page", 1, 1<<53-1)
+	number, err := query.number("page", 1, maxPage)
 	if err != nil {
 		return page{}, err
 	}

@@ -130,5 +130,9 @@ func (q query) number(name string, byDefault, most int) (int, error) {
 			return int(n), nil //nolint:gosec // at most most
 		}
 	}
-	return 0, &admin.Error{Kind: admin.KindMalformed, Detail: "The parameter " + name + " must be a whole number from 0 to " + strconv.Itoa(most) + "."}
+	detail := "The parameter " + name + " must be given once, as a whole number from 0"
+	if most != maxPage {
+		detail += " to " + strconv.Itoa(most)
+	}
+	return 0, &admin.Error{Kind: admin.KindMalformed, Detail: detail + "."}
 }

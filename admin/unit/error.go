@@ -86,8 +86,8 @@ func writeError(w http.ResponseWriter, _ *http.Request, e *admin.Error) {
 		w.Header().Set("WWW-Authenticate", challenge)
 	}
 	var items []errorItem
-	if e.Kind == admin.KindInvalid {
-		items = invalidItems(wire, e.Fields)
+	if e.Kind == admin.KindInvalid || e.Kind == admin.KindWider {
+		items = fieldItems(wire, e.Fields)
 	}
 	if len(items) == 0 {
 		items = []errorItem{item(wire, detailOf(e), nil)}
@@ -111,8 +111,8 @@ func detailOf(e *admin.Error) string {
 	return http.StatusText(wireErrors[e.Kind].status) + "."
 }
 
-// invalidItems makes one item of all that is wrong with one attribute.
-func invalidItems(wire wireError, faults tokenstore.Faults) []errorItem {
+// fieldItems makes one item of all that is wrong with one attribute.
+func fieldItems(wire wireError, faults tokenstore.Faults) []errorItem {
 	var items []errorItem
 	index := make(map[source]int)
 	for _, f := range faults {

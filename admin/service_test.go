@@ -1,0 +1,681 @@
+package admin_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"tokenward/admin"
+	"tokenward/admin/admintest"
+	"tokenward/audit"
+	"tokenward/tokenstore"
+	"tokenward/tokenstore/storetest"
+)
+
+func kindOf(err error) admin.Kind { return admin.AsError(err).Kind }
+
+func TestResetMakesASuccessorAndEndsTheOldAfterGrace(t *testing.T) {
+	w := admintest.New(t)
+	cast := w.Cast()
+	old := w.Token(cast.Sourced.ID)
+	w.Events()
+	made, err := w.Service.Reset(ctx, w.Caller(cast.Root), at(old.ID), admin.ResetSpec{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := made.Token
+	if next.ID == old.ID || next.Name != fmt.Sprintf("sourced %d", next.ID) || !slices.Equal(next.Sources.Allow, old.Sources.Allow) ||
+		next.Account != old.Account || next.Owner != old.Owner || next.Creator != (tokenstore.Creator{ID: cast.Root.ID, Name: "root"}) {
+		t.Errorf("successor %+v", next)
+	}
+	after := w.Token(old.ID)
+	if after.ReplacedBy != next.ID || after.Expiry != tokenstore.EndsAt(w.Service.Now().Add(admintest.Grace)) {
+		t.Errorf("old token %+v", after)
+	}
+	if events := w.Events(); len(events) != 2 || events[0].Verb != "reset" || events[1].Verb != "reset" || events[0].Before != nil || events[1].Before == nil {
+		t.Errorf("events %+v", events)
+	}
+	if got := kindOf(drop(w.Service.Reset(ctx, w.Caller(cast.Root), at(old.ID), admin.ResetSpec{}))); got != admin.KindConflict {
+		t.Errorf("reset twice: %s", got)
+	}
+	if _, err := w.Service.Get(ctx, w.Caller(admintest.Holder{ID: next.ID, Secret: made.Secret}), at(next.ID)); err != nil {
+		t.Errorf("the new secret: %v", err)
+	}
+}
+
+func TestResetKeepsAnEarlierEndOfTheOldToken(t *testing.T) {
+	w := admintest.New(t)
+	cast := w.Cast()
+	end := w.Token(cast.Brief.ID).Expiry
+	if _, err := w.Service.Reset(ctx, w.Caller(cast.Root), at(cast.Brief.ID), admin.ResetSpec{}); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.Token(cast.Brief.ID).Expiry; got != end {
+		t.Errorf("the old token ends %v, was %v", got, end)
+	}
+}
+
+func TestResetNeverOutlivesCallerAndTarget(t *testing.T) {
+	w := admintest.New(t)
+	cast := w.Cast()
+	brief := w.Caller(cast.Brief)
+	beyond := tokenstore.EndsAt(w.Service.Now().Add(2 * time.Hour))
+	for name, spec := range map[string]admin.ResetSpec{
+		"asked":       {Expiry: &beyond},
+		"asked never": {Expiry: new(tokenstore.Never())},
+	} {
+		if got := kindOf(drop(w.Service.Reset(ctx, brief, at(cast.Brief.ID), spec))); got != admin.KindWider {
+			t.Errorf("%s: %s", name, got)
+		}
+	}
+	made, err := w.Service.Reset(ctx, brief, at(cast.Brief.ID), admin.ResetSpec{DefaultExpiry: new(tokenstore.Never())})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if made.Token.Expiry != brief.Token.Expiry {
+		t.Errorf("by default it ends %v, the caller %v", made.Token.Expiry, brief.Token.Expiry)
+	}
+}
+
+func TestTokensThatEndedGetNoNewSecret(t *testing.T) {
+	w := admintest.New(t)
+	cast := w.Cast()
+	root := w.Caller(cast.Root)
+	for name, h := range map[string]admintest.Holder{"disabled": cast.Disabled, "expired": cast.Expired, "ended": cast.Ended, "replaced": cast.Replaced} {
+		target := admin.Target{ID: h.ID, Revoked: true}
+		if got := kindOf(drop(w.Service.Reset(ctx, root, target, admin.ResetSpec{}))); got != admin.KindConflict {
+			t.Errorf("reset %s: %s", name, got)
+		}
+		if got := kindOf(drop(w.Service.Rotate(ctx, root, target, admin.RotateSpec{}))); got != admin.KindConflict {
+			t.Errorf("rotate %s: %s", name, got)
+		}
+	}
+}
+
+func TestSuccessorNameFits(t *testing.T) {
+	w := admintest.New(t)
+	cast := w.Cast()
+	long := strings.Repeat("ä", tokenstore.MaxNameRunes)
+	h := w.Make(admin.Spec{Name: long})
+	made, err := w.Service.Reset(ctx, w.Caller(cast.Root), at(h.ID), admin.ResetSpec{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	suffix := " " + made.Token.ID.String()
+	if name := []rune(made.Token.Name); len(name) != tokenstore.MaxNameRunes || !strings.HasSuffix(made.Token.Name, "ä"+suffix) {
+		t.Errorf("%d runes: %s", len(name), made.Token.Name)
+	}
+}
+
+func TestRotateGivesASecondSecretAndFinishEndsTheFirst(t *testing.T) {
+	w := admintest.New(t)
+	cast := w.Cast()
+	root := w.Caller(cast.Root)
+	made, err := w.Service.Rotate(ctx, root, at(cast.Peer.ID), admin.RotateSpec{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fresh := admintest.Holder{ID: cast.Peer.ID, Secret: made.Secret}
+	if s := made.Token.Secrets; len(s) != 2 || s[0].InGrace() || s[1].Ends != tokenstore.EndsAt(w.Service.Now().Add(admintest.Grace)) {
+		t.Errorf("secrets %+v", s)
+	}
+	if got := kindOf(drop(w.Service.Rotate(ctx, root, at(cast.Peer.ID), admin.RotateSpec{}))); got != admin.KindConflict {
+		t.Errorf("rotate while rotating: %s", got)
+	}
+	old := w.Caller(cast.Peer)
+	if got := kindOf(drop(w.Service.FinishRotation(ctx, old, at(cast.Peer.ID), 0))); got != admin.KindGrace {
+		t.Errorf("the old secret finishes: %s", got)
+	}
+	if _, err := w.Service.FinishRotation(ctx, w.Caller(fresh), at(cast.Peer.ID), 0); err != nil {
+		t.Fatal(err)
+	}
+	if got := len(w.Token(cast.Peer.ID).Secrets); got != 1 {
+		t.Errorf("%d secrets after finishing", got)
+	}
+	if _, err := w.Service.Rotate(ctx, w.Caller(fresh), at(cast.Peer.ID), admin.RotateSpec{}); err != nil {
+		t.Errorf("rotate again: %v", err)
+	}
+}
+
+func TestRotateAfterTheDeadlineDropsTheOldSecret(t *testing.T) {
+	w := admintest.New(t)
+	cast := w.Cast()
+	w.Clock.Advance(admintest.Grace)
+	made, err := w.Service.Rotate(ctx, w.Caller(cast.Root), at(cast.Rotated.ID), admin.RotateSpec{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(made.Token.Secrets) != 2 || w.Caller(cast.Rotated).Secret != nil {
+		t.Error("the secret past its deadline is still there")
+	}
+}
+
+func TestDeadlineOfTheOldSecretLiesAhead(t *testing.T) {
+	w := admintest.New(t)
+	cast := w.Cast()
+	for _, ends := range []time.Time{w.Service.Now(), w.Service.Now().Add(-time.Hour), tokenstore.MaxTime().Add(time.Hour)} {
+		if got := kindOf(drop(w.Service.Rotate(ctx, w.Caller(cast.Root), at(cast.Peer.ID), admin.RotateSpec{OldEnds: ends}))); got != admin.KindInvalid {
+			t.Errorf("%v: %s", ends, got)
+		}
+	}
+}
+
+func TestUpdateHonoursTheRevision(t *testing.T) {
+	w := admintest.New(t)
+	cast := w.Cast()
+	root := w.Caller(cast.Root)
+	rename := func(name string) func(*admin.Fields) tokenstore.Faults {
+		return func(f *admin.Fields) tokenstore.Faults { f.Name = name; return nil }
+	}
+	revision := w.Token(cast.Peer.ID).Revision
+	after, err := w.Service.Update(ctx, root, at(cast.Peer.ID), revision, rename("one"))
+	if err != nil || after.Revision != revision+1 || after.Name != "one" {
+		t.Fatalf("%+v, %v", after, err)
+	}
+	if got := kindOf(drop(w.Service.Update(ctx, root, at(cast.Peer.ID), revision, rename("two")))); got != admin.KindPrecondition {
+		t.Errorf("outdated: %s", got)
+	}
+	w.Events()
+	same, err := w.Service.Update(ctx, root, at(cast.Peer.ID), 0, rename("one"))
+	if err != nil || same.Revision != after.Revision || len(w.Events()) != 0 {
+		t.Errorf("a change to nothing left a trace: %v", err)
+	}
+}
+
+func TestUpdateJudgesTheResult(t *testing.T) {
+	w := admintest.New(t)
+	cast := w.Cast()
+	past := tokenstore.EndsAt(w.Service.Now().Add(-time.Hour))
+	soon := w.Service.Now().Add(time.Minute)
+	for name, tt := range map[string]struct {
+		by, target admintest.Holder
+		merge      func(*admin.Fields)
+		want       admin.Kind
+	}{
+		"blank name":                  {cast.Admin, cast.Peer, func(f *admin.Fields) { f.Name = " " }, admin.KindInvalid},
+		"10,000 scopes":               {cast.Admin, cast.Peer, func(f *admin.Fields) { f.Scopes = make([]string, 10_000) }, admin.KindInvalid},
+		"end in the past":             {cast.Admin, cast.Peer, func(f *admin.Fields) { f.Expiry = past }, admin.KindInvalid},
+		"begin after the end":         {cast.Admin, cast.Brief, func(f *admin.Fields) { f.NotBefore = soon.AddDate(1, 0, 0) }, admin.KindInvalid},
+		"itself wider":                {cast.Weaker, cast.Weaker, func(f *admin.Fields) { f.Scopes = append(f.Scopes, "cards") }, admin.KindWider},
+		"itself for longer":           {cast.Brief, cast.Brief, func(f *admin.Fields) { f.Expiry = tokenstore.Never() }, admin.KindWider},
+		"a successor of the replaced": {cast.Root, cast.Replaced, func(f *admin.Fields) { f.Expiry = tokenstore.Never() }, admin.KindConflict},
+		"no limits":                   {cast.Limited, cast.Limited, func(f *admin.Fields) { f.Limits = tokenstore.Limits{} }, admin.KindWider},
+	} {
+		_, err := w.Service.Update(ctx, w.Caller(tt.by), at(tt.target.ID), 0, func(f *admin.Fields) tokenstore.Faults { tt.merge(f); return nil })
+		if got := kindOf(err); err == nil || got != tt.want {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestBringingTheBeginForwardWidens(t *testing.T) {
+	w := admintest.New(t)
+	cast := w.Cast()
+	later := w.Service.Now().Add(time.Hour)
+	h := w.Make(admin.Spec{Name: "later", Scopes: []string{"customers"}, NotBefore: later})
+	begin := func(at time.Time) func(*admin.Fields) tokenstore.Faults {
+		return func(f *admin.Fields) tokenstore.Faults { f.NotBefore = at; return nil }
+	}
+	if _, err := w.Service.Update(ctx, w.Caller(cast.Admin), at(h.ID), 0, begin(later.Add(time.Hour))); err != nil {
+		t.Errorf("put off: %v", err)
+	}
+	if got := kindOf(drop(w.Service.Update(ctx, w.Caller(cast.Admin), at(h.ID), 0, begin(time.Time{})))); got != admin.KindWider {
+		t.Errorf("brought forward: %s", got)
+	}
+}
+
+func TestRevokedIsFinal(t *testing.T) {
+	w := admintest.New(t)
+	cast := w.Cast()
+	target := admin.Target{ID: cast.Ended.ID, Revoked: true}
+	root := w.Caller(cast.Root)
+	for name, err := range map[string]error{
+		"enable":  drop(w.Service.Enable(ctx, root, target, 0)),
+		"disable": drop(w.Service.Disable(ctx, root, target, 0)),
+		"finish":  drop(w.Service.FinishRotation(ctx, root, target, 0)),
+		"update":  drop(w.Service.Update(ctx, root, target, 0, func(*admin.Fields) tokenstore.Faults { return nil })),
+	} {
+		if kindOf(err) != admin.KindConflict {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	done, err := w.Service.Revoke(ctx, root, target, false)
+	if err != nil || len(done.IDs) != 0 {
+		t.Errorf("revoke twice: %v, %v", done.IDs, err)
+	}
+}
+
+// family makes a tree of tokens below a fresh token of account 1: the ids of
+// depth generations of width each, by maker.
+func family(t *testing.T, w *admintest.World, depth, width int) (top admintest.Holder, all []tokenstore.ID) {
+	t.Helper()
+	top = w.Make(admin.Spec{Name: "top"})
+	all = []tokenstore.ID{top.ID}
+	parents := []admintest.Holder{top}
+	for range depth {
+		var next []admintest.Holder
+		for _, parent := range parents {
+			for range width {
+				made, err := w.Service.Create(ctx, w.Caller(parent), admin.Spec{Name: "child"})
+				if err != nil {
+					t.Fatal(err)
+				}
+				next = append(next, admintest.Holder{ID: made.Token.ID, Secret: made.Secret})
+				all = append(all, made.Token.ID)
+			}
+		}
+		parents = next
+	}
+	return top, all
+}
+
+func TestRevokeTakesTheWholeBranch(t *testing.T) {
+	w := admintest.New(t)
+	cast := w.Cast()
+	top, all := family(t, w, 3, 3)
+	// A member that was revoked alone, earlier, hides nothing of what it made.
+	if _, err := w.Service.Revoke(ctx, w.Caller(cast.Root), at(all[1]), false); err != nil {
+		t.Fatal(err)
+	}
+	done, err := w.Service.Revoke(ctx, w.Caller(top), at(top.ID), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range all {
+		if w.Token(id).State != tokenstore.StateRevoked {
+			t.Errorf("token %d stands", id)
+		}
+	}
+	if len(done.IDs) != len(all)-1 || done.IDs[0] != top.ID {
+		t.Errorf("reported %d of %d", len(done.IDs), len(all)-1)
+	}
+	if w.Token(cast.Peer.ID).State != tokenstore.StateActive {
+		t.Error("a token outside of the branch ended")
+	}
+}
+
+func TestRevokeOfABranchThatBrokeOffIsTakenUpAgain(t *testing.T) {
+	w := admintest.New(t)
+	cast := w.Cast()
+	top, all := family(t, w, 2, 20)
+	changes := 0
+	faulty := &storetest.Faulty{Store: w.Store.Store, ChangeFate: func() storetest.Fate {
+		if changes++; changes == 2 {
+			return storetest.NotMade
+		}
+		return storetest.Made
+	}}
+	memory := w.Store.Store
+	w.Store.Store = faulty
+	target := admin.Target{ID: top.ID, Revoked: true}
+	if got := kindOf(drop(w.Service.Revoke(ctx, w.Caller(cast.Root), target, true))); got != admin.KindUnavailable {
+		t.Fatalf("broken off: %s", got)
+	}
+	w.Store.Store = memory
+	if w.Token(top.ID).State != tokenstore.StateRevoked {
+		t.Error("the target itself stands")
+	}
+	done, err := w.Service.Revoke(ctx, w.Caller(cast.Root), target, true)
+	if err != nil || len(done.IDs) != len(all)-1 {
+		t.Errorf("taken up: %d of %d, %v", len(done.IDs), len(all)-1, err)
+	}
+}
+
+func TestBootstrapMakesRootOnce(t *testing.T) {
+	w := admintest.New(t)
+	if _, _, err := w.Service.NewRoot(ctx); !errors.Is(err, admin.ErrNotInitialised) {
+		t.Errorf("new root on an empty store: %v", err)
+	}
+	root := w.Root()
+	token := w.Token(root.ID)
+	if root.ID != 1 || !token.IsRoot() || !token.HasScope("anything") || !token.HasScope(tokenstore.ScopeTokenWrite) {
+		t.Errorf("root %+v", token)
+	}
+	if _, err := w.Service.Bootstrap(ctx, tokenstore.Secret{}); !errors.Is(err, admin.ErrInitialised) {
+		t.Errorf("bootstrap twice: %v", err)
+	}
+	own, err := w.Service.Create(ctx, w.Caller(root), admin.Spec{Name: "second", Account: new(tokenstore.Root)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	made, revoked, err := w.Service.NewRoot(ctx)
+	if err != nil || !slices.Equal(revoked, []tokenstore.ID{1}) || w.Token(1).State != tokenstore.StateRevoked {
+		t.Errorf("new root revoked %v: %v", revoked, err)
+	}
+	if w.Token(own.Token.ID).State != tokenstore.StateActive || !made.Token.IsRoot() {
+		t.Error("a root token that root made has ended")
+	}
+}
+
+func TestBootstrapTakesTheOperatorsSecret(t *testing.T) {
+	w := admintest.New(t)
+	chosen := tokenstore.NewSecret("tw")
+	made, err := w.Service.Bootstrap(ctx, chosen)
+	if err != nil || made.Secret.Reveal() != chosen.Reveal() {
+		t.Fatal(err)
+	}
+	if _, err := w.Service.Self(ctx, w.Caller(admintest.Holder{ID: 1, Secret: chosen})); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestEventsTellBeforeAndAfterButNoSecret(t *testing.T) {
+	w := admintest.New(t)
+	cast := w.Cast()
+	secrets := map[string]string{}
+	for name, h := range cast.Names() {
+		secrets[name] = h.Secret.Reveal()
+	}
+	for _, v := range verbs {
+		if err := v.call(w.Service, w.Caller(cast.Root), cast.Peer.ID); err != nil && kindOf(err) != admin.KindNotFound && kindOf(err) != admin.KindConflict {
+			t.Fatalf("%s: %v", v.name, err)
+		}
+	}
+	pending, err := w.Store.Store.(*storetest.Memory).Pending(tokenstore.MaxOutbox)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range pending {
+		for name, secret := range secrets {
+			if bytes.Contains(p.Payload, []byte(secret)) || bytes.Contains(p.Payload, []byte(secret[len(secret)-12:])) {
+				t.Errorf("event %d shows the secret of %s", p.Seq, name)
+			}
+		}
+	}
+	for _, e := range w.Events() {
+		if e.Outcome == audit.Success && e.Verb == "disable" && (e.Before.State != "active" || e.After.State != "disabled") {
+			t.Errorf("disable: %+v", e)
+		}
+	}
+}
+
+func TestRefusalsCannotFillTheOutbox(t *testing.T) {
+	w := admintest.New(t)
+	cast := w.Cast()
+	w.Events()
+	attack := func(n int) {
+		for range n {
+			_, _ = w.Service.Disable(ctx, w.Caller(cast.Foreign), at(cast.Peer.ID), 0)
+		}
+	}
+	attack(1000)
+	if n := len(w.Events()); n == 0 || n > 30 {
+		t.Errorf("%d events of 1000 refusals at once", n)
+	}
+	w.Clock.Advance(time.Second)
+	attack(1)
+	events := w.Events()
+	if len(events) != 1 || !strings.Contains(events[0].Reason, "970 refusals before it were not written") {
+		t.Errorf("%+v", events)
+	}
+	w.Clock.Advance(time.Hour)
+	if _, err := w.Service.Disable(ctx, w.Caller(cast.Admin), at(cast.Peer.ID), 0); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestVerbsSurviveBeingRunTwice gives every verb a store that runs its function
+// twice, as a store that loses a race does.
+func TestVerbsSurviveBeingRunTwice(t *testing.T) {
+	for _, v := range verbs {
+		w := admintest.New(t)
+		cast := w.Cast()
+		before, err := w.Service.Count(ctx, w.Caller(cast.Root), admin.ListQuery{AllAccounts: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.Store.Store = &storetest.Faulty{Store: w.Store.Store, ChangeFate: func() storetest.Fate { return storetest.Twice }}
+		if err := v.call(w.Service, w.Caller(cast.Root), cast.Peer.ID); err != nil {
+			t.Errorf("%s: %v", v.name, err)
+		}
+		after, err := w.Service.Count(ctx, w.Caller(cast.Root), admin.ListQuery{AllAccounts: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := map[string]int{"create": 1, "create everything": 1, "reset": 1, "revoke": -1, "revoke branch": -1}[v.name]
+		if after-before != want {
+			t.Errorf("%s: %d tokens more, want %d", v.name, after-before, want)
+		}
+	}
+}
+
+func TestStoreFaultsHaveTheirKinds(t *testing.T) {
+	for _, v := range verbs {
+		for fate, want := range map[storetest.Fate]admin.Kind{
+			storetest.NotMade:     admin.KindUnavailable,
+			storetest.Lost:        admin.KindOutcomeUnknown,
+			storetest.Unconfirmed: admin.KindOutcomeUnknown,
+		} {
+			w := admintest.New(t)
+			cast := w.Cast()
+			caller := w.Caller(cast.Root)
+			w.Store.Store = &storetest.Faulty{
+				Store: w.Store.Store, ChangeFate: func() storetest.Fate { return fate },
+				BeforeRead: func(context.Context) error { return storetest.ErrFault },
+			}
+			if v.name == "get" || v.name == "list" || v.name == "count" {
+				want = admin.KindUnavailable
+			}
+			err := v.call(w.Service, caller, cast.Peer.ID)
+			if got := kindOf(err); err == nil || got != want {
+				t.Errorf("%s, fate %d: %v", v.name, fate, err)
+			}
+			if e := admin.AsError(err); strings.Contains(e.Detail, "fault injected") {
+				t.Errorf("%s shows its cause to the client: %s", v.name, e.Detail)
+			}
+		}
+	}
+}
+
+func once(key, request string) *admin.Once {
+	return &admin.Once{
+		Key: key, Request: admin.RequestDigest("POST", "/v1/tokens", []byte(request)),
+		Render: func(m admin.Made) ([]byte, error) {
+			return fmt.Appendf(nil, "%d %s", m.Token.ID, m.Secret.Reveal()), nil
+		},
+	}
+}
+
+func TestRepeatedRequestGetsTheSameAnswer(t *testing.T) {
+	w := admintest.New(t)
+	cast := w.Cast()
+	create := func(h admintest.Holder, o *admin.Once) (admin.Made, error) {
+		return w.Service.Create(ctx, w.Caller(h), admin.Spec{Name: "once", Once: o})
+	}
+	first, err := create(cast.Admin, once("k1", "a"))
+	if err != nil || first.Replayed {
+		t.Fatal(first.Replayed, err)
+	}
+	again, err := create(cast.Admin, once("k1", "a"))
+	if err != nil || !again.Replayed || !bytes.Equal(again.Answer, first.Answer) || again.Token != nil || !again.Secret.IsZero() {
+		t.Errorf("again: %+v, %v", again, err)
+	}
+	if got := kindOf(drop(create(cast.Admin, once("k1", "b")))); got != admin.KindKeyReused {
+		t.Errorf("another request: %s", got)
+	}
+	other, err := create(cast.Peer, once("k1", "a"))
+	if err != nil || other.Replayed {
+		t.Errorf("another caller: %+v, %v", other, err)
+	}
+	if got := kindOf(drop(create(cast.Reader, once("k1", "a")))); got != admin.KindScope {
+		t.Errorf("a caller without the right: %s", got)
+	}
+	w.Clock.Advance(admin.AnswerKept)
+	late, err := create(cast.Admin, once("k1", "a"))
+	if err != nil || late.Replayed {
+		t.Errorf("after ten minutes: %+v, %v", late, err)
+	}
+}
+
+func TestAnswerLostOnTheWayCanBeAskedForAgain(t *testing.T) {
+	w := admintest.New(t)
+	cast := w.Cast()
+	memory := w.Store.Store
+	w.Store.Store = &storetest.Faulty{Store: memory, ChangeFate: func() storetest.Fate { return storetest.Unconfirmed }}
+	rotate := func() (admin.Made, error) {
+		return w.Service.Rotate(ctx, w.Caller(cast.Admin), at(cast.Peer.ID), admin.RotateSpec{Once: once("k", "")})
+	}
+	if got := kindOf(drop(rotate())); got != admin.KindOutcomeUnknown {
+		t.Fatal(got)
+	}
+	w.Store.Store = memory
+	made, err := rotate()
+	if err != nil || !made.Replayed {
+		t.Errorf("%+v, %v", made, err)
+	}
+}
+
+// TestStoreCannotOpenKeptAnswers looks into the store for what is kept of an
+// answer: neither the secret nor the key is there, and another name opens
+// nothing.
+func TestStoreCannotOpenKeptAnswers(t *testing.T) {
+	w := admintest.New(t)
+	cast := w.Cast()
+	spy := &answerSpy{Store: w.Store.Store}
+	w.Store.Store = spy
+	made, err := w.Service.Create(ctx, w.Caller(cast.Admin), admin.Spec{Name: "once", Once: once("key-of-mine", "a")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(spy.sealed) == 0 || bytes.Contains(spy.sealed, made.Answer) || bytes.Contains(spy.sealed, []byte(made.Secret.Reveal())) ||
+		bytes.Contains(spy.sealed, []byte("key-of-mine")) {
+		t.Error("the kept answer is not sealed")
+	}
+}
+
+type answerSpy struct {
+	storetest.Store
+	sealed []byte
+}
+
+func (s *answerSpy) Change(ctx context.Context, fn func(tokenstore.Tx) error) error {
+	return s.Store.Change(ctx, func(tx tokenstore.Tx) error { return fn(spyTx{tx, s}) })
+}
+
+type spyTx struct {
+	tokenstore.Tx
+	s *answerSpy
+}
+
+func (tx spyTx) KeepAnswer(key tokenstore.Digest, sealed []byte, now, until time.Time) error {
+	tx.s.sealed = bytes.Clone(sealed)
+	return tx.Tx.KeepAnswer(key, sealed, now, until)
+}
+
+func TestListPagesAndFilters(t *testing.T) {
+	w := admintest.New(t)
+	cast := w.Cast()
+	ids := func(h admintest.Holder, q admin.ListQuery) []tokenstore.ID {
+		t.Helper()
+		tokens, err := w.Service.List(ctx, w.Caller(h), q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var ids []tokenstore.ID
+		for token, err := range tokens {
+			if err != nil {
+				t.Fatal(err)
+			}
+			ids = append(ids, token.ID)
+		}
+		return ids
+	}
+	for name, q := range map[string]admin.ListQuery{
+		"newest": {Account: 1}, "oldest": {Account: 1, OldestFirst: true}, "owner": {Account: 1, Owner: 2}, "revoked": {Account: 1, Revoked: true},
+	} {
+		for who, h := range map[string]admintest.Holder{"admin": cast.Admin, "boxed": cast.Boxed, "rotated": cast.Rotated} {
+			all := ids(h, q)
+			if n, err := w.Service.Count(ctx, w.Caller(h), q); n != len(all) || err != nil {
+				t.Errorf("%s, %s: counts %d of %d, %v", who, name, n, len(all), err)
+			}
+			for skip := range len(all) + 1 {
+				for limit := 1; limit <= 3; limit++ {
+					part := q
+					part.Skip, part.Limit = skip, limit
+					if got, want := ids(h, part), all[min(skip, len(all)):min(skip+limit, len(all))]; !slices.Equal(got, want) {
+						t.Errorf("%s, %s: skip %d, limit %d: %v, want %v", who, name, skip, limit, got, want)
+					}
+				}
+				if skip > 0 {
+					part := q
+					part.After = all[skip-1]
+					if got := ids(h, part); !slices.Equal(got, all[skip:]) {
+						t.Errorf("%s, %s: after %d: %v, want %v", who, name, part.After, got, all[skip:])
+					}
+				}
+			}
+		}
+	}
+	if got := ids(cast.Boxed, admin.ListQuery{Account: 1, OldestFirst: true}); !slices.Equal(got, []tokenstore.ID{cast.Boxed.ID, cast.Inbox.ID}) {
+		t.Errorf("a restricted caller lists %v", got)
+	}
+	for _, q := range []admin.ListQuery{{Account: 2}, {AllAccounts: true}, {Account: tokenstore.Root}, {Account: 404}} {
+		if _, err := w.Service.List(ctx, w.Caller(cast.Admin), q); kindOf(err) != admin.KindAccess {
+			t.Errorf("list %+v: %v", q, err)
+		}
+	}
+}
+
+func TestPrefixIsRecordedBeforeItsFirstSecret(t *testing.T) {
+	memory := storetest.NewMemory(nil)
+	var recorded []string
+	fault := errors.New("disk full")
+	service, err := admin.New(memory, memory, nil, func() time.Time { return storetest.Epoch }, admin.Options{
+		Prefix: "acme", Prefixes: map[string]string{"fynn": "api"},
+		RecordPrefix: func(_ context.Context, prefix string) error {
+			recorded = append(recorded, prefix)
+			return fault
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := service.Bootstrap(ctx, tokenstore.Secret{}); err == nil {
+		t.Fatal("a secret was made whose prefix is not in the store")
+	}
+	fault = nil
+	made, err := service.Bootstrap(ctx, tokenstore.Secret{})
+	if err != nil || !strings.HasPrefix(made.Secret.Reveal(), "acme_") {
+		t.Fatal(err)
+	}
+	operator := admin.Operator("")
+	operator.API = "fynn"
+	for range 2 {
+		made, err = service.Create(ctx, operator, admin.Spec{Name: "x"})
+		if err != nil || !strings.HasPrefix(made.Secret.Reveal(), "api_") {
+			t.Fatal(err)
+		}
+	}
+	if !slices.Equal(recorded, []string{"acme", "acme", "api"}) {
+		t.Errorf("recorded %v", recorded)
+	}
+}
+
+func TestUnusableOptionsAreRefused(t *testing.T) {
+	memory := storetest.NewMemory(nil)
+	for _, o := range []admin.Options{{Prefix: "A"}, {Prefixes: map[string]string{"fynn": "x"}}, {ResetGrace: -1}} {
+		if _, err := admin.New(memory, memory, nil, time.Now, o); err == nil {
+			t.Errorf("%+v was accepted", o)
+		}
+	}
+}
+
+func TestVocabularyKnowsScopesAndPatterns(t *testing.T) {
+	v := admin.Vocabulary{Scopes: []string{"cards", "cards-write", "reports:daily"}, ResourceTypes: []string{"card"}}
+	for scope, want := range map[string]bool{
+		"cards": true, "cards-*": true, "reports:*": true, "*": true, "user:api-token:read": true, "user:api-token:*": true,
+		"card": false, "customers": false, "customers-*": false, "": false, "Cards": false,
+	} {
+		if v.KnowsScope(scope) != want {
+			t.Errorf("%q: %t", scope, !want)
+		}
+	}
+	if !v.KnowsType("account") || !v.KnowsType("card") || v.KnowsType("inbox") {
+		t.Error("types")
+	}
+}

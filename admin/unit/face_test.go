@@ -1,0 +1,15 @@
+package unit_test
+
+import (
+	"net/http"
+	"testing"
+
+	"tokenward/admin/admintest"
+	"tokenward/admin/unit"
+)
+
+func handler(w *admintest.World) http.Handler {
+	return admintest.Handler(unit.New(w.Service, w.Gate(), w.Log))
+}
+
+func TestContract(t *testing.T) { admintest.Play(t, handler) }
