@@ -1,0 +1,424 @@
+package main
+
+import (
+	"bufio"
+	"context"
+
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"tokenward/tokenstore"
+)
+
+// benchCase is one table of docs/benchmarks.md.
+type benchCase struct {
+	name string
+	run  func(ctx context.Context, o options, f *field) error
+}
+
+var benchCases = []benchCase{
+	{"cpu: GET, 90-byte answer, 64 connections", cpuCase(load{method: "GET", path: "/accounts/10000/small", connections: 64})},
+	{"cpu: GET, 10 KiB answer, 64 connections", cpuCase(load{method: "GET", path: "/files/10k.txt", connections: 64})},
+	{"cpu: POST of 1 KiB, 90-byte answer, 64 connections", cpuCase(load{method: "POST", path: "/accounts/10000/post", bodyBytes: 1024, connections: 64})},
+	{"latency: one connection", latencyCase},
+	{"latency: half of saturation", halfLoadCase},
+	{"refused: cost of a refusal", refusedCase},
+	{"large: 1 GiB answer", largeCase},
+	{"tls: TLS 1.3 keep-alive, 64 connections", tlsCase},
+	{"idle: 10,000 idle connections", idleCase},
+	{"scale: stored tokens and routes", scaleCase},
+}
+
+// cpuCase compares processor time per request, the price of a sidecar.
+func cpuCase(l load) func(context.Context, options, *field) error {
+	return func(ctx context.Context, o options, f *field) error {
+		l := l
+		l.keys = f.secrets
+		names := []string{nginx, haproxy, reverseProxy, tokenward}
+		samples, err := f.rounds(ctx, o, names, l)
+		if err != nil {
+			return err
+		}
+		fmt.Println("| peer | CPU µs/request | requests/s | tokenward costs, as a ratio |")
+		fmt.Println("|---|---|---|---|")
+		for _, name := range names {
+			fmt.Printf("| %s | %s | %.0f | %s |\n", name, values(samples[name], microsecondsOfCPU),
+				values(samples[name], sample.rate).median, ratios(samples[tokenward], samples[name], microsecondsOfCPU))
+		}
+		return nil
+	}
+}
+
+// latencyCase compares what each peer adds to the direct line at one connection.
+func latencyCase(ctx context.Context, o options, f *field) error {
+	l := load{method: "GET", path: "/accounts/10000/small", connections: 1, keys: f.secrets}
+	names := []string{direct, nginx, haproxy, reverseProxy, tokenward}
+	samples, err := f.rounds(ctx, o, names, l)
+	if err != nil {
+		return err
+	}
+	added := func(name string) []float64 {
+		var v []float64
+		for i, s := range samples[name] {
+			v = append(v, float64((s.p50-samples[direct][i].p50).Nanoseconds())/1000)
+		}
+		return v
+	}
+	fmt.Println("| peer | p50 µs | added over direct µs | added, as a ratio to nginx |")
+	fmt.Println("|---|---|---|---|")
+	base := added(nginx)
+	for _, name := range names {
+		p50 := values(samples[name], func(s sample) float64 { return float64(s.p50.Nanoseconds()) / 1000 })
+		var r []float64
+		for i, a := range added(name) {
+			r = append(r, a/base[i])
+		}
+		fmt.Printf("| %s | %s | %s | %s |\n", name, p50, spreadOf(added(name)), spreadOf(r))
+	}
+	return nil
+}
+
+// halfLoadCase drives each peer at half of what nginx saturates at, with a client
+// that keeps to a schedule, so that a slow answer does not thin out the load.
+func halfLoadCase(ctx context.Context, o options, f *field) error {
+	l := load{method: "GET", path: "/accounts/10000/small", connections: 64, keys: f.secrets}
+	top, err := f.drive(ctx, o, f.peers[nginx], l)
+	if err != nil {
+		return err
+	}
+	rate := top.rate() / 2
+	names := []string{nginx, haproxy, reverseProxy, tokenward}
+	p95 := make(map[string][]float64)
+	for round := range o.rounds {
+		for i := range names {
+			name := names[(i+round)%len(names)]
+			fmt.Fprintf(os.Stderr, "\rround %d of %d: %-14s", round+1, o.rounds, name)
+			d, err := f.paced(ctx, f.peers[name], l, rate, o.duration)
+			if err != nil {
+				return err
+			}
+			p95[name] = append(p95[name], float64(d.Nanoseconds())/1000)
+		}
+	}
+	fmt.Fprintf(os.Stderr, "\r%40s\r", "")
+	fmt.Printf("At %.0f requests/s over 64 connections, timed from the scheduled start of each request:\n\n", rate)
+	fmt.Println("| peer | p95 µs | as a ratio to nginx |")
+	fmt.Println("|---|---|---|")
+	for _, name := range names {
+		var r []float64
+		for i := range p95[name] {
+			r = append(r, p95[name][i]/p95[nginx][i])
+		}
+		fmt.Printf("| %s | %s | %s |\n", name, spreadOf(p95[name]), spreadOf(r))
+	}
+	return nil
+}
+
+// paced sends requests at a fixed rate and returns the 95th percentile.
+func (f *field) paced(ctx context.Context, p *peer, l load, rate float64, length time.Duration) (time.Duration, error) {
+	each := time.Duration(float64(l.connections) / rate * float64(time.Second))
+	began := time.Now().Add(50 * time.Millisecond)
+	var mu sync.Mutex
+	var all []time.Duration
+	var failed error
+	var wg sync.WaitGroup
+	for i := range l.connections {
+		wg.Go(func() {
+			took, err := f.pacedConnection(ctx, p, l, i, began.Add(each*time.Duration(i)/time.Duration(l.connections)), each, length)
+			mu.Lock()
+			defer mu.Unlock()
+			all, failed = append(all, took...), errors.Join(failed, err)
+		})
+	}
+	wg.Wait()
+	if failed != nil || len(all) == 0 {
+		return 0, fmt.Errorf("%s: %w", p.name, failed)
+	}
+	slices.Sort(all)
+	return all[len(all)*95/100], nil
+}
+
+func (f *field) pacedConnection(ctx context.Context, p *peer, l load, index int, next time.Time, each, length time.Duration) ([]time.Duration, error) {
+	nc, err := net.Dial("tcp", local(p.port))
+	if err != nil {
+		return nil, err
+	}
+	defer nc.Close()
+	r := bufio.NewReader(nc)
+	var took []time.Duration
+	for end := next.Add(length); next.Before(end) && ctx.Err() == nil; next = next.Add(each) {
+		time.Sleep(time.Until(next))
+		key := l.keys[(index+len(took)*l.connections)%len(l.keys)]
+		if _, err := fmt.Fprintf(nc, "%s %s HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer %s\r\nUser-Agent: bench/1.0\r\nAccept: application/json\r\n\r\n", l.method, l.path, key); err != nil {
+			return nil, err
+		}
+		if err := readAnswer(r); err != nil {
+			return nil, err
+		}
+		took = append(took, time.Since(next))
+	}
+	return took, nil
+}
+
+func readAnswer(r *bufio.Reader) error {
+	resp, err := http.ReadResponse(r, nil)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(io.Discard, resp.Body)
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = fmt.Errorf("status %d", resp.StatusCode)
+	}
+	return err
+}
+
+// refusedCase compares refusals with a forwarded request on the same proxy.
+func refusedCase(ctx context.Context, o options, f *field) error {
+	expired, err := readLines(expiredPath(o))
+	if err != nil {
+		return err
+	}
+	unknown := make([]string, 1000)
+	for i := range unknown {
+		unknown[i] = tokenstore.NewSecret("tw").Reveal()
+	}
+	small := "/accounts/10000/small"
+	kinds := []struct {
+		name string
+		load load
+	}{
+		{"forwarded", load{path: small, keys: f.secrets}},
+		{"garbage", load{path: small, keys: []string{"tw_garbage", "tw_" + strings.Repeat("A", 38)}, refused: true}},
+		{"unknown", load{path: small, keys: unknown, refused: true}},
+		{"expired", load{path: small, keys: expired, refused: true}},
+		{"wrong scope", load{path: "/things0/10000/1", keys: f.secrets, refused: true}},
+	}
+	samples := make(map[string][]sample)
+	for round := range o.rounds {
+		for i := range kinds {
+			k := kinds[(i+round)%len(kinds)]
+			k.load.method, k.load.connections = "GET", 64
+			fmt.Fprintf(os.Stderr, "\rround %d of %d: %-14s", round+1, o.rounds, k.name)
+			s, err := f.drive(ctx, o, f.peers[tokenward], k.load)
+			if err != nil {
+				return err
+			}
+			samples[k.name] = append(samples[k.name], s)
+		}
+	}
+	fmt.Fprintf(os.Stderr, "\r%40s\r", "")
+	fmt.Println("| request | CPU µs/request | as a ratio to forwarded |")
+	fmt.Println("|---|---|---|")
+	for _, k := range kinds {
+		fmt.Printf("| %s | %s | %s |\n", k.name, values(samples[k.name], microsecondsOfCPU), ratios(samples[k.name], samples["forwarded"], microsecondsOfCPU))
+	}
+	return nil
+}
+
+// largeCase moves a file of 1 GiB.
+func largeCase(ctx context.Context, o options, f *field) error {
+	const gib = 1 << 30
+	file := filepath.Join(f.dir, "1g.bin")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		return err
+	}
+	if err := os.Truncate(file, gib); err != nil {
+		return err
+	}
+	names := []string{nginx, haproxy, reverseProxy, tokenward}
+	samples := make(map[string][]sample)
+	for round := range o.rounds {
+		for i := range names {
+			name := names[(i+round)%len(names)]
+			fmt.Fprintf(os.Stderr, "\rround %d of %d: %-14s", round+1, o.rounds, name)
+			s, err := f.fetch(ctx, f.peers[name], "/files/1g.bin", gib)
+			if err != nil {
+				return err
+			}
+			samples[name] = append(samples[name], s)
+		}
+	}
+	fmt.Fprintf(os.Stderr, "\r%40s\r", "")
+	cpu := func(s sample) float64 { return s.cpu.Seconds() }
+	speed := func(s sample) float64 { return 1 / s.elapsed.Seconds() }
+	fmt.Println("| peer | GiB/s | CPU s/GiB | tokenward's speed, as a ratio | tokenward's CPU, as a ratio |")
+	fmt.Println("|---|---|---|---|---|")
+	for _, name := range names {
+		fmt.Printf("| %s | %s | %s | %s | %s |\n", name, values(samples[name], speed), values(samples[name], cpu),
+			ratios(samples[tokenward], samples[name], speed), ratios(samples[tokenward], samples[name], cpu))
+	}
+	return nil
+}
+
+func (f *field) fetch(ctx context.Context, p *peer, path string, size int64) (sample, error) {
+	before, err := p.process.cpu()
+	if err != nil {
+		return sample{}, err
+	}
+	nc, err := new(net.Dialer).DialContext(ctx, "tcp", local(p.port))
+	if err != nil {
+		return sample{}, err
+	}
+	defer nc.Close()
+	began := time.Now()
+	fmt.Fprintf(nc, "GET %s HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer %s\r\n\r\n", path, f.secrets[0])
+	resp, err := http.ReadResponse(bufio.NewReaderSize(nc, 256<<10), nil)
+	if err != nil {
+		return sample{}, err
+	}
+	n, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{resp.Body}, make([]byte, 256<<10))
+	if err != nil || n != size {
+		return sample{}, fmt.Errorf("%s sent %d bytes: %w", p.name, n, err)
+	}
+	s := sample{requests: 1, elapsed: time.Since(began)}
+	after, err := p.process.cpu()
+	s.cpu = after - before
+	return s, err
+}
+
+// tlsCase compares TLS 1.3 with keep-alive. tokenward runs it in a process of
+// its own, over a copy of the store.
+func tlsCase(ctx context.Context, o options, f *field) error {
+	if err := f.startTLS(ctx, o); err != nil {
+		return err
+	}
+	names := []string{nginxTLS, tokenwardTLS}
+	samples, err := f.rounds(ctx, o, names, load{method: "GET", path: "/accounts/10000/small", connections: 64, keys: f.secrets})
+	if err != nil {
+		return err
+	}
+	fmt.Println("| peer | CPU µs/request | requests/s | tokenward costs, as a ratio |")
+	fmt.Println("|---|---|---|---|")
+	for _, name := range names {
+		fmt.Printf("| %s | %s | %.0f | %s |\n", name, values(samples[name], microsecondsOfCPU),
+			values(samples[name], sample.rate).median, ratios(samples[tokenwardTLS], samples[name], microsecondsOfCPU))
+	}
+	return nil
+}
+
+func (f *field) startTLS(ctx context.Context, o options) error {
+	if f.peers[tokenwardTLS] != nil {
+		return nil
+	}
+	source, err := os.Open(storePath(o))
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	target, err := os.OpenFile(storePath(o)+".tls", os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	if _, err := io.Copy(target, source); err != nil {
+		return errors.Join(err, target.Close())
+	}
+	if err := target.Close(); err != nil {
+		return err
+	}
+	return f.start(ctx, tokenwardTLS, "https", portTokenwardTLS, []string{o.binary, "serve", "--config", filepath.Join(f.dir, "tls.yaml")})
+}
+
+// idleCase counts what idle keep-alive connections cost in memory.
+func idleCase(ctx context.Context, o options, f *field) error {
+	const connections = 10_000
+	if err := f.restartTokenward(ctx, o, "tokenward.yaml"); err != nil {
+		return err
+	}
+	p := f.peers[tokenward]
+	if _, err := f.drive(ctx, o, p, load{method: "GET", path: "/accounts/10000/small", connections: 64, keys: f.secrets}); err != nil {
+		return err
+	}
+	time.Sleep(2 * time.Second)
+	before, err := p.process.rssAnon()
+	if err != nil {
+		return err
+	}
+	var open []net.Conn
+	defer func() {
+		for _, nc := range open {
+			_ = nc.Close()
+		}
+	}()
+	for i := range connections {
+		nc, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(1+i%8))}}).DialContext(ctx, "tcp", local(p.port)) //nolint:gosec // below 9
+		if err != nil {
+			return err
+		}
+		open = append(open, nc)
+		fmt.Fprintf(nc, "GET /accounts/10000/small HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer %s\r\n\r\n", f.secrets[i%len(f.secrets)])
+		if err := readAnswer(bufio.NewReader(nc)); err != nil {
+			return err
+		}
+	}
+	time.Sleep(2 * time.Second)
+	after, err := p.process.rssAnon()
+	if err != nil {
+		return err
+	}
+	fmt.Println("| connections | RssAnon MB | growth MB | bytes each |")
+	fmt.Println("|---|---|---|---|")
+	fmt.Printf("| 0 | %.1f | | |\n| %d | %.1f | %.1f | %d |\n", mb(before), connections, mb(after), mb(after-before), (after-before)/connections)
+	return nil
+}
+
+func mb(n int64) float64 { return float64(n) / 1e6 }
+
+// scaleCase asks whether more tokens in the store or more routes cost anything.
+func scaleCase(ctx context.Context, o options, f *field) error {
+	small := o
+	small.tokens = 1000
+	secrets, err := fillStore(ctx, small)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(f.dir, "small.yaml"), []byte(tokenwardConf(f.dir, storePath(small), 200, portTokenward, portAdmin, portMetrics, false)), 0o600); err != nil {
+		return err
+	}
+	kinds := []struct {
+		name, config string
+		keys         []string
+	}{
+		{fmt.Sprintf("%d stored, 200 routes", o.tokens), "tokenward.yaml", f.secrets},
+		{"1000 stored, 200 routes", "small.yaml", secrets},
+		{fmt.Sprintf("%d stored, 2 routes", o.tokens), "routes1.yaml", f.secrets},
+		{fmt.Sprintf("%d stored, 1000 routes", o.tokens), "routes1k.yaml", f.secrets},
+	}
+	samples := make(map[string][]sample)
+	for round := range o.rounds {
+		for i := range kinds {
+			k := kinds[(i+round)%len(kinds)]
+			fmt.Fprintf(os.Stderr, "\rround %d of %d: %-30s", round+1, o.rounds, k.name)
+			if err := f.restartTokenward(ctx, o, k.config); err != nil {
+				return err
+			}
+			l := load{method: "GET", path: "/accounts/10000/small", connections: 64, keys: k.keys}
+			short := o
+			short.duration = time.Second
+			if _, err := f.drive(ctx, short, f.peers[tokenward], l); err != nil {
+				return err
+			}
+			s, err := f.drive(ctx, o, f.peers[tokenward], l)
+			if err != nil {
+				return err
+			}
+			samples[k.name] = append(samples[k.name], s)
+		}
+	}
+	fmt.Fprintf(os.Stderr, "\r%50s\r", "")
+	fmt.Println("| tokenward with | requests/s | CPU µs/request | requests/s, as a ratio to the first | CPU, as a ratio to the first |")
+	fmt.Println("|---|---|---|---|---|")
+	for _, k := range kinds {
+		fmt.Printf("| %s | %.0f | %s | %s | %s |\n", k.name, values(samples[k.name], sample.rate).median, values(samples[k.name], microsecondsOfCPU),
+			ratios(samples[k.name], samples[kinds[0].name], sample.rate), ratios(samples[k.name], samples[kinds[0].name], microsecondsOfCPU))
+	}
+	return nil
+}
