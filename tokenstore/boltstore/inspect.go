@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"runtime/debug"
+	"syscall"
 )
 
 // The parts of bolt's file format (version 2) that tell a sound file from
@@ -43,6 +44,8 @@ func openSound(path string, flag int, mode fs.FileMode) (*os.File, error) {
 		return nil, fmt.Errorf("there is no token store at %s: mend tokenstore.path, or make a store with `tokenward init --config F`: %w", path, fs.ErrNotExist)
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("%s cannot be read and written by this user: run as its owner, or change the owner with `chown`: %w", path, fs.ErrPermission)
+	case errors.Is(err, syscall.EISDIR):
+		return nil, notRegular(path, fs.ModeDir)
 	case err != nil:
 		return nil, err
 	}
@@ -50,6 +53,14 @@ func openSound(path string, flag int, mode fs.FileMode) (*os.File, error) {
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
+}
+
+func notRegular(path string, mode fs.FileMode) error {
+	kind := "no regular file"
+	if mode.IsDir() {
+		kind = "a directory"
+	}
+	return fmt.Errorf("%s is %s: mend tokenstore.path, which names the file of the store", path, kind)
 }
 
 // inspect checks the file's header and as much of its pages as can be read at
@@ -60,7 +71,7 @@ func inspect(f *os.File, path string) error {
 		return err
 	}
 	if !info.Mode().IsRegular() {
-		return fmt.Errorf("%s is no file (%v): mend tokenstore.path", path, info.Mode().Type())
+		return notRegular(path, info.Mode())
 	}
 	if info.Size() == 0 {
 		return fmt.Errorf("%s is empty, not a token store: if nothing else needs it remove it, then run `tokenward init --config F`", path)

@@ -94,7 +94,7 @@ func (s *Store) decode(id tokenstore.ID, v []byte) (*tokenstore.Token, error) {
 	return t, nil
 }
 
-func (s *Store) wrong(detail string) error { return damaged(s.db.Path(), detail) }
+func (s *Store) wrong(detail string) error { return damaged(s.path, detail) }
 
 // What one read transaction of a list does at most: a long one keeps bolt from
 // using pages again, and holds up the growth of the file.

@@ -69,7 +69,7 @@ func (s *Store) Stats() Stats {
 	for i := range st.Batches {
 		st.Batches[i] = c.batches[i].Load()
 	}
-	if info, err := os.Stat(s.Path()); err == nil {
+	if info, err := os.Stat(s.path); err == nil {
 		st.FileBytes = info.Size()
 	}
 	return st

@@ -60,13 +60,20 @@ type Options struct {
 	LockTimeout time.Duration
 }
 
-// The reserved address space, so that the file can grow to this size before
-// readers have to wait for it to be mapped anew. It costs no memory.
-const mapBytes = 1 << 30
+const (
+	// The reserved address space, so that the file can grow to this size before
+	// readers have to wait for it to be mapped anew. It costs no memory.
+	mapBytes = 1 << 30
+
+	// The file grows by this much, which is a hole in it at first. Each time
+	// costs one more fsync.
+	growBytes = 4 << 20
+)
 
 // Store is an open store. All methods may be called at once from many
 // goroutines.
 type Store struct {
+	path     string
 	db       *bolt.DB
 	peppers  *tokenstore.Peppers
 	onChange func(tokenstore.Change)
@@ -129,7 +136,7 @@ func open(o Options) (*Store, error) {
 
 func newStore(db *bolt.DB, o Options) *Store {
 	return &Store{
-		db: db, peppers: o.Peppers, onChange: o.OnChange,
+		path: o.Path, db: db, peppers: o.Peppers, onChange: o.OnChange,
 		wake:    make(chan struct{}, 1),
 		queue:   make(chan *job),
 		closing: make(chan struct{}), written: make(chan struct{}),
@@ -141,19 +148,19 @@ func newStore(db *bolt.DB, o Options) *Store {
 // with this configuration, may use it.
 func (s *Store) load() error {
 	return s.view(func(tx *bolt.Tx) error {
-		m, err := readMeta(tx, s.db.Path())
+		m, err := readMeta(tx, s.path)
 		if err != nil {
 			return err
 		}
-		if err := m.checkSchema(s.db.Path()); err != nil {
+		if err := m.checkSchema(s.path); err != nil {
 			return err
 		}
-		if err := m.checkPeppers(s.db.Path(), s.peppers); err != nil {
+		if err := m.checkPeppers(s.path, s.peppers); err != nil {
 			return err
 		}
 		for _, name := range buckets {
 			if tx.Bucket(name) == nil {
-				return damaged(s.db.Path(), fmt.Sprintf("it lacks the part %q", name))
+				return damaged(s.path, fmt.Sprintf("it lacks the part %q", name))
 			}
 		}
 		s.id = m.id
@@ -269,7 +276,11 @@ func openBolt(path string, lockTimeout time.Duration) (db *bolt.DB, err error) {
 	if err != nil && (errors.Is(err, bolterrors.ErrInvalid) || errors.Is(err, bolterrors.ErrChecksum) || errors.Is(err, bolterrors.ErrVersionMismatch)) {
 		return nil, damaged(path, err.Error())
 	}
-	return db, err
+	if err != nil {
+		return nil, err
+	}
+	db.AllocSize = growBytes
+	return db, nil
 }
 
 // Close waits for the change under way and closes the file. Changes and reads
@@ -291,7 +302,7 @@ func (s *Store) Close() error {
 func (s *Store) ID() string { return s.id }
 
 // Path returns where the file is.
-func (s *Store) Path() string { return s.db.Path() }
+func (s *Store) Path() string { return s.path }
 
 // Formats returns the prefixes that secrets of this store ever bore.
 func (s *Store) Formats() *tokenstore.Formats { return s.formats.Load() }
@@ -299,7 +310,7 @@ func (s *Store) Formats() *tokenstore.Formats { return s.formats.Load() }
 // view runs fn in a read transaction. A damaged page gives an error instead of
 // ending the program.
 func (s *Store) view(fn func(tx *bolt.Tx) error) (err error) {
-	defer recovering(s.db.Path(), &err)()
+	defer recovering(s.path, &err)()
 	err = s.db.View(fn)
 	if errors.Is(err, bolterrors.ErrDatabaseNotOpen) {
 		return tokenstore.ErrClosed

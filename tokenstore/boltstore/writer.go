@@ -152,7 +152,7 @@ func (b *batch) commit() (err error) {
 func (b *batch) guard(step func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			b.s.broken = damaged(b.s.db.Path(), fmt.Sprint(p))
+			b.s.broken = damaged(b.s.path, fmt.Sprint(p))
 			err = b.s.broken
 		}
 	}()
@@ -184,7 +184,7 @@ func (b *batch) takeBack(err error) error {
 		err = errors.Join(err, rerr)
 		b.s.stuck = b.s.broken != nil
 	}
-	return explain(b.s.db.Path(), err)
+	return explain(b.s.path, err)
 }
 
 // uncertain finds out what became of a commit that failed: when even the
