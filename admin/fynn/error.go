@@ -2,6 +2,7 @@ package fynn
 
 import (
 	"net/http"
+	"slices"
 	"strings"
 
 	"tokenward/admin"
@@ -102,18 +103,10 @@ func detailOf(e *admin.Error, status int) string {
 	return http.StatusText(status) + "."
 }
 
-// violations names the fields as the client sent them.
 func violations(e *admin.Error) []violation {
-	all := make([]violation, 0, len(e.Fields))
-	for _, f := range e.Fields {
-		path := f.Field
-		switch path {
-		case "name":
-			path = "description"
-		case "expires_at":
-			path = "expiresAt"
-		}
-		all = append(all, violation{path, "This value " + f.Detail + "."})
+	all := make([]violation, len(e.Fields))
+	for i, f := range e.Fields {
+		all[i] = violation{f.Field, "This value " + f.Detail + "."}
 	}
 	return all
 }
@@ -124,4 +117,20 @@ func summary(all []violation) string {
 		lines[i] = v.PropertyPath + ": " + v.Message
 	}
 	return strings.Join(lines, "\n")
+}
+
+// inOurWords gives the fields that the service names the names they have in a
+// body of this contract.
+func inOurWords(err error) error {
+	e := *admin.AsError(err)
+	e.Fields = slices.Clone(e.Fields)
+	for i := range e.Fields {
+		switch f := &e.Fields[i]; f.Field {
+		case "name":
+			f.Field = "description"
+		case "expires_at":
+			f.Field = "expiresAt"
+		}
+	}
+	return &e
 }

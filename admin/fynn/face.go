@@ -96,7 +96,7 @@ func (f *Face) create(w http.ResponseWriter, r *http.Request, c admin.Caller) er
 	spec.Account, spec.Owner = &account, &owner
 	made, err := f.service.Create(r.Context(), c, spec)
 	if err != nil {
-		return err
+		return inOurWords(err)
 	}
 	return admin.WriteJSON(w, http.StatusCreated, mediaType, created{
 		ID:          formatID(made.Token.ID),

@@ -2,6 +2,7 @@ package unit
 
 import (
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -69,12 +70,8 @@ type errorItem struct {
 
 // source says what an item is about (JSON:API, "Error Objects").
 type source struct {
-	Pointer   string `json:"pointer,omitempty"`
-	Parameter string `json:"parameter,omitempty"`
+	Pointer string `json:"pointer"`
 }
-
-// parameterUser is the path parameter that can be wrong.
-const parameterUser = "userId"
 
 // writeError is the Refuse of the face.
 func writeError(w http.ResponseWriter, _ *http.Request, e *admin.Error) {
@@ -129,26 +126,34 @@ func fieldItems(wire wireError, faults tokenstore.Faults) []errorItem {
 	return items
 }
 
-// locate turns the path of a field, in the words of the body or of the service,
-// into the attribute that the client sent, and a name for the field inside it.
+// locate turns the path of a field into the attribute that the client sent, and
+// a name for the field inside it.
 func locate(field string) (about source, name string) {
-	if field == parameterUser {
-		return source{Parameter: parameterUser}, parameterUser
-	}
 	parts := strings.Split(field, "/")
-	if parts[0] == "data" {
+	switch {
+	case parts[0] == "data":
 		last := min(len(parts), 3)
-		return source{Pointer: "/" + strings.Join(parts[:last], "/")}, strings.Join(parts[last-1:], "/")
+		return source{"/" + strings.Join(parts[:last], "/")}, strings.Join(parts[last-1:], "/")
+	case field == "":
+		return source{"/data"}, "the document"
 	}
-	attr, ok := map[string]string{
-		"name": attrDescription, "scopes": attrScope, "expires_at": attrExpiration,
-		"sources": attrSourceIP, "resources": attrResources,
-	}[parts[0]]
-	if ok {
-		return source{Pointer: "/data/attributes/" + attr}, attr
+	return source{"/" + field}, field
+}
+
+// inOurWords gives the fields that the service names the paths they have in a
+// body of this contract.
+func inOurWords(err error) error {
+	e := *admin.AsError(err)
+	e.Fields = slices.Clone(e.Fields)
+	for i := range e.Fields {
+		name, _, _ := strings.Cut(e.Fields[i].Field, "/")
+		attr, ok := map[string]string{
+			"name": attrDescription, "scopes": attrScope, "expires_at": attrExpiration,
+			"sources": attrSourceIP, "resources": attrResources,
+		}[name]
+		if ok {
+			e.Fields[i].Field = "data/attributes/" + attr
+		}
 	}
-	if field == "" {
-		return source{Pointer: "/data"}, "the document"
-	}
-	return source{Pointer: "/" + field}, field
+	return &e
 }

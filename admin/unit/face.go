@@ -55,9 +55,7 @@ func (f *Face) user(r *http.Request, c admin.Caller) (account, owner uint64, err
 	account, own := f.service.Home(c)
 	claimed, ok := tokenstore.ParseNumber(mux.Vars(r)["userId"])
 	if !ok {
-		return 0, 0, &admin.Error{Kind: admin.KindInvalid, Fields: []tokenstore.FieldFault{
-			{Field: parameterUser, Detail: "must be a positive whole number"},
-		}}
+		return 0, 0, &admin.Error{Kind: admin.KindInvalid, Detail: "userId must be a positive whole number."}
 	}
 	if claimed != own && !c.IsRoot() {
 		return 0, 0, &admin.Error{Kind: admin.KindAccess, Detail: "The calling token belongs to another user."}
@@ -92,7 +90,7 @@ func (f *Face) create(w http.ResponseWriter, r *http.Request, c admin.Caller) er
 	spec.Account, spec.Owner = &account, &owner
 	made, err := f.service.Create(r.Context(), c, spec)
 	if err != nil {
-		return err
+		return inOurWords(err)
 	}
 	token := render(made.Token)
 	token.Attributes.Token = made.Secret.Reveal()

@@ -19,7 +19,7 @@ import (
 type wireErrors struct {
 	Errors []struct {
 		Status, Title, Code, Detail, Details string
-		Source                               struct{ Pointer, Parameter string }
+		Source                               struct{ Pointer string }
 	}
 }
 
