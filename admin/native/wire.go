@@ -235,26 +235,12 @@ var status = map[admin.Kind]int{
 	admin.KindGatewayTimeout: http.StatusGatewayTimeout,
 }
 
-// challenge is what WWW-Authenticate says (RFC 6750 section 3).
-func challenge(e *admin.Error) string {
-	const realm = `Bearer realm="tokenward"`
-	switch e.Kind {
-	case admin.KindMissingToken:
-		return realm
-	case admin.KindInvalidToken:
-		return realm + `, error="invalid_token"`
-	case admin.KindScope:
-		return realm + `, error="insufficient_scope", scope="` + e.Scope + `"`
-	}
-	return ""
-}
-
 func writeProblem(w http.ResponseWriter, _ *http.Request, e *admin.Error) {
 	code, ok := status[e.Kind]
 	if !ok {
 		code = http.StatusInternalServerError
 	}
-	if c := challenge(e); c != "" {
+	if c := admin.Challenge(e); c != "" {
 		w.Header().Set("WWW-Authenticate", c)
 	}
 	body := problem{
