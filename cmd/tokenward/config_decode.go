@@ -372,7 +372,7 @@ func (d *decoder) wrongType(path string, node ast.Node, want string) {
 		key, value, colon := strings.Cut(text, ":")
 		switch {
 		case want == aSection && colon && value != "":
-			mend = "write a space after the colon: `" + printable(key) + ": " + printable(value) + "`"
+			mend = "write a space after the colon: `" + shownText(key) + ": " + shownText(value) + "`"
 		case isDecimal(text) && strings.Contains(want, "number"):
 			mend = "remove the quotes"
 		case strings.HasPrefix(want, "a list"):

@@ -108,7 +108,7 @@ func newConfigError(name string, lines []string, faults []configFault) *configEr
 	})
 	for i := range faults {
 		f := &faults[i]
-		f.Key, f.Problem, f.Mend = mask(printable(f.Key)), mask(f.Problem), mask(f.Mend)
+		f.Key, f.Problem, f.Mend = mask(shownText(f.Key)), mask(f.Problem), mask(f.Mend)
 	}
 	return &configError{Name: name, Faults: slices.Compact(faults), lines: lines}
 }
@@ -164,7 +164,7 @@ const excerptWidth = 110
 // and replaces what a terminal would act on. indent and width place the carets
 // below it.
 func excerpt(line string, column, width int) (text string, indent, carets int) {
-	runes := []rune(mask(printable(line)))
+	runes := []rune(mask(shownText(line)))
 	indent = min(max(column-1, 0), len(runes))
 	from := 0
 	if len(runes) > excerptWidth {
@@ -175,9 +175,9 @@ func excerpt(line string, column, width int) (text string, indent, carets int) {
 	return strings.TrimRight(string(runes), " "), indent, max(1, min(width, len(runes)-indent))
 }
 
-// printable replaces every byte that is no UTF-8 and every character that
+// shownText replaces every byte that is no UTF-8 and every character that
 // is not shown as one mark on the line by '?', one for one.
-func printable(line string) string {
+func shownText(line string) string {
 	var b strings.Builder
 	for _, r := range line {
 		if r == utf8.RuneError || hidden(r) || r == '\t' || !unicode.IsPrint(r) {
@@ -202,13 +202,13 @@ func hidden(r rune) bool {
 	return true
 }
 
-// secretText matches what must not be shown even though somebody wrote it into
+// secretInText matches what must not be shown even though somebody wrote it into
 // the configuration: the userinfo of a URL, and API tokens.
-var secretText = regexp.MustCompile(`://[^/@\s"']+@|\b[a-z][a-z0-9]{1,15}_[0-9A-Za-z]{38}\b`)
+var secretInText = regexp.MustCompile(`://[^/@\s"']+@|\b[a-z][a-z0-9]{1,15}_[0-9A-Za-z]{38}\b`)
 
 // mask replaces secrets by asterisks, one for one so that columns stay.
 func mask(s string) string {
-	return secretText.ReplaceAllStringFunc(s, func(m string) string {
+	return secretInText.ReplaceAllStringFunc(s, func(m string) string {
 		if inner, ok := strings.CutPrefix(m, "://"); ok {
 			return "://" + strings.Repeat("*", utf8.RuneCountInString(inner)-1) + "@"
 		}
@@ -219,7 +219,7 @@ func mask(s string) string {
 // quote shows a value of the file in a sentence, cut to a readable length.
 func quote(s string) string {
 	const most = 80
-	s = printable(s)
+	s = shownText(s)
 	if runes := []rune(s); len(runes) > most {
 		s = string(runes[:most]) + "…"
 	}
