@@ -99,7 +99,7 @@ func (f *Face) create(w http.ResponseWriter, r *http.Request, c admin.Caller) er
 		return inOurWords(err)
 	}
 	return admin.WriteJSON(w, http.StatusCreated, mediaType, created{
-		ID:          formatID(made.Token.ID),
+		ID:          FormatID(made.Token.ID),
 		Token:       made.Secret.Reveal(),
 		Description: made.Token.Name,
 		ExpiresAt:   renderExpiry(made.Token.Expiry),
@@ -119,7 +119,7 @@ func (f *Face) readSpec(w http.ResponseWriter, r *http.Request) (admin.Spec, err
 }
 
 func (f *Face) delete(w http.ResponseWriter, r *http.Request, c admin.Caller) error {
-	id, ok := parseID(mux.Vars(r)["id"])
+	id, ok := ParseID(mux.Vars(r)["id"])
 	if !ok {
 		return &admin.Error{Kind: admin.KindNotFound}
 	}

@@ -20,7 +20,8 @@ const (
 	checkBits = 39
 )
 
-func formatID(id tokenstore.ID) string {
+// FormatID returns the id of a token as this API shows it.
+func FormatID(id tokenstore.ID) string {
 	check := idCheck(id)
 	n := new(big.Int).SetUint64(check)
 	n.Lsh(n, 64).Or(n, new(big.Int).SetUint64(uint64(id)^idMask(check)))
@@ -28,8 +29,8 @@ func formatID(id tokenstore.ID) string {
 	return strings.Repeat("0", idLen-len(text)) + text
 }
 
-// parseID is the inverse of formatID. It reports false for every other text.
-func parseID(text string) (tokenstore.ID, bool) {
+// ParseID is the inverse of [FormatID]. It reports false for every other text.
+func ParseID(text string) (tokenstore.ID, bool) {
 	if len(text) != idLen {
 		return 0, false
 	}

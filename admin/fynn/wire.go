@@ -50,7 +50,7 @@ type created struct {
 
 func render(t *tokenstore.Token) item {
 	return item{
-		ID:          formatID(t.ID),
+		ID:          FormatID(t.ID),
 		Description: t.Name,
 		ExpiresAt:   renderExpiry(t.Expiry),
 		CreatedAt:   renderTime(t.CreatedAt),
