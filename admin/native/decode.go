@@ -35,7 +35,10 @@ func decodeSpec(body *admin.Object) (admin.Spec, error) {
 	}
 	spec.Resources = decodeResources(body)
 	if s := decodeSources(body); s != nil {
-		spec.Sources = s.merged(tokenstore.Sources{Any: true})
+		spec.Sources = &tokenstore.Sources{Any: true}
+		if fault := s.merge(spec.Sources); fault != "" {
+			body.Fault("sources", fault)
+		}
 	}
 	if at := decodeNotBefore(body); at != nil {
 		spec.NotBefore = *at
@@ -93,7 +96,9 @@ func (p *patch) merge(f *admin.Fields) tokenstore.Faults {
 		f.Resources = *p.resources
 	}
 	if p.sources != nil {
-		f.Sources = *p.sources.merged(f.Sources)
+		if fault := p.sources.merge(&f.Sources); fault != "" {
+			return tokenstore.Faults{{Field: "sources", Detail: fault}}
+		}
 	}
 	if p.notBefore != nil {
 		f.NotBefore = *p.notBefore
@@ -189,11 +194,7 @@ func decodeSources(body *admin.Object) *sourcesPatch {
 	if !ok {
 		return nil
 	}
-	p := &sourcesPatch{allow: decodePrefixes(o, "allow"), deny: decodePrefixes(o, "deny")}
-	if p.allow == nil {
-		o.Fault("allow", "is required")
-	}
-	return p
+	return &sourcesPatch{allow: decodePrefixes(o, "allow"), deny: decodePrefixes(o, "deny")}
 }
 
 func decodePrefixes(o *admin.Object, name string) []netip.Prefix {
@@ -216,17 +217,24 @@ func decodePrefixes(o *admin.Object, name string) []netip.Prefix {
 	return ps
 }
 
-// merged returns the sources after the patch. The text that another API echoes
-// is gone: it would no longer tell the truth.
-func (p *sourcesPatch) merged(s tokenstore.Sources) *tokenstore.Sources {
+// merge puts the patch into effect, or says what is wrong with it. The text that
+// another API echoes goes: it would no longer tell the truth.
+func (p *sourcesPatch) merge(s *tokenstore.Sources) (fault string) {
 	if p.any {
-		return &tokenstore.Sources{Any: true}
+		*s = tokenstore.Sources{Any: true}
+		return ""
 	}
-	deny := s.Deny
+	if s.Any && p.allow == nil {
+		return "must have allow: the addresses that are let in"
+	}
+	s.Any, s.Text = false, ""
+	if p.allow != nil {
+		s.Allow = p.allow
+	}
 	if p.deny != nil {
-		deny = p.deny
+		s.Deny = p.deny
 	}
-	return &tokenstore.Sources{Allow: p.allow, Deny: deny}
+	return ""
 }
 
 // limitsPatch is what a request says of the limits: nil is not said, 0 (null on
