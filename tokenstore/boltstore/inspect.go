@@ -90,6 +90,11 @@ func inspect(f *os.File, path string) error {
 	if err := w.tree(h.root); err != nil {
 		return damaged(path, err.Error())
 	}
+	for _, id := range w.free {
+		if w.seen[id] {
+			return damaged(path, "a page is both in use and free")
+		}
+	}
 	return nil
 }
 
@@ -149,6 +154,7 @@ type walker struct {
 	header header
 	leaves bool            // look at every leaf, not only at those that hold buckets
 	seen   map[uint64]bool // pages visited: none may be met twice
+	free   []uint64        // what the list of free pages holds
 }
 
 var errPage = errors.New("a page in it is no page")
@@ -167,6 +173,12 @@ func (w *walker) page(id uint64) ([]byte, error) {
 	overflow := uint64(binary.NativeEndian.Uint32(b[12:]))
 	if binary.NativeEndian.Uint64(b) != id || overflow >= w.header.pages-id {
 		return nil, errPage
+	}
+	for i := uint64(1); i <= overflow; i++ {
+		if w.seen[id+i] {
+			return nil, errPage
+		}
+		w.seen[id+i] = true
 	}
 	if overflow > 0 {
 		b = make([]byte, (1+overflow)*w.header.pageSize)
@@ -200,6 +212,7 @@ func (w *walker) freelist() error {
 	last := uint64(1)
 	for range n {
 		id := binary.NativeEndian.Uint64(p[at:])
+		w.free = append(w.free, id)
 		if id <= last || id >= w.header.pages {
 			return errors.New("its list of free pages is no such list")
 		}

@@ -3,9 +3,9 @@ package boltstore
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 
 	bolt "go.etcd.io/bbolt"
 
@@ -40,7 +40,7 @@ func (s *Store) Pending(limit int) ([]Event, error) {
 func (s *Store) Done(seq uint64) error {
 	err := s.change(context.Background(), func(o *overlay) error {
 		if o.batch.now.outbox > 0 {
-			o.taken = seq
+			o.taken = min(seq, math.MaxUint64-1)
 		}
 		return nil
 	})
@@ -77,12 +77,26 @@ func (b *batch) applyEvents(o *overlay) error {
 	if o.taken == 0 {
 		return nil
 	}
-	c := out.Cursor()
-	for k, _ := c.First(); k != nil && lastNumber(k) <= o.taken; k, _ = c.First() {
-		if err := out.Delete(k); err != nil {
+	taken := keysUntil(out, number(o.taken+1))
+	b.now.outbox -= len(taken)
+	return deleteAll(out, taken)
+}
+
+// keysUntil returns copies of a bucket's keys before end.
+func keysUntil(b *bolt.Bucket, end []byte) [][]byte {
+	var keys [][]byte
+	c := b.Cursor()
+	for k, _ := c.First(); k != nil && bytes.Compare(k, end) < 0; k, _ = c.Next() {
+		keys = append(keys, bytes.Clone(k))
+	}
+	return keys
+}
+
+func deleteAll(b *bolt.Bucket, keys [][]byte) error {
+	for _, k := range keys {
+		if err := b.Delete(k); err != nil {
 			return err
 		}
-		b.now.outbox--
 	}
 	return nil
 }
@@ -91,10 +105,9 @@ func (b *batch) applyEvents(o *overlay) error {
 // drops the oldest beyond what is kept.
 func (b *batch) applyAnswers(o *overlay) error {
 	answers, ends := b.tx.Bucket(bucketAnswers), b.tx.Bucket(bucketAnswerEnds)
-	oldest := func() []byte { k, _ := ends.Cursor().First(); return k }
 	if !o.now.IsZero() {
-		for k := oldest(); k != nil && binary.BigEndian.Uint64(k) <= millis(o.now); k = oldest() {
-			if err := b.dropEnd(k); err != nil {
+		for _, end := range keysUntil(ends, number(millis(o.now)+1)) {
+			if err := b.dropEnd(end); err != nil {
 				return err
 			}
 		}
@@ -113,7 +126,8 @@ func (b *batch) applyAnswers(o *overlay) error {
 		b.now.answers++
 	}
 	for b.now.answers > tokenstore.MaxAnswers {
-		if err := b.dropEnd(oldest()); err != nil {
+		oldest, _ := ends.Cursor().First()
+		if err := b.dropEnd(oldest); err != nil {
 			return err
 		}
 	}

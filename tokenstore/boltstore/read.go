@@ -173,7 +173,12 @@ type pager struct {
 func (p *pager) step(tx *bolt.Tx) error {
 	p.entries = 0
 	chunks := tx.Bucket(bucketCounts).Cursor()
+	before, begins := chunk{}, true
 	for c, last, ok := p.start(chunks); ok; c, last, ok = p.next(chunks, c) {
+		if !begins && (c.first > before.first) != p.query.OldestFirst || c.first > last {
+			return p.s.wrong("the counts of a list are not in order")
+		}
+		before, begins = c, false
 		begun := p.query.After != 0 && p.query.After >= c.first && p.query.After <= last
 		if n := c.of(p.query.Revoked); !begun && p.query.Skip >= n {
 			p.query.Skip -= n
@@ -229,6 +234,9 @@ func (p *pager) chunk(tx *bolt.Tx, first, last tokenstore.ID) (full bool, err er
 	c := tx.Bucket(p.list.bucket).Cursor()
 	for k, v := p.seek(c, first, last); p.inside(k, first, last); k, v = p.advance(c) {
 		id := tokenstore.ID(lastNumber(k))
+		if after := p.query.After; after != 0 && (id > after) != p.query.OldestFirst || id == after {
+			return false, p.s.wrong("a list is not in order")
+		}
 		p.query.After = id
 		p.entries++
 		if p.query.Revoked || stateAt(v) != tokenstore.StateRevoked {
@@ -334,6 +342,9 @@ func (s *Store) Ending(ctx context.Context, from, until time.Time) iter.Seq2[tok
 			err := s.view(func(tx *bolt.Tx) error {
 				c := tx.Bucket(bucketEnds).Cursor()
 				for k, _ := c.Seek(at); k != nil && bytes.Compare(k, stop) < 0 && len(ids) < stepTokens; k, _ = c.Next() {
+					if bytes.Compare(k, at) < 0 {
+						return s.wrong("the list of ends is not in order")
+					}
 					ids = append(ids, tokenstore.ID(lastNumber(k)))
 					at = append(bytes.Clone(k), 0) // right behind it
 				}
