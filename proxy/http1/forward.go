@@ -46,6 +46,7 @@ type Result struct {
 	Sent          bool  // bytes of the request went to the upstream
 	HeadSent      bool  // the client got a final answer's head; nothing else can be answered
 	Retried       bool  // an idle connection had died; a new one was used
+	Again         bool  // nobody acted on the request: Forward may be called again
 	Upgraded      bool  // the connections switched to another protocol, and that has ended
 }
 
@@ -90,13 +91,27 @@ const answerRoom = 1 << 10
 // A request that failed on an idle connection that had died meanwhile is sent
 // once more on a new one, if nothing of it was sent, or if its method is
 // idempotent, it was sent whole, and no byte of an answer came (RFC 9112 §9.3.1).
+//
+// Where the Result says Again, the same holds for the upstream as a whole: unless
+// the caller answers, it may call Forward once more, for another upstream. The
+// edit is then the one of the first call.
 func (x *Exchange) Forward(up *Upstream, edit *Edit) (Result, error) {
 	if edit == nil {
 		edit = &Edit{}
 	}
-	x.fwd = forward{x: x, c: x.c, edit: edit, up: up}
-	err := x.fwd.run()
-	return x.fwd.result, err
+	f := &x.fwd
+	if f.result.Again && !x.answered {
+		f.up, f.pc = up, nil
+		f.result = Result{RequestBytes: f.result.RequestBytes}
+		err := f.send()
+		return f.result, err
+	}
+	*f = forward{x: x, c: x.c, edit: edit, up: up}
+	err := f.prepare()
+	if err == nil {
+		err = f.send()
+	}
+	return f.result, err
 }
 
 // forward is one call of Forward.
@@ -111,18 +126,31 @@ type forward struct {
 	result Result
 }
 
-func (f *forward) run() error {
-	if err := f.prepare(); err != nil {
-		return err
+// send sends the prepared request and relays the answer.
+func (f *forward) send() error {
+	err := f.connect(true)
+	if err == nil {
+		if err = f.exchange(); err != nil {
+			f.release(false)
+		}
 	}
-	if err := f.connect(true); err != nil {
-		return err
+	f.result.Again = err != nil && f.again()
+	return err
+}
+
+// again reports whether the failed request is still here as a whole, and either
+// reached nobody or may reach somebody twice.
+func (f *forward) again() bool {
+	switch f.result.Stage {
+	case StagePool, StageDial:
+		return true
+	case StageWrite:
+		return !f.result.Timeout && (!f.result.Sent || f.idempotent())
+	case StageHead:
+		return !f.result.Timeout && !f.heard && f.whole && f.idempotent()
+	case StageNone, StageEdit, StageRequest, StageBody, StageClient, StageCut:
 	}
-	if err := f.exchange(); err != nil {
-		f.release(false)
-		return err
-	}
-	return nil
+	return false
 }
 
 // prepare checks what is asked for, and puts the request's head together with as
