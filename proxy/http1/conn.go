@@ -17,11 +17,13 @@ import (
 
 // Phases of a connection, for the sweeper and Shutdown.
 const (
-	phaseIdle   int32 = iota // waits for the first byte of a request
+	phaseNew    int32 = iota // is being prepared; its fields are not set yet
+	phaseIdle                // waits for the first byte of a request
 	phaseHead                // handshake, or the rest of a head
 	phaseBusy                // an exchange is going on
 	phaseTunnel              // an upgraded connection
 	phaseGone                // belongs to another protocol, or was hijacked
+	phaseParked              // idle, without a goroutine
 )
 
 const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -70,6 +72,11 @@ type conn struct {
 	up     *upConn
 	cancel context.CancelFunc // ends what the exchange waits for beside its connections
 	woken  bool               // a deadline in the past was set to interrupt
+
+	mayPark   bool        // nobody waits for serve to return
+	wantPark  atomic.Bool // the sweeper asks for it
+	parkID    uint64      // of the last time; guarded by the parker's mutex
+	idleTicks int         // how often the sweeper found it idle; the sweeper's own
 }
 
 // stream is the reading half of a connection, with the bytes that were read and
@@ -95,65 +102,90 @@ func (s *stream) space() []byte {
 	return s.blk.data[s.w:]
 }
 
-// serve runs the connection until its end.
+// outcome is how a connection's goroutine ended.
+type outcome int
+
+const (
+	ended    outcome = iota // the connection is to be closed
+	handOn                  // the client speaks HTTP/2
+	hijacked                // the handler owns the connection
+	parked                  // it goes on with another goroutine
+)
+
+// serve runs a new connection.
 func (c *conn) serve() {
-	owned := true
-	defer func() {
-		if owned {
-			c.srv.mem.put(c.in.blk)
-			c.in.blk = nil
-			_ = c.nc.Close() // nothing more can be done for it
+	how := ended
+	defer func() { c.leave(how) }()
+	if next, ok := c.open(); !ok {
+		how = next
+		return
+	}
+	how = c.run()
+}
+
+// resume runs a connection that was parked.
+func (c *conn) resume() {
+	how := ended
+	defer func() { c.leave(how) }()
+	c.phase.Store(phaseIdle)
+	how = c.run()
+}
+
+// run serves requests one after the other.
+func (c *conn) run() outcome {
+	for {
+		if ready, how := c.waitForRequest(); !ready {
+			return how
 		}
-		c.srv.remove(c)
-	}()
+		if how, keep := c.exchangeOnce(); !keep {
+			return how
+		}
+	}
+}
+
+// leave is the last that a connection's goroutine does, also after a panic.
+func (c *conn) leave(how outcome) {
+	switch how {
+	case parked:
+		return // another goroutine may own it already
+	case handOn:
+		c.handOn(c.takeBuffered())
+	case ended:
+		c.srv.mem.put(c.in.blk)
+		c.in.blk = nil
+		_ = c.nc.Close() // nothing more can be done for it
+	case hijacked:
+	}
+	c.srv.remove(c)
+}
+
+// open prepares a new connection, and reports whether requests can be read.
+func (c *conn) open() (outcome, bool) {
 	c.arm(c.srv.timeouts.Idle)
 	if addr := c.nc.RemoteAddr(); addr != nil {
 		c.peer = addrPortOf(addr)
 	}
 	if !c.srv.addSource(c, c.peer.Addr()) {
 		c.srv.turnAway(errSource, c.nc.RemoteAddr())
-		return
-	}
-	if tc, ok := c.nc.(*tls.Conn); ok {
-		if !c.handshake(tc) {
-			return
-		}
-		if c.tls.NegotiatedProtocol == "h2" {
-			owned = false
-			c.handOn(nil)
-			return
-		}
+		return ended, false
 	}
 	raw, tcp := socketOf(c.nc)
 	c.raw = raw
-	if _, ok := c.nc.(*tls.Conn); !ok && tcp != nil {
+	if tc, ok := c.nc.(*tls.Conn); ok {
+		if !c.handshake(tc) {
+			return ended, false
+		}
+		if c.tls.NegotiatedProtocol == "h2" {
+			return handOn, false
+		}
+		return ended, true
+	}
+	if tcp != nil {
 		c.tcp = tcp
 		c.lazy = c.readLazily
 	}
-	for c.waitForRequest() {
-		next, keep := c.exchangeOnce()
-		if next == handOn {
-			owned = false
-			c.handOn(c.takeBuffered())
-			return
-		}
-		if next == hijacked {
-			owned = false
-			return
-		}
-		if !keep {
-			return
-		}
-	}
+	return ended, true
 }
-
-type outcome int
-
-const (
-	served   outcome = iota
-	handOn           // the client speaks HTTP/2
-	hijacked         // the handler owns the connection
-)
 
 func addrPortOf(addr net.Addr) netip.AddrPort {
 	if a, ok := addr.(interface{ AddrPort() netip.AddrPort }); ok {
@@ -225,30 +257,40 @@ func (r *replayConn) NetConn() net.Conn { return r.Conn }
 func (r *replayConn) CloseWrite() error { return closeWrite(r.Conn) }
 
 // waitForRequest waits, without a block, until there is a byte of the next
-// request, and reports whether there is one.
-func (c *conn) waitForRequest() bool {
+// request. If there will be none, or another goroutine is to wait for it, how
+// says so.
+func (c *conn) waitForRequest() (ready bool, how outcome) {
 	if !c.in.empty() {
-		return true
+		return true, ended
 	}
 	c.srv.mem.put(c.in.blk)
 	c.in = stream{}
-	c.arm(c.srv.timeouts.Idle)
-	c.phase.Store(phaseIdle)
+	if c.phase.Load() != phaseIdle {
+		c.arm(c.srv.timeouts.Idle)
+		c.phase.Store(phaseIdle)
+	}
 	for {
 		if c.srv.draining.Load() {
-			return c.lastLook()
+			return c.lastLook(), ended
 		}
 		n, err := c.readFirst()
 		if n > 0 {
 			c.phase.Store(phaseHead)
 			c.arm(c.srv.timeouts.Header)
-			return true
+			return true, ended
 		}
 		if c.srv.draining.Load() && errors.Is(err, os.ErrDeadlineExceeded) {
 			continue
 		}
 		if !c.spurious(err) {
-			return false
+			return false, ended
+		}
+		if c.mayPark && c.wantPark.Swap(false) {
+			c.phase.Store(phaseParked)
+			if c.srv.park(c) {
+				return false, parked
+			}
+			c.phase.Store(phaseIdle)
 		}
 	}
 }
@@ -310,7 +352,7 @@ func (c *conn) lastLook() bool {
 
 // exchangeOnce reads one head and has it handled. keep says that the connection
 // may carry another request.
-func (c *conn) exchangeOnce() (next outcome, keep bool) {
+func (c *conn) exchangeOnce() (how outcome, keep bool) {
 	x := c.srv.mem.exchange()
 	x.begin(c)
 	defer func() {
@@ -326,7 +368,7 @@ func (c *conn) exchangeOnce() (next outcome, keep bool) {
 				c.linger()
 			}
 		}
-		return served, false
+		return ended, false
 	}
 	x.startBody()
 	c.phase.Store(phaseBusy)
@@ -335,7 +377,7 @@ func (c *conn) exchangeOnce() (next outcome, keep bool) {
 	if x.hijacked {
 		return hijacked, false
 	}
-	return served, x.finish()
+	return ended, x.finish()
 }
 
 // handle runs the handler.
@@ -543,7 +585,23 @@ func (c *conn) needsLook(now int64) bool {
 	seen := c.exchange.Load()
 	same := seen == c.lastSeen
 	c.lastSeen = seen
-	return same && c.phase.Load() == phaseBusy
+	phase := c.phase.Load()
+	if !same || phase != phaseIdle {
+		c.idleTicks = 0
+	} else {
+		c.idleTicks++
+	}
+	return same && phase == phaseBusy
+}
+
+// askToPark has an idle connection give its goroutine up.
+func (c *conn) askToPark() {
+	c.idleTicks = 0
+	if !c.mayPark || c.raw == nil || c.wantPark.Load() {
+		return
+	}
+	c.wantPark.Store(true)
+	c.wake()
 }
 
 // look is the sweeper's: it ends waits that took too long, and exchanges whose
@@ -562,6 +620,10 @@ func (c *conn) look(now int64) {
 		}
 	}
 	if d := c.deadline.Load(); d == 0 || d > now {
+		return
+	}
+	if c.phase.Load() == phaseParked {
+		c.srv.unpark(c)
 		return
 	}
 	c.mu.Lock()

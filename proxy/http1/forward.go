@@ -301,6 +301,7 @@ func (f *forward) failReading(err error) error {
 func (f *forward) fail(stage Stage, err error) error {
 	f.result.Timeout = errors.Is(err, os.ErrDeadlineExceeded)
 	switch {
+	case stage == StageEdit:
 	case f.c.cut.Load():
 		f.x.broken = true
 		stage, err = StageCut, ErrCut
@@ -327,7 +328,7 @@ func (f *forward) connect(mayReuse bool) error {
 	f.c.mu.Unlock()
 	if f.c.cut.Load() || f.c.gone.Load() {
 		f.release(false)
-		return f.fail(StageCut, ErrCut)
+		return f.fail(StageCut, ErrCut) // or StageClient
 	}
 	f.c.arm(f.stall())
 	n, err := f.c.write(f.pc.nc, f.x.request)

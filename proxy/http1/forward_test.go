@@ -554,10 +554,13 @@ func TestUnsolicitedBytesAreNeverAnAnswer(t *testing.T) {
 		c := dial(t, addr)
 		for range 3 {
 			c.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n").want("GET", 200, "ok")
-			waitFor(t, "the forged answer", func() bool {
+			waitFor(t, "the forged answer to arrive", func() bool {
 				pool.mu.Lock()
 				defer pool.mu.Unlock()
-				return len(pool.idle) == 0 || !pool.idle[0].silent()
+				if !late {
+					return pool.open == 0
+				}
+				return len(pool.idle) == 1 && !pool.idle[0].silent()
 			})
 		}
 	}

@@ -36,6 +36,7 @@ var (
 	errTEandCL       = &ProtocolError{400, "length_and_coding", "Transfer-Encoding stands beside Content-Length (RFC 9112 §6.1)"}
 	errTE            = &ProtocolError{400, "transfer_encoding", "Transfer-Encoding is repeated, or does not end in one chunked (RFC 9112 §6.3)"}
 	errTEUnknown     = &ProtocolError{501, "transfer_coding", "a transfer coding other than chunked is not supported (RFC 9112 §6.1)"}
+	errTrailer       = &ProtocolError{400, "trailer", "Trailer announces a field that frames the message (RFC 9110 §6.5.1)"}
 	errTEOld         = &ProtocolError{400, "transfer_encoding_1_0", "Transfer-Encoding stands in an HTTP/1.0 message (RFC 9112 §6.1)"}
 )
 
@@ -400,7 +401,29 @@ func (h *head) framing(minor int) (length int64, chunked bool, err *ProtocolErro
 	case coded && minor == 0:
 		return 0, false, errTEOld
 	}
-	return length, coded, nil
+	if coded {
+		err = h.checkTrailerNames()
+	}
+	return length, coded, err
+}
+
+// checkTrailerNames refuses a Trailer field that announces what frames the
+// message (RFC 9110 §6.5.1): a reader that believes it would frame it anew.
+func (h *head) checkTrailerNames() *ProtocolError {
+	for i := range h.fields {
+		if !equalFold(h.fields[i].Name, "trailer") {
+			continue
+		}
+		for rest := h.fields[i].Value; len(rest) > 0; {
+			var name []byte
+			name, rest, _ = bytes.Cut(rest, []byte{','})
+			switch name = trimOWS(name); {
+			case equalFold(name, "trailer"), classify(name) == kindContentLength, classify(name) == kindTransferEncoding:
+				return errTrailer
+			}
+		}
+	}
+	return nil
 }
 
 // parseLength reads 1*DIGIT without leading zeros, and gives -1 for all else.

@@ -83,6 +83,8 @@ type Server struct {
 
 	pipeMu sync.Mutex // guards pipes
 	pipes  []*pipe
+	parkMu sync.Mutex // guards parker
+	parker *parker
 
 	mu        sync.Mutex // guards what follows; held for moments only
 	conns     *conn      // all connections, linked
@@ -109,6 +111,7 @@ func (s *Server) Serve(l net.Listener) error {
 		if err == nil {
 			delay = 5 * time.Millisecond
 			if c := s.add(nc); c != nil {
+				c.mayPark = true
 				go c.serve()
 			}
 			continue
@@ -154,8 +157,11 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	}
 	drained := s.drained
 	for c := s.conns; c != nil; c = c.next {
-		if c.phase.Load() == phaseIdle {
+		switch c.phase.Load() {
+		case phaseIdle:
 			c.wake()
+		case phaseParked:
+			s.unpark(c)
 		}
 	}
 	s.mu.Unlock()
@@ -177,6 +183,7 @@ func (s *Server) Close() error {
 	s.closeListenersLocked()
 	for c := s.conns; c != nil; c = c.next {
 		c.cutNow()
+		s.unpark(c)
 	}
 	return nil
 }
@@ -358,11 +365,19 @@ func (s *Server) lookAtClock() {
 	}
 }
 
+const (
+	// warmIdle is how many idle connections may keep their goroutine for
+	// parkAfter; if there are more, one tick is enough.
+	warmIdle  = 1024
+	parkAfter = 5 * time.Second
+)
+
 // sweep watches over the connections until there are none.
 func (s *Server) sweep() {
 	ticker := time.NewTicker(s.tick)
 	defer ticker.Stop()
 	var due []*conn
+	warm := 0 // connections that were idle with a goroutine at the last tick
 	for range ticker.C {
 		s.lookAtClock()
 		now := s.now.Load()
@@ -371,14 +386,23 @@ func (s *Server) sweep() {
 			s.sweeping = false
 			s.mu.Unlock()
 			s.closePipes()
+			s.closeParker()
 			return
 		}
 		due = due[:0]
+		many, idle := warm > warmIdle, 0
 		for c := s.conns; c != nil; c = c.next {
 			if c.needsLook(now) {
 				due = append(due, c)
 			}
+			if c.idleTicks > 0 {
+				idle++
+				if many || time.Duration(c.idleTicks)*s.tick >= parkAfter {
+					c.askToPark()
+				}
+			}
 		}
+		warm = idle
 		s.mu.Unlock()
 		for _, c := range due {
 			c.look(now)

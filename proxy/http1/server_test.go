@@ -13,6 +13,7 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -505,5 +506,95 @@ func TestIdleConnectionHoldsNoBlock(t *testing.T) {
 	defer s.mu.Unlock()
 	if s.conns.in.blk != nil {
 		t.Error("an idle connection holds a block")
+	}
+}
+
+// TestParkedConnectionComesBack: an idle connection without a goroutine serves
+// on, times out, and is ended by Shutdown and Close.
+func TestParkedConnectionComesBack(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("connections are parked on Linux only")
+	}
+	settled(t)
+	for _, secure := range []bool{false, true} {
+		for name, end := range map[string]func(*Server, *client){
+			"client":   func(_ *Server, c *client) { _ = c.nc.Close() },
+			"shutdown": func(s *Server, c *client) { _ = s.Shutdown(context.Background()); c.wantEnd() },
+			"close":    func(s *Server, c *client) { _ = s.Close() },
+			"idle":     func(s *Server, c *client) { parkedConn(s).arm(time.Nanosecond); c.wantEnd() },
+		} {
+			s := &Server{Handler: saying("ok")}
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := &client{t: t}
+			if secure {
+				serverTLS, clientTLS := testTLS(t)
+				clientTLS.NextProtos = nil
+				go s.Serve(tls.NewListener(l, serverTLS))
+				c.nc, err = tls.Dial("tcp", l.Addr().String(), clientTLS)
+			} else {
+				go s.Serve(l)
+				c.nc, err = net.Dial("tcp", l.Addr().String())
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = c.nc.SetDeadline(time.Now().Add(patience))
+			c.br = bufio.NewReader(c.nc)
+			for range 3 {
+				c.send(get).want("GET", 200, "ok")
+				park(t, s)
+			}
+			end(s, c)
+			waitFor(t, "the connection to end by "+name, func() bool { return s.Connections() == 0 })
+			_ = s.Close()
+			_ = c.nc.Close()
+		}
+	}
+}
+
+// park asks the server's only connection to give up its goroutine until it has.
+func park(t *testing.T, s *Server) {
+	t.Helper()
+	waitFor(t, "the connection to be parked", func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.conns == nil || s.conns.phase.Load() == phaseParked {
+			return s.conns != nil
+		}
+		if s.conns.phase.Load() == phaseIdle {
+			s.conns.askToPark()
+		}
+		return false
+	})
+}
+
+func parkedConn(s *Server) *conn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.conns
+}
+
+// TestManyIdleConnectionsGiveUpTheirGoroutines also holds them to their memory
+// in goroutines: all but warmIdle.
+func TestManyIdleConnectionsGiveUpTheirGoroutines(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("connections are parked on Linux only")
+	}
+	settled(t)
+	s := &Server{Handler: saying("ok")}
+	addr := start(t, s)
+	before := runtime.NumGoroutine()
+	var clients []*client
+	for range warmIdle + 500 {
+		c := dial(t, addr)
+		c.send(get).want("GET", 200, "ok")
+		clients = append(clients, c)
+	}
+	waitFor(t, "goroutines to end", func() bool { return runtime.NumGoroutine() < before+20 })
+	for _, c := range clients {
+		c.send(get).want("GET", 200, "ok")
 	}
 }
