@@ -1,0 +1,98 @@
+# Type `make` for what there is. Needed: Go, and for the race detector a C compiler.
+# All else is fetched through the Go module proxy, at the versions in tools/go.mod.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+MAKEFLAGS += --no-print-directory
+
+BEGAN := $(shell date +%s)
+
+# The version that `make build` writes into the binary.
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo development)
+
+# Seconds for all fuzz targets together.
+FUZZ_SECONDS ?= 75
+SOAK_FUZZ_SECONDS ?= 14400
+
+# What `make bench` runs.
+BENCH ?= .
+BENCH_COUNT ?= 1
+BENCH_PACKAGES ?= ./...
+
+# In CI nothing counts that an earlier run has found, and tests come in any order.
+TEST_FLAGS ?= $(if $(CI),-count=1 -shuffle=on)
+
+# The toolchain is the one that is installed: none is fetched behind one's back.
+export GOTOOLCHAIN := local
+
+LINT := bin/golangci-lint
+BENCHSTAT := bin/benchstat
+STEP := tools/step
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+.PHONY: build
+build: ## Build the static binary bin/tokenward
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/tokenward ./cmd/tokenward
+
+.PHONY: test
+test: ## Vet, lint, all tests with the race detector, each fuzz target for seconds (8 minutes at most)
+	@$(STEP) modules $(MAKE) modules
+	@$(STEP) vet go vet ./...
+	@$(STEP) "build of the linter" $(MAKE) $(LINT)
+	@$(STEP) lint $(LINT) run
+	@$(MAKE) race
+	@$(STEP) fuzz tools/fuzz $(FUZZ_SECONDS)
+	@printf '\n==> make test: fine after %d s\n' $$(($$(date +%s) - $(BEGAN)))
+
+.PHONY: race
+race: ## Run all tests with the race detector
+	@command -v "$$(go env CC)" >/dev/null || { echo "the race detector needs a C compiler: apt-get install gcc libc6-dev" >&2; exit 1; }
+	@$(STEP) "tests with the race detector" go test -race -timeout 6m $(TEST_FLAGS) ./...
+
+.PHONY: modules
+modules: ## Check that go.mod says what is imported, and that modules are what go.sum says
+	@go mod verify
+	@go mod tidy -diff || { echo 'go.mod and the imports differ: type `go mod tidy`' >&2; exit 1; }
+
+.PHONY: lint
+lint: $(LINT) ## Run the linters of .golangci.yml
+	$(LINT) run
+
+.PHONY: fmt
+fmt: $(LINT) ## Format all Go files
+	$(LINT) fmt
+
+.PHONY: fuzz
+fuzz: ## Fuzz all targets for FUZZ_SECONDS (75) in all
+	tools/fuzz $(FUZZ_SECONDS)
+
+.PHONY: soak
+soak: ## The long runs: thousands of kills, millions of model steps, hours of fuzzing
+	@TOKENWARD_SOAK=1 $(STEP) "long tests" go test -count=1 -timeout 12h -v ./...
+	@$(STEP) "long fuzzing" tools/fuzz $(SOAK_FUZZ_SECONDS)
+
+.PHONY: bench
+bench: $(BENCHSTAT) ## Run the benchmarks that hold the promised numbers (BENCH=regexp BENCH_COUNT=6)
+	@mkdir -p bin
+	go test -run '^$$' -bench '$(BENCH)' -benchmem -count $(BENCH_COUNT) -timeout 1h $(BENCH_PACKAGES) | tee bin/bench.txt
+	@$(BENCHSTAT) bin/bench.txt
+
+.PHONY: image
+image: ## Build the container image tokenward:VERSION
+	docker build --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) -t tokenward:$(VERSION) .
+
+.PHONY: clean
+clean: ## Remove what the other targets made
+	rm -rf bin
+
+# The tools are built once per version.
+$(LINT): tools/go.mod tools/go.sum
+	cd tools && GOFLAGS=-mod=readonly go build -ldflags='-s -w' -o ../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+$(BENCHSTAT): tools/go.mod tools/go.sum
+	cd tools && GOFLAGS=-mod=readonly go build -o ../$@ golang.org/x/perf/cmd/benchstat
