@@ -21,6 +21,7 @@ var update = flag.Bool("update", false, "write the answers of transcripts anew")
 
 // Play sends the requests of each transcript testdata/*.txt to a handler, each
 // file in a world of its own, and compares the answers with those in the file.
+// It does so over a store in memory and over bolt, which must answer the same.
 //
 // A transcript is a list of exchanges: `== title`, the request, `-- status`, the
 // answer. Titles, requests and status lines are as on the wire, without the
@@ -39,10 +40,8 @@ func Play(t *testing.T, handler func(w *World) http.Handler) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			w := New(t)
-			p := &player{t: t, world: w, cast: w.Cast().Names()}
-			p.handler = handler(w)
-			got := p.play(string(want))
+			name := strings.TrimSuffix(filepath.Base(file), ".txt")
+			got := play(New(t), name, string(want), handler)
 			if *update {
 				if err := os.WriteFile(file, []byte(got), 0o600); err != nil {
 					t.Fatal(err)
@@ -52,12 +51,22 @@ func Play(t *testing.T, handler func(w *World) http.Handler) {
 			if got != string(want) {
 				t.Errorf("answers differ from %s (write them anew with -update, then read the difference):\n%s", file, difference(string(want), got))
 			}
+			if got := play(Over(t, Bolt(t), nil), name, got, handler); got != string(want) {
+				t.Errorf("over bolt, answers differ from %s:\n%s", file, difference(string(want), got))
+			}
 		})
 	}
 }
 
+func play(w *World, name, script string, handler func(w *World) http.Handler) string {
+	w.Script = name
+	p := &player{t: w.T, world: w, cast: w.Cast().Names()}
+	p.handler = handler(w)
+	return p.play(script)
+}
+
 type player struct {
-	t       *testing.T
+	t       testing.TB
 	world   *World
 	cast    map[string]Holder
 	handler http.Handler

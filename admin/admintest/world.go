@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -20,6 +21,7 @@ import (
 	"tokenward/admin"
 	"tokenward/audit"
 	"tokenward/tokenstore"
+	"tokenward/tokenstore/boltstore"
 	"tokenward/tokenstore/storetest"
 )
 
@@ -33,7 +35,8 @@ type World struct {
 	Service *admin.Service
 	Clock   *Clock
 	Log     *slog.Logger
-	seen    int // events returned so far
+	Script  string // the transcript that is played, if one is
+	seen    int    // events returned so far
 }
 
 // New returns a world over an empty store in memory, whose clock stands at
@@ -43,6 +46,21 @@ func New(t testing.TB) *World {
 	w := Over(t, memory, nil)
 	t.Cleanup(func() { memory.Check(func(fault string) { t.Error(fault) }) })
 	return w
+}
+
+// Bolt returns an empty store in a file that goes with the test.
+func Bolt(t testing.TB) *boltstore.Store {
+	t.Helper()
+	store, err := boltstore.Create(boltstore.Options{Path: filepath.Join(t.TempDir(), "tokens.db")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := store.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return store
 }
 
 // Over returns a world over the given store.
