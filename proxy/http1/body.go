@@ -164,7 +164,7 @@ func (x *Exchange) readBody() error {
 	if len(space) == 0 {
 		return errHeaderBytes // only a trailer section is held back
 	}
-	n, err := c.read(c.nc, space)
+	n, err := c.read(c.rd, space)
 	c.in.w += n
 	if errors.Is(err, io.EOF) {
 		return errBodyCut
@@ -223,6 +223,6 @@ func (x *Exchange) sendContinue() error {
 		return nil
 	}
 	x.invited = true
-	_, err := x.c.write(x.c.nc, []byte("HTTP/1.1 100 Continue\r\n\r\n"))
+	_, err := x.c.write(x.c.wr, []byte("HTTP/1.1 100 Continue\r\n\r\n"))
 	return err
 }

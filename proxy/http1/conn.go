@@ -49,6 +49,8 @@ type conn struct {
 	nc         net.Conn
 	raw        syscall.RawConn // the socket beneath, nil if there is none
 	tcp        *net.TCPConn    // the connection itself where it is cleartext TCP
+	rd         io.Reader       // reads the connection
+	wr         io.Writer       // writes it
 	tls        *tls.ConnectionState
 	peer       netip.AddrPort
 	source     netip.Addr // as counted; guarded by Server.mu
@@ -170,7 +172,7 @@ func (c *conn) open() (outcome, bool) {
 		return ended, false
 	}
 	raw, tcp := socketOf(c.nc)
-	c.raw = raw
+	c.raw, c.rd, c.wr = raw, c.nc, c.nc
 	if tc, ok := c.nc.(*tls.Conn); ok {
 		if !c.handshake(tc) {
 			return ended, false
@@ -184,6 +186,7 @@ func (c *conn) open() (outcome, bool) {
 		c.tcp = tcp
 		c.lazy = c.readLazily
 	}
+	c.rd, c.wr = directIO(c.nc, c.tcp, c.raw)
 	return ended, true
 }
 
@@ -425,7 +428,7 @@ func (c *conn) readHead(r *Request) (h2 bool, err error) {
 			}
 		}
 		c.growHead(r)
-		n, err := c.read(c.nc, c.in.blk.data[c.in.w:])
+		n, err := c.read(c.rd, c.in.blk.data[c.in.w:])
 		if err != nil {
 			if errors.Is(err, os.ErrDeadlineExceeded) {
 				return false, errSlowHead
@@ -472,9 +475,9 @@ func (c *conn) arm(d time.Duration) {
 
 // read reads from one of the exchange's connections. It gives
 // os.ErrDeadlineExceeded only when patience has really ended.
-func (c *conn) read(nc net.Conn, p []byte) (int, error) {
+func (c *conn) read(r io.Reader, p []byte) (int, error) {
 	for {
-		n, err := nc.Read(p)
+		n, err := r.Read(p)
 		if n > 0 {
 			return n, nil
 		}
@@ -486,10 +489,10 @@ func (c *conn) read(nc net.Conn, p []byte) (int, error) {
 
 // write writes all of p. A write that makes any progress within the stall
 // timeout goes on.
-func (c *conn) write(nc net.Conn, p []byte) (int, error) {
+func (c *conn) write(w io.Writer, p []byte) (int, error) {
 	total := 0
 	for {
-		n, err := nc.Write(p[total:])
+		n, err := w.Write(p[total:])
 		total += n
 		if err == nil {
 			return total, nil
@@ -652,7 +655,7 @@ func (c *conn) linger() {
 		c.in.blk = c.srv.mem.get(headBlock)
 	}
 	for {
-		if _, err := c.read(c.nc, c.in.blk.data); err != nil {
+		if _, err := c.read(c.rd, c.in.blk.data); err != nil {
 			return
 		}
 	}

@@ -226,7 +226,7 @@ func (x *Exchange) send(p []byte) {
 		return
 	}
 	x.c.arm(x.stall())
-	if _, err := x.c.write(x.c.nc, p); err != nil {
+	if _, err := x.c.write(x.c.wr, p); err != nil {
 		x.broken = true
 		x.close = true
 	}

@@ -331,7 +331,7 @@ func (f *forward) connect(mayReuse bool) error {
 		return f.fail(StageCut, ErrCut) // or StageClient
 	}
 	f.c.arm(f.stall())
-	n, err := f.c.write(f.pc.nc, f.x.request)
+	n, err := f.c.write(f.pc.wr, f.x.request)
 	f.result.Sent = f.result.Sent || n > 0
 	if err == nil {
 		return nil
@@ -487,7 +487,7 @@ func (f *forward) readAnswerHead() error {
 		if in.w == len(in.blk.data) {
 			f.growAnswer()
 		}
-		n, err := f.c.read(pc.nc, in.blk.data[in.w:])
+		n, err := f.c.read(pc.rd, in.blk.data[in.w:])
 		if err != nil {
 			if f.pumping() && errors.Is(err, os.ErrDeadlineExceeded) {
 				f.stopPump()
@@ -724,7 +724,7 @@ func (f *forward) toClient(p []byte) error {
 		return nil
 	}
 	f.c.arm(f.stall())
-	if _, err := f.c.write(f.c.nc, p); err != nil {
+	if _, err := f.c.write(f.c.wr, p); err != nil {
 		f.x.broken = true
 		return f.fail(StageClient, err)
 	}
@@ -792,7 +792,7 @@ func (f *forward) moreAnswer() error {
 	if len(space) == 0 {
 		return f.fail(StageBody, asAnswer(errHeaderBytes))
 	}
-	n, err := f.c.read(pc.nc, space)
+	n, err := f.c.read(pc.rd, space)
 	b.src.w += n
 	if errors.Is(err, io.EOF) {
 		if err = b.ended(); err == nil {
@@ -924,7 +924,7 @@ func (x *Exchange) pumpPieces(pc *upConn, stall time.Duration) (pumpSide, error)
 		if len(piece) > 0 {
 			x.pump.last.Store(b.done)
 			c.arm(stall)
-			n, err := c.write(pc.nc, piece)
+			n, err := c.write(pc.wr, piece)
 			x.pump.bytes += int64(n)
 			if err != nil {
 				return pumpUpstream, err

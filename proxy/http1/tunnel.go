@@ -45,7 +45,7 @@ func (f *forward) tunnel() error {
 	x.out = nil
 	up := make(chan error, 1)
 	go f.tunnelUp(up)
-	n, err := c.copyTunnel(c.nc, pc.nc, &pc.in)
+	n, err := c.copyTunnel(c.nc, c.wr, pc.nc, &pc.in)
 	f.result.ResponseBytes = n
 	if err != nil {
 		f.closeTunnel()
@@ -61,7 +61,7 @@ func (f *forward) tunnel() error {
 
 // tunnelUp is the goroutine of the direction from the client to the upstream.
 func (f *forward) tunnelUp(done chan<- error) {
-	n, err := f.c.copyTunnel(f.pc.nc, f.c.nc, &f.c.in)
+	n, err := f.c.copyTunnel(f.pc.nc, f.pc.wr, f.c.nc, &f.c.in)
 	f.result.RequestBytes = n
 	if err != nil {
 		f.closeTunnel()
@@ -75,12 +75,13 @@ func (f *forward) closeTunnel() {
 	_ = closeNow(f.pc.nc) // likewise
 }
 
-// copyTunnel copies src, beginning with what in holds of it, to dst until its end.
-func (c *conn) copyTunnel(dst, src net.Conn, in *stream) (int64, error) {
+// copyTunnel copies src, beginning with what in holds of it, to dst, by w, until
+// its end.
+func (c *conn) copyTunnel(dst net.Conn, w io.Writer, src net.Conn, in *stream) (int64, error) {
 	var total int64
 	send := func(p []byte) error {
 		c.arm(c.srv.timeouts.Tunnel)
-		n, err := c.write(dst, p)
+		n, err := c.write(w, p)
 		total += int64(n)
 		return err
 	}

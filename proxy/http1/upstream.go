@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"sync"
@@ -49,6 +50,8 @@ type upConn struct {
 	nc     net.Conn
 	raw    syscall.RawConn // the socket beneath, nil if there is none
 	tcp    *net.TCPConn    // the connection itself where it is cleartext TCP
+	rd     io.Reader       // reads the connection
+	wr     io.Writer       // writes it
 	in     stream
 	limits Limits // of an answer's head
 	epoch  int    // when it became idle
@@ -165,6 +168,7 @@ func (u *Upstream) dial(ctx context.Context) (*upConn, error) {
 	if _, ok := nc.(*tls.Conn); !ok {
 		pc.tcp = tcp
 	}
+	pc.rd, pc.wr = directIO(nc, pc.tcp, raw)
 	pc.check = func(fd uintptr) { pc.calm = quiet(fd) }
 	pc.limits = Limits{HeaderBytes: orInt(u.HeaderBytes, 64<<10), HeaderCount: orInt(u.HeaderCount, 256)}
 	return pc, nil
