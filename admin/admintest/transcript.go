@@ -30,9 +30,15 @@ var update = flag.Bool("update", false, "write the answers of transcripts anew")
 // `(+duration)` first moves the clock.
 func Play(t *testing.T, handler func(w *World) http.Handler) {
 	t.Helper()
-	files, err := filepath.Glob("testdata/*.txt")
+	PlayFiles(t, "testdata/*.txt", handler)
+}
+
+// PlayFiles is Play for the transcripts of another folder.
+func PlayFiles(t *testing.T, pattern string, handler func(w *World) http.Handler) {
+	t.Helper()
+	files, err := filepath.Glob(pattern)
 	if err != nil || len(files) == 0 {
-		t.Fatal("no transcripts in testdata", err)
+		t.Fatalf("no transcripts %s: %v", pattern, err)
 	}
 	for _, file := range files {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
