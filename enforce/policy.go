@@ -90,24 +90,35 @@ func (p *Policy) vocabulary(opts Options) (scopes, types []string) {
 	return slices.Compact(scopes), slices.Compact(types)
 }
 
-// reportConflicts finds pairs of routes between which a request could not be
-// decided: the same path and method twice, or paths that overlap without one
-// lying inside the other.
+// reportConflicts finds routes that leave a request undecided with an earlier
+// one: the same path and method twice, or paths that overlap without one lying
+// inside the other. It reports one conflict of each route: the pairs of a
+// mistake repeated over thousands of routes would fill the memory.
 func (p *Policy) reportConflicts(report func(SpecFault)) {
 	for i, b := range p.routes {
 		for _, a := range p.routes[:i] {
-			if !methodsMeet(a, b) || !overlap(&a.path, &b.path) {
-				continue
-			}
-			aInB, bInA := within(&a.path, &b.path), within(&b.path, &a.path)
-			switch {
-			case aInB && bInA && (a.methods == nil) == (b.methods == nil):
-				report(SpecFault{b.Index, "match", fmt.Sprintf("%q and %q match the same requests: remove one, or give them different methods", b.Pattern, at(a))})
-			case !aInB && !bInA:
-				report(SpecFault{b.Index, "match", fmt.Sprintf("%q and %q both match some requests, and neither lies within the other: change one, so that it is clear which of the two decides", b.Pattern, at(a))})
+			if detail := conflict(a, b); detail != "" {
+				report(SpecFault{b.Index, "match", detail})
+				break
 			}
 		}
 	}
+}
+
+// conflict says why a request could not be decided between a and the later b,
+// or nothing.
+func conflict(a, b *Route) string {
+	if !methodsMeet(a, b) || !overlap(&a.path, &b.path) {
+		return ""
+	}
+	aInB, bInA := within(&a.path, &b.path), within(&b.path, &a.path)
+	switch {
+	case aInB && bInA && (a.methods == nil) == (b.methods == nil):
+		return fmt.Sprintf("%q and %q match the same requests: remove one, or give them different methods", b.Pattern, at(a))
+	case !aInB && !bInA:
+		return fmt.Sprintf("%q and %q both match some requests, and neither lies within the other: change one, so that it is clear which of the two decides", b.Pattern, at(a))
+	}
+	return ""
 }
 
 // at names the other route of a conflict by pattern and line.
@@ -240,6 +251,22 @@ type span struct{ start, end int }
 
 // vars are the values of a route's variables.
 type vars [maxVars]span
+
+// RouteFor returns the route that a request for q's path would take if its method
+// were the given one; nil where there is none, or where the path has a form that
+// the route does not relax. It says nothing about whether the request may pass.
+func (p *Policy) RouteFor(method []byte, q *canon.Request) *Route {
+	if p == nil || q.Asterisk || len(q.Path) == 0 || q.Path[0] != '/' {
+		return nil
+	}
+	var v vars
+	m := matcher{method: method, path: q.Path, vars: &v}
+	route := m.from(&p.root, 1, 0)
+	if route.irregular(q) != 0 {
+		return nil
+	}
+	return route
+}
 
 // match finds the route for method and canonical path. Literal segments are
 // tried before variables and variables before {x...}; since Compile admits only
