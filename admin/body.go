@@ -188,7 +188,7 @@ func (p *parser) object(path string, depth int) (*Object, error) {
 		if err != nil {
 			return nil, err
 		}
-		name := token.(string) // valid JSON has nothing else here
+		name, _ := token.(string) // valid JSON has nothing else here
 		v, err := p.value(o.at(name), depth+1)
 		if err != nil {
 			return nil, err

@@ -14,6 +14,7 @@ func Challenge(e *Error) string {
 		return realm + `, error="invalid_token"`
 	case KindScope:
 		return realm + `, error="insufficient_scope", scope="` + e.Scope + `"`
+	default:
+		return ""
 	}
-	return ""
 }

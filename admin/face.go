@@ -106,9 +106,11 @@ func (f *Face) serve(h Handler) http.Handler {
 // call runs the steps of one call. A panic of the handler becomes an error.
 func (f *Face) call(a *answer, r *http.Request, h Handler) (err error) {
 	defer func() {
-		if p := recover(); p == http.ErrAbortHandler {
+		switch p := recover(); p {
+		case nil:
+		case http.ErrAbortHandler:
 			panic(p)
-		} else if p != nil {
+		default:
 			err = &Error{Kind: KindInternal, Cause: fmt.Errorf("panic: %v\n%s", p, debug.Stack())}
 		}
 	}()

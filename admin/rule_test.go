@@ -309,7 +309,7 @@ func TestProbingLearnsNothing(t *testing.T) {
 			if v.name == "list" || v.name == "count" || v.name == "create" || v.name == "create everything" {
 				continue
 			}
-			try := func(pick func(*admintest.Cast) tokenstore.ID) (err error, reads, changes int64, events []audit.Event) {
+			try := func(pick func(*admintest.Cast) tokenstore.ID) (reads, changes int64, events []audit.Event, err error) {
 				w := admintest.New(t)
 				cast := w.Cast()
 				c := w.Caller(cast.Names()[probe.caller])
@@ -317,10 +317,10 @@ func TestProbingLearnsNothing(t *testing.T) {
 				r, ch := w.Store.Reads.Load(), w.Store.Changes.Load()
 				err = v.call(w.Service, c, pick(cast))
 				reads, changes = w.Store.Reads.Load()-r, w.Store.Changes.Load()-ch
-				return err, reads, changes, w.Events()
+				return reads, changes, w.Events(), err
 			}
-			err1, reads1, changes1, events1 := try(func(c *admintest.Cast) tokenstore.ID { return c.Names()[probe.target].ID })
-			err2, reads2, changes2, events2 := try(func(*admintest.Cast) tokenstore.ID { return 999_999 })
+			reads1, changes1, events1, err1 := try(func(c *admintest.Cast) tokenstore.ID { return c.Names()[probe.target].ID })
+			reads2, changes2, events2, err2 := try(func(*admintest.Cast) tokenstore.ID { return 999_999 })
 			if err1 == nil || err2 == nil || err1.Error() != err2.Error() || reads1 != reads2 || changes1 != changes2 || len(events1) != len(events2) {
 				t.Errorf("%s, %s:\n hidden:  %v, %d reads, %d changes, %d events\n nothing: %v, %d reads, %d changes, %d events",
 					probe.name, v.name, err1, reads1, changes1, len(events1), err2, reads2, changes2, len(events2))

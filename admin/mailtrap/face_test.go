@@ -3,6 +3,7 @@ package mailtrap_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"iter"
 	"log/slog"
@@ -312,7 +313,7 @@ func TestListThatFailsOnTheWayBreaksTheConnection(t *testing.T) {
 	w.Store.Store = many{Store: memory, n: 100_000, failAfter: 50_000}
 	func() {
 		defer func() {
-			if p := recover(); p != http.ErrAbortHandler {
+			if p, _ := recover().(error); !errors.Is(p, http.ErrAbortHandler) {
 				t.Errorf("the answer ended without breaking off: %v", p)
 			}
 		}()
