@@ -90,11 +90,11 @@ func (r *Registry) WatchStore(f func() StoreStats) { r.prom.MustRegister(newStor
 
 // CacheStats are what the token cache tells of itself.
 type CacheStats struct {
-	Entries      int
-	Hits         uint64
-	Misses       uint64
-	Evictions    uint64
-	FillsDropped uint64 // lookups whose token changed while they ran
+	Entries   int
+	Hits      uint64
+	Misses    uint64
+	Evictions uint64
+	Outdated  uint64 // lookups that found an entry from before a change
 }
 
 // WatchCache adds the token cache's metrics, as [Registry.WatchStore] does.
@@ -111,3 +111,14 @@ type AuditStats struct {
 
 // WatchAudit adds the audit log's metrics, as [Registry.WatchStore] does.
 func (r *Registry) WatchAudit(f func() AuditStats) { r.prom.MustRegister(newAuditCollector(f)) }
+
+// UpstreamStats are what is known of one upstream.
+type UpstreamStats struct {
+	Name string // as configured
+	Up   bool
+}
+
+// WatchUpstreams adds the upstreams' metrics, as [Registry.WatchStore] does.
+func (r *Registry) WatchUpstreams(f func() []UpstreamStats) {
+	r.prom.MustRegister(newUpstreamCollector(f))
+}

@@ -47,7 +47,7 @@ func populate(r *Registry) {
 		return StoreStats{Active: 5, Disabled: 2, Revoked: 1, Outbox: 3, FileBytes: 4096, Commits: 7, Changes: 21, Staleness: 2 * time.Second}
 	})
 	r.WatchCache(func() CacheStats {
-		return CacheStats{Entries: 4, Hits: 100, Misses: 9, Evictions: 1, FillsDropped: 2}
+		return CacheStats{Entries: 4, Hits: 100, Misses: 9, Evictions: 1, Outdated: 2}
 	})
 	r.WatchAudit(func() AuditStats { return AuditStats{Events: 9, FileBytes: 1000, Line: 12, Head: "id 12 00"} })
 }
@@ -121,7 +121,7 @@ func TestEveryFamilyHasItsNameLabelsAndValue(t *testing.T) {
 		"tokenward_cache_lookups_total{result=hit}":                                                               100,
 		"tokenward_cache_lookups_total{result=miss}":                                                              9,
 		"tokenward_cache_evictions_total{}":                                                                       1,
-		"tokenward_cache_fills_dropped_total{}":                                                                   2,
+		"tokenward_cache_outdated_total{}":                                                                        2,
 		"tokenward_audit_events_total{}":                                                                          9,
 		"tokenward_audit_file_bytes{}":                                                                            1000,
 		"tokenward_audit_last_line{}":                                                                             12,

@@ -58,7 +58,7 @@ func newCacheCollector(f func() CacheStats) *cacheCollector {
 		entries:   desc("tokenward_cache_entries", "Tokens in the cache."),
 		lookups:   desc("tokenward_cache_lookups_total", "Lookups in the cache, by result.", "result"),
 		evictions: desc("tokenward_cache_evictions_total", "Tokens that made room for others."),
-		dropped:   desc("tokenward_cache_fills_dropped_total", "Tokens not cached because they changed while they were read."),
+		dropped:   desc("tokenward_cache_outdated_total", "Lookups that found an entry from before a change, and read the store."),
 	}
 }
 
@@ -74,7 +74,7 @@ func (c *cacheCollector) Collect(ch chan<- prometheus.Metric) {
 	ch <- counter(c.lookups, s.Hits, "hit")
 	ch <- counter(c.lookups, s.Misses, "miss")
 	ch <- counter(c.evictions, s.Evictions)
-	ch <- counter(c.dropped, s.FillsDropped)
+	ch <- counter(c.dropped, s.Outdated)
 }
 
 // auditCollector asks the audit log once per scrape.
@@ -125,4 +125,29 @@ func gauge(d *prometheus.Desc, v float64, labels ...string) prometheus.Metric {
 
 func counter(d *prometheus.Desc, v uint64, labels ...string) prometheus.Metric {
 	return prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+}
+
+// upstreamCollector asks for the health of all upstreams once per scrape.
+type upstreamCollector struct {
+	stats func() []UpstreamStats
+	up    *prometheus.Desc
+}
+
+func newUpstreamCollector(f func() []UpstreamStats) *upstreamCollector {
+	return &upstreamCollector{
+		stats: f,
+		up:    desc("tokenward_upstream_up", "Whether requests are sent to the upstream; 0 after it failed to answer several times in a row.", "upstream"),
+	}
+}
+
+func (c *upstreamCollector) Describe(ch chan<- *prometheus.Desc) { ch <- c.up }
+
+func (c *upstreamCollector) Collect(ch chan<- prometheus.Metric) {
+	for _, s := range c.stats() {
+		up := 0.0
+		if s.Up {
+			up = 1
+		}
+		ch <- gauge(c.up, up, s.Name)
+	}
 }

@@ -2,6 +2,7 @@ package tokenstore
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -29,15 +30,20 @@ type Match struct {
 // of tokens in memory and asks the store for the others; secrets that lead
 // nowhere are never kept, so they displace nothing.
 //
+// Entries are found by the SHA-256 of the text, whatever the store's digests are
+// made with: a pepper is asked for only on a miss, and costs a hit nothing.
+// Those hashes exist in this process's memory alone.
+//
 // # A change is never overtaken by an older answer
 //
-// A request that misses reads the store and puts what it found into the cache.
-// If a change commits between its read and its put, the put would bring the
-// old token back. So each digest belongs to one of a fixed number of
-// generations: a reader notes the generation before it reads, a change first
-// counts the generation up and then removes the entry, and a put is made, under
-// the entry's own lock, only while the generation is still the noted one. A put
-// that came first is removed by the change, one that comes later is not made.
+// A request that misses reads the store and keeps what it found. If a change
+// commits between the two, what it keeps is old already. So each stored digest
+// belongs to one of a fixed number of generations. A reader notes the
+// generation before it reads, the entry bears what was noted, and an entry is
+// believed only while its generation is still the present one. A change counts
+// the generation up after its commit and before it is acknowledged: whatever
+// was read earlier, and whenever it is kept, is not believed any more. Two
+// digests that share a generation cost each other a read of the store at most.
 //
 // All methods may be called at once from many goroutines.
 type Cache struct {
@@ -45,17 +51,24 @@ type Cache struct {
 	peppers *Peppers
 	formats atomic.Pointer[Formats]
 
-	entries     *otter.Cache[Digest, Match] // nil: keep nothing
-	generations [1 << 12]atomic.Uint64
+	entries     *otter.Cache[Digest, entry] // nil: keep nothing
+	generations [1 << 16]atomic.Uint32
 
-	lookups  [16]lookups // by a byte of the digest, so that cores rarely share one
-	overtook atomic.Uint64
-	evicted  evictions
+	lookups [16]lookups // by a byte of the hash, so that cores rarely share one
+	evicted evictions
+}
+
+// entry is what the cache keeps of a secret.
+type entry struct {
+	Match
+	slot       uint16 // which generation the stored digest belongs to
+	generation uint32 // what it was before the store was read
 }
 
 type lookups struct {
-	hits, misses atomic.Uint64
-	_            [48]byte // a cache line of its own
+	hits, misses, outdated atomic.Uint64
+
+	_ [40]byte // a cache line of its own
 }
 
 // NewCache returns a cache of at most maxEntries secrets before store; with 0
@@ -69,7 +82,7 @@ func NewCache(store DigestReader, peppers *Peppers, formats *Formats, maxEntries
 	if maxEntries == 0 {
 		return c, nil
 	}
-	entries, err := otter.New(&otter.Options[Digest, Match]{MaximumSize: maxEntries, StatsRecorder: &c.evicted})
+	entries, err := otter.New(&otter.Options[Digest, entry]{MaximumSize: maxEntries, StatsRecorder: &c.evicted})
 	if err != nil {
 		return nil, fmt.Errorf("make token cache: %w", err)
 	}
@@ -88,77 +101,69 @@ func (c *Cache) Find(ctx context.Context, text []byte) (Match, error) {
 	case ClassForeign:
 		return Match{}, ErrNotFound // no store holds foreign secrets
 	}
-	for i := range c.peppers.Candidates() {
-		m, err := c.find(ctx, c.peppers.Candidate(i, text))
-		if !errors.Is(err, ErrNotFound) {
-			return m, err
+	key := Digest(sha256.Sum256(text))
+	count := &c.lookups[key[0]&15]
+	if c.entries != nil {
+		if e, ok := c.entries.GetIfPresent(key); ok {
+			if c.generations[e.slot].Load() == e.generation {
+				count.hits.Add(1)
+				return e.Match, nil
+			}
+			count.outdated.Add(1)
 		}
+	}
+	count.misses.Add(1)
+	return c.fill(ctx, key, text)
+}
+
+// fill reads the store under each digest that the text can be stored under.
+func (c *Cache) fill(ctx context.Context, key Digest, text []byte) (Match, error) {
+	for i := range c.peppers.Candidates() {
+		d := key
+		if c.peppers != nil {
+			d = c.peppers.Candidate(i, text)
+		}
+		e := entry{slot: slotOf(&d)}
+		e.generation = c.generations[e.slot].Load()
+		t, err := c.store.ByDigest(ctx, d)
+		if errors.Is(err, ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return Match{}, err
+		}
+		if e.Match = matchOf(t, d); e.Secret == nil {
+			continue // the store's index points to a token that lacks the secret
+		}
+		if c.entries != nil {
+			c.entries.Set(key, e)
+		}
+		return e.Match, nil
 	}
 	return Match{}, ErrNotFound
 }
 
-func (c *Cache) find(ctx context.Context, d Digest) (Match, error) {
-	count := &c.lookups[d[0]&15]
-	if c.entries != nil {
-		if m, ok := c.entries.GetIfPresent(d); ok {
-			count.hits.Add(1)
-			return m, nil
-		}
-	}
-	count.misses.Add(1)
-	return c.fill(ctx, d)
-}
-
-func (c *Cache) fill(ctx context.Context, d Digest) (Match, error) {
-	generation := c.generation(d)
-	noted := generation.Load()
-	t, err := c.store.ByDigest(ctx, d)
-	if err != nil {
-		return Match{}, err
-	}
+func matchOf(t *Token, d Digest) Match {
 	m := Match{Token: t}
 	for i := range t.Secrets {
 		if t.Secrets[i].Digest.Equal(d) {
 			m.Secret = &t.Secrets[i]
 		}
 	}
-	if m.Secret == nil { // the store's index points to a token that lacks the secret
-		return Match{}, ErrNotFound
-	}
-	if c.entries != nil {
-		c.entries.Compute(d, func(Match, bool) (Match, otter.ComputeOp) {
-			if generation.Load() != noted {
-				c.overtook.Add(1)
-				return Match{}, otter.CancelOp
-			}
-			return m, otter.WriteOp
-		})
-	}
-	return m, nil
+	return m
 }
 
-func (c *Cache) generation(d Digest) *atomic.Uint64 {
-	return &c.generations[binary.LittleEndian.Uint16(d[:])%uint16(len(c.generations))]
-}
+func slotOf(d *Digest) uint16 { return binary.LittleEndian.Uint16(d[:]) }
 
-// Changed makes the next Find of every secret that the token had or has read
-// the store. A driver calls it after the commit and before the change is
-// acknowledged.
+// Changed makes the next Find of every secret that the token had before the
+// change read the store. A driver calls it after the commit and before the
+// change is acknowledged.
 func (c *Cache) Changed(change Change) {
-	for _, t := range []*Token{change.Before, change.After} {
-		if t == nil {
-			continue
-		}
-		for i := range t.Secrets {
-			c.drop(t.Secrets[i].Digest)
-		}
+	if change.Before == nil {
+		return // nobody can have found a token that was not there
 	}
-}
-
-func (c *Cache) drop(d Digest) {
-	c.generation(d).Add(1)
-	if c.entries != nil {
-		c.entries.Invalidate(d)
+	for i := range change.Before.Secrets {
+		c.generations[slotOf(&change.Before.Secrets[i].Digest)].Add(1)
 	}
 }
 
@@ -170,18 +175,19 @@ type CacheStats struct {
 	Entries    int
 	MaxEntries int
 	Hits       uint64
-	Misses     uint64
+	Misses     uint64 // lookups that read the store
+	Outdated   uint64 // those of them that found an entry from before a change
 	Evictions  uint64
-	Overtaken  uint64 // fills not kept because a change came between
 }
 
 // Stats returns the counts. They are read one after another, not at one
 // instant.
 func (c *Cache) Stats() CacheStats {
-	s := CacheStats{Overtaken: c.overtook.Load(), Evictions: c.evicted.n.Load()}
+	s := CacheStats{Evictions: c.evicted.n.Load()}
 	for i := range c.lookups {
 		s.Hits += c.lookups[i].hits.Load()
 		s.Misses += c.lookups[i].misses.Load()
+		s.Outdated += c.lookups[i].outdated.Load()
 	}
 	if c.entries != nil {
 		s.Entries = c.entries.EstimatedSize()

@@ -62,7 +62,7 @@ func (a *app) storeStats() metrics.StoreStats {
 
 func (a *app) cacheStats() metrics.CacheStats {
 	s := a.vault.cache.Stats()
-	return metrics.CacheStats{Entries: s.Entries, Hits: s.Hits, Misses: s.Misses, Evictions: s.Evictions, FillsDropped: s.Overtaken}
+	return metrics.CacheStats{Entries: s.Entries, Hits: s.Hits, Misses: s.Misses, Evictions: s.Evictions, Outdated: s.Outdated}
 }
 
 func (a *app) auditStats() metrics.AuditStats {
