@@ -39,13 +39,19 @@ type ProxyConfig struct {
 	// Listen is host:port. Host is an IP address, localhost, or nothing for all
 	// addresses; port 0 takes any free one.
 	Listen string `yaml:"listen" reload:"no"`
-	// Upstream is the API behind: scheme and authority of an http or https URL.
-	Upstream string `yaml:"upstream" reload:"no"`
+	// Upstream is the API behind: scheme and authority of http, https or h2c URLs,
+	// in the order of preference.
+	Upstream upstreamList `yaml:"upstream" reload:"no"`
+	// UpstreamTLS is for all https upstreams, those of routes too.
+	UpstreamTLS UpstreamTLSConfig `yaml:"upstream_tls"`
 	// TrustedProxies are the peers whose client address header is believed.
 	TrustedProxies []netip.Prefix `yaml:"trusted_proxies" reload:"no"`
 	// ClientAddress is the one header that is believed: x-forwarded-for or
 	// forwarded. The other is removed.
 	ClientAddress string `yaml:"client_address" reload:"no"`
+	// ProxyProtocolFrom are the peers that must begin each connection with a PROXY
+	// protocol header, whose address is believed.
+	ProxyProtocolFrom []netip.Prefix `yaml:"proxy_protocol_from" reload:"no"`
 	// Credentials are the places where a token may stand, as in [canon.Options].
 	Credentials []string         `yaml:"credentials" reload:"no"`
 	TLS         TLSConfig        `yaml:"tls"`
@@ -59,6 +65,11 @@ type ProxyConfig struct {
 type TLSConfig struct {
 	CertFile string `yaml:"cert_file" reload:"no"` // PEM, leaf first, then intermediates
 	KeyFile  string `yaml:"key_file" reload:"no"`  // PEM
+	// ClientCAFile holds the authorities of client certificates, PEM; for
+	// ClientAuth request and require, and only for them.
+	ClientCAFile string `yaml:"client_ca_file" reload:"no"`
+	// ClientAuth is none, request or require.
+	ClientAuth string `yaml:"client_auth" reload:"no"`
 }
 
 // Enabled reports whether the listener speaks TLS.
@@ -167,6 +178,12 @@ type RouteConfig struct {
 	Access           string   `yaml:"access"`            // read, write; empty: by method
 	Relax            []string `yaml:"relax"`
 
+	Upstream             upstreamList        `yaml:"upstream"` // nil: that of proxy
+	Timeouts             RouteTimeoutsConfig `yaml:"timeouts"`
+	Limits               RouteLimitsConfig   `yaml:"limits"`
+	CORS                 *CORSConfig         `yaml:"cors"` // nil: none
+	ForwardAuthorization bool                `yaml:"forward_authorization"`
+
 	line   int  // where it stands in the file
 	broken bool // it could not be read as a whole; its faults are reported
 }
@@ -177,10 +194,13 @@ func defaultConfig() *Config {
 	return &Config{
 		Proxy: ProxyConfig{
 			Listen:         "127.0.0.1:8080",
-			Upstream:       "http://127.0.0.1:3000",
+			Upstream:       upstreamList{"http://127.0.0.1:3000"},
 			TrustedProxies: []netip.Prefix{},
 			ClientAddress:  "x-forwarded-for",
 			Credentials:    []string{"authorization", "api-token"},
+			TLS:            defaultTLS(),
+
+			ProxyProtocolFrom: []netip.Prefix{},
 			Identity: IdentityConfig{
 				ID: names.ID, Account: names.Account, Owner: names.Owner,
 				Name: names.Name, Scopes: names.Scopes, Resources: names.Resources,
@@ -203,6 +223,7 @@ func defaultConfig() *Config {
 		},
 		Admin: AdminConfig{
 			Listen:         "127.0.0.1:8081",
+			TLS:            defaultTLS(),
 			TrustedProxies: []netip.Prefix{},
 			Mount:          []string{},
 			DefaultAccount: 1,
@@ -327,9 +348,9 @@ func (i *IdentityConfig) sets() (keys, names []string) {
 	return keys, names
 }
 
-// upstreamURL is where allowed requests go: scheme and host only.
-func (c *Config) upstreamURL() *url.URL {
-	u, err := url.Parse(c.Proxy.Upstream)
+// upstreamURL is where a sound URL of an upstream leads: scheme and host only.
+func upstreamURL(raw string) *url.URL {
+	u, err := url.Parse(raw)
 	if err != nil {
 		panic("configuration in use was not checked: " + err.Error())
 	}

@@ -31,23 +31,12 @@ type decoder struct {
 // to obey yet. They are refused rather than ignored, and leave this table with
 // the commit that builds them.
 var notBuilt = map[string]string{
-	"proxy.proxy_protocol_from":      "PROXY protocol",
-	"proxy.tls.client_ca_file":       "asking clients for certificates",
-	"proxy.tls.client_auth":          "asking clients for certificates",
-	"proxy.upstream_tls":             "setting TLS towards the upstream",
-	"proxy.identity.signing_key":     "the signed identity header",
-	"enforce.observe_until":          "observe mode",
-	"admin.tls.client_ca_file":       "asking clients for certificates",
-	"admin.tls.client_auth":          "asking clients for certificates",
-	"tokenstore.etcd":                "a cluster on etcd",
-	"routes[].upstream":              "an upstream of a single route",
-	"routes[].timeouts":              "a timeout of a single route",
-	"routes[].limits":                "a limit of a single route",
-	"routes[].cors":                  "CORS",
-	"routes[].mode":                  "observe mode",
-	"routes[].observe_until":         "observe mode",
-	"routes[].forward_authorization": "forwarding a foreign Authorization header",
-	"routes[].parents":               "looking up the parent of a resource",
+	"proxy.identity.signing_key": "the signed identity header",
+	"enforce.observe_until":      "observe mode",
+	"tokenstore.etcd":            "a cluster on etcd",
+	"routes[].mode":              "observe mode",
+	"routes[].observe_until":     "observe mode",
+	"routes[].parents":           "looking up the parent of a resource",
 }
 
 // notBuiltValues are values that keys of this version do not take yet, by key.
@@ -116,11 +105,18 @@ func (d *decoder) value(path string, node ast.Node, dst reflect.Value) {
 	case byteSize:
 		scalar(d, path, node, dst, "a number of bytes, such as 65536 or 64KiB", ruleSize, parseSize)
 		return
+	case upstreamList:
+		dst.Set(reflect.ValueOf(d.upstreams(path, node)))
+		return
 	case netip.Prefix:
 		scalar(d, path, node, dst, "an address or network such as 10.0.0.0/8", ruleNetwork, tokenstore.ParseSource)
 		return
 	}
 	switch dst.Kind() {
+	case reflect.Pointer:
+		one := reflect.New(dst.Type().Elem())
+		d.value(path, node, one.Elem())
+		dst.Set(one)
 	case reflect.Struct:
 		d.mapping(path, node, dst)
 	case reflect.Slice:
@@ -259,11 +255,11 @@ func orList(words []string) string {
 func (d *decoder) list(path string, node ast.Node, dst reflect.Value) {
 	seq, ok := node.(*ast.SequenceNode)
 	if !ok {
-		what := "a list, such as [a, b]"
-		if path == "proxy.upstream" {
-			what = "a URL"
-		}
-		d.wrongType(path, node, what)
+		d.wrongType(path, node, "a list, such as [a, b]")
+		return
+	}
+	if len(seq.Values) > maxItems {
+		d.fault(path, nodePosition(seq.Values[maxItems]), ruleTooMany, fmt.Sprintf("the list has %d items, and may have %d", len(seq.Values), maxItems), "bring items together: networks in wider ones, routes by {x} and {x...}")
 		return
 	}
 	out := reflect.MakeSlice(dst.Type(), 0, len(seq.Values))
@@ -288,10 +284,6 @@ func (d *decoder) text(path string, node ast.Node, dst reflect.Value) {
 	s, ok := node.(*ast.StringNode)
 	if !ok {
 		d.wrongType(path, node, "text")
-		return
-	}
-	if path == "proxy.upstream" && s.Value == "" {
-		d.report(path, ruleMissing, "there is no upstream", "write the URL of the API, such as http://127.0.0.1:3000")
 		return
 	}
 	dst.SetString(s.Value)
@@ -363,9 +355,6 @@ func (d *decoder) wrongType(path string, node ast.Node, want string) {
 		d.report(path, ruleType, "this is a section with keys, and should be "+want, mend)
 		return
 	case *ast.SequenceNode:
-		if path == "proxy.upstream" {
-			mend = "write one URL; several upstreams are not supported by this version"
-		}
 		d.report(path, ruleType, "this is a list, and should be "+want, mend)
 		return
 	case *ast.StringNode:

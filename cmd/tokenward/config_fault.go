@@ -27,7 +27,7 @@ const (
 	ruleTab          rule = "tab"
 	ruleLongLine     rule = "long_line"
 	ruleNesting      rule = "nesting"
-	ruleManyKeys     rule = "many_keys"
+	ruleTooMany      rule = "too_many"       // keys or list items
 	ruleNotPlain     rule = "not_plain_yaml" // anchors, aliases, merge keys, tags, directives, complex keys
 	ruleMultiLine    rule = "multi_line"
 	ruleDocument     rule = "second_document"
@@ -58,18 +58,18 @@ const (
 	ruleIdentity     rule = "identity"
 	ruleName         rule = "bad_name" // of a scope, resource type or secret prefix
 	ruleTwice        rule = "listed_twice"
-	ruleManyRoutes   rule = "many_routes"
 	ruleRoute        rule = "bad_route"
 	ruleConflict     rule = "route_conflict"
+	ruleCORS         rule = "cors"
 	ruleNamedFile    rule = "named_file" // a file that the configuration names; found by check alone
 )
 
 var allRules = []rule{
-	ruleFile, ruleTooLarge, ruleEmpty, ruleByteOrder, ruleNotUTF8, ruleHidden, ruleTab, ruleLongLine, ruleNesting, ruleManyKeys,
+	ruleFile, ruleTooLarge, ruleEmpty, ruleByteOrder, ruleNotUTF8, ruleHidden, ruleTab, ruleLongLine, ruleNesting, ruleTooMany,
 	ruleNotPlain, ruleMultiLine, ruleDocument, ruleSyntax, ruleUnknownKey, ruleDuplicateKey, ruleNotSupported, ruleType, ruleMissing,
 	ruleDuration, ruleSize, ruleNetwork, ruleChoice, ruleBounds, ruleListen, ruleSameListen, ruleUpstream, ruleLoop, rulePath,
 	ruleSameFile, ruleSecretInline, ruleHalfTLS, ruleExposed, ruleProfiles, ruleTarget, ruleProxies, ruleCredentials, ruleIdentity,
-	ruleName, ruleTwice, ruleManyRoutes, ruleRoute, ruleConflict, ruleNamedFile,
+	ruleName, ruleTwice, ruleRoute, ruleConflict, ruleCORS, ruleNamedFile,
 }
 
 // position is a place in the file: line and column count from 1, the column in

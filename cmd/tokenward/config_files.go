@@ -20,6 +20,10 @@ func (c *Config) checkFiles(now time.Time) (faults, warnings []configFault) {
 	f := fileChecker{now: now}
 	f.certificate("proxy.tls", c.Proxy.TLS)
 	f.certificate("admin.tls", c.Admin.TLS)
+	f.authorities("proxy.tls.client_ca_file", c.Proxy.TLS.ClientCAFile)
+	f.authorities("admin.tls.client_ca_file", c.Admin.TLS.ClientCAFile)
+	f.authorities("proxy.upstream_tls.ca_file", c.Proxy.UpstreamTLS.CAFile)
+	f.certificate("proxy.upstream_tls", TLSConfig{CertFile: c.Proxy.UpstreamTLS.CertFile, KeyFile: c.Proxy.UpstreamTLS.KeyFile})
 	f.peppers(c.TokenStore.PepperFiles)
 	f.folder("tokenstore.path", c.TokenStore.Path)
 	f.folder("audit.path", c.Audit.Path)
@@ -44,8 +48,8 @@ func (f *fileChecker) certificate(section string, t TLSConfig) {
 		return
 	}
 	key := section + ".key_file"
-	f.regular(section+".cert_file", t.CertFile)
-	if !f.secret(key, t.KeyFile) {
+	_, certThere := f.regular(section+".cert_file", t.CertFile)
+	if keyThere := f.secret(key, t.KeyFile); !certThere || !keyThere {
 		return
 	}
 	pair, err := tls.LoadX509KeyPair(t.CertFile, t.KeyFile)
@@ -68,6 +72,24 @@ func (f *fileChecker) certificate(section string, t TLSConfig) {
 		f.warn(section+".cert_file", "the certificate is valid only from "+leaf.NotBefore.UTC().Format(time.DateOnly), "is the clock right?")
 	case f.now.Add(soon).After(leaf.NotAfter):
 		f.warn(section+".cert_file", "the certificate ends on "+leaf.NotAfter.UTC().Format(time.DateOnly), "renew it")
+	}
+}
+
+// authorities looks at a PEM file with certificates of authorities.
+func (f *fileChecker) authorities(key, path string) {
+	if path == "" {
+		return
+	}
+	if _, ok := f.regular(key, path); !ok {
+		return
+	}
+	data, err := os.ReadFile(path) //nolint:gosec // the operator names the file
+	if err != nil {
+		f.fault(key, quote(path)+" "+fileProblem(err).Error(), "put the file back, or correct the path")
+		return
+	}
+	if !x509.NewCertPool().AppendCertsFromPEM(data) {
+		f.fault(key, "there is no certificate in "+quote(path), "write a PEM file with the certificates of the authorities")
 	}
 }
 

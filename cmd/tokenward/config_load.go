@@ -78,10 +78,13 @@ func parseConfig(name string, data []byte) (*Config, error) {
 		checkConfig(c, d)
 	}
 	faults := src.faults
+	known := make(map[position]bool, len(faults))
+	for _, f := range faults {
+		known[position{line: f.Line, column: f.Column}] = true
+	}
 	for _, f := range d.faults {
 		// What is wrong with a value that is no plain YAML follows from that.
-		same := func(o configFault) bool { return o.Line == f.Line && o.Column == f.Column }
-		if f.Line == 0 || !slices.ContainsFunc(src.faults, same) {
+		if f.Line == 0 || !known[position{line: f.Line, column: f.Column}] {
 			faults = append(faults, f)
 		}
 	}

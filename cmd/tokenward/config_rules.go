@@ -20,7 +20,7 @@ import (
 
 // checkConfig applies every rule that goes beyond the form of a single value.
 func checkConfig(c *Config, d *decoder) {
-	d.checkProxy(c)
+	d.checkTransport(c)
 	d.checkIdentity(c)
 	d.checkCanon(c)
 	d.checkBounds(c)
@@ -29,56 +29,6 @@ func checkConfig(c *Config, d *decoder) {
 	d.checkStore(c)
 	d.checkChoices(c)
 	d.checkRoutes(c)
-}
-
-func (d *decoder) checkProxy(c *Config) {
-	d.checkUpstream(c)
-	for _, section := range []struct {
-		path string
-		tls  TLSConfig
-	}{{"proxy.tls", c.Proxy.TLS}, {"admin.tls", c.Admin.TLS}} {
-		if !d.sound(section.path) {
-			continue
-		}
-		d.checkFileReference(section.path+".cert_file", section.tls.CertFile)
-		d.checkFileReference(section.path+".key_file", section.tls.KeyFile)
-		if (section.tls.CertFile == "") != (section.tls.KeyFile == "") {
-			d.report(section.path, ruleHalfTLS, "a certificate and its key go together", "set both cert_file and key_file, or neither")
-		}
-	}
-}
-
-// checkUpstream admits scheme and authority only: a path, a query or a user in
-// the URL would change what was judged, or be a secret in the configuration.
-func (d *decoder) checkUpstream(c *Config) {
-	const path = "proxy.upstream"
-	if !d.sound(path) {
-		return
-	}
-	const form = "write scheme, host and port only, such as http://127.0.0.1:3000"
-	u, err := url.Parse(c.Proxy.Upstream)
-	switch {
-	case err != nil:
-		d.report(path, ruleUpstream, quote(c.Proxy.Upstream)+" is no URL", form)
-	case u.User != nil:
-		d.report(path, ruleSecretInline, "a URL here may not hold a user or password", "remove it: the upstream is told who asks by the identity headers")
-	case u.Scheme == "h2c":
-		d.report(path, ruleNotSupported, "h2c to the upstream is not supported by this version", "write http:// or https://")
-	case u.Scheme != "http" && u.Scheme != "https":
-		d.report(path, ruleUpstream, quote(c.Proxy.Upstream)+" is no http or https URL", form)
-	case u.Hostname() == "" || strings.ContainsAny(u.Host, "%\\ "):
-		d.report(path, ruleUpstream, quote(c.Proxy.Upstream)+" names no host", form)
-	case !validPort(u.Port(), u.Host):
-		d.report(path, ruleUpstream, quote(c.Proxy.Upstream)+" has no valid port", form)
-	case u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" || strings.HasSuffix(c.Proxy.Upstream, "#"):
-		d.report(path, ruleUpstream, "the URL goes on after the host", "remove that: paths are forwarded as they came. "+strings.ToUpper(form[:1])+form[1:])
-	default:
-		for _, key := range []string{"proxy.listen", "admin.listen", "metrics.listen"} {
-			if listen := listenOf(c, key); d.sound(key) && reaches(u, listen) {
-				d.report(path, ruleLoop, fmt.Sprintf("the upstream is %s itself (%s)", key, listen), "write the address of the API behind")
-			}
-		}
-	}
 }
 
 // validPort reports whether a URL's port is left out or a number that can be
@@ -100,7 +50,7 @@ func reaches(u *url.URL, listen string) bool {
 	}
 	wanted := u.Port()
 	if wanted == "" {
-		wanted = map[string]string{"http": "80", "https": "443"}[u.Scheme]
+		wanted = map[string]string{"http": "80", "https": "443", "h2c": "80"}[u.Scheme]
 	}
 	if port != wanted {
 		return false
@@ -380,6 +330,7 @@ func (d *decoder) checkStore(c *Config) {
 // choices are the words that a key takes.
 var choices = map[string][]string{
 	"proxy.client_address":       {"x-forwarded-for", "forwarded"},
+	"proxy.tls.client_auth":      {"none", "request", "require"},
 	"enforce.mode":               {"enforce", "observe"},
 	"admin.mount":                {"unit", "fynn", "mailtrap", "native"},
 	"log.level":                  {"debug", "info", "warn", "error"},
@@ -432,48 +383,41 @@ func (d *decoder) choiceOf(key, path, word string) {
 	}
 }
 
-// maxRoutes bounds the policy: each route is compared with each other one.
-const maxRoutes = 4000
-
-// checkRoutes compiles the routes that could be read. Those with a fault of
-// their own are left out of a second run, which finds the conflicts between the
-// others: one bad route does not hide them.
+// checkRoutes compiles each route by itself, and then all that are sound
+// together, which finds the conflicts between them: one bad route does not hide
+// these.
 func (d *decoder) checkRoutes(c *Config) {
-	if len(c.Routes) > maxRoutes {
-		d.report(itemPath("routes", maxRoutes), ruleManyRoutes, fmt.Sprintf("there are %d routes, and %d at most", len(c.Routes), maxRoutes), "bring paths together with {x} and {x...}")
-		return
-	}
-	bad := make(map[int]bool)
-	for i := range c.Routes {
-		r := &c.Routes[i]
-		bad[i] = r.broken || !d.sound(itemPath("routes", i))
-		if _, ok := d.places[itemPath("routes", i)+".match"]; !ok && !r.broken {
-			d.report(itemPath("routes", i), ruleMissing, "the route does not say what it matches", "write `match: GET /path` in it")
-			bad[i] = true
-		}
-	}
-	d.compileRoutes(c, bad, ruleRoute)
-	d.compileRoutes(c, bad, ruleConflict)
-}
-
-// compileRoutes reports what is wrong with the routes that are not bad, and
-// marks these as bad.
-func (d *decoder) compileRoutes(c *Config, bad map[int]bool, r rule) {
-	var specs []enforce.RouteSpec
+	var sound []enforce.RouteSpec
 	var index []int
 	for i := range c.Routes {
-		if !bad[i] {
-			specs, index = append(specs, c.Routes[i].spec()), append(index, i)
+		r := &c.Routes[i]
+		path := itemPath("routes", i)
+		if r.broken || !d.sound(path) {
+			continue
+		}
+		if _, ok := d.places[path+".match"]; !ok {
+			d.report(path, ruleMissing, "the route does not say what it matches", "write `match: GET /path` in it")
+			continue
+		}
+		_, faults := enforce.Compile([]enforce.RouteSpec{r.spec()}, c.enforceOptions())
+		for _, f := range faults {
+			d.routeFault(i, r, ruleRoute, f)
+		}
+		if len(faults) == 0 {
+			sound, index = append(sound, r.spec()), append(index, i)
 		}
 	}
-	_, faults := enforce.Compile(specs, c.enforceOptions())
+	_, faults := enforce.Compile(sound, c.enforceOptions())
 	for _, f := range faults {
 		i := index[f.Index]
-		path := itemPath("routes", i) + "." + f.Field
-		problem, mend := splitDetail(f)
-		d.report(d.itemNamed(path, &c.Routes[i], f), r, problem, mend)
-		bad[i] = true
+		d.routeFault(i, &c.Routes[i], ruleConflict, f)
 	}
+}
+
+func (d *decoder) routeFault(i int, route *RouteConfig, r rule, f enforce.SpecFault) {
+	path := d.itemNamed(itemPath("routes", i)+"."+f.Field, route, f)
+	problem, mend := splitDetail(f)
+	d.report(path, r, problem, mend)
 }
 
 // routeForms say what to write for a key of a route.

@@ -16,13 +16,17 @@ import (
 )
 
 // The bounds of a file. They keep the YAML parser, which recurses and compares
-// the keys of a mapping pairwise, within a second on any input.
+// the keys of a mapping pairwise, and the rules, some of which compare items
+// pairwise, within seconds on any input.
 const (
 	maxConfigBytes = 1 << 20
 	maxLineBytes   = 4096
 	maxFlowDepth   = 8
-	maxIndent      = 64  // columns
-	maxKeys        = 256 // of one mapping
+	maxIndent      = 64   // columns
+	maxKeys        = 256  // of one mapping
+	maxItems       = 4000 // of one list; each route is compared with each other one
+	maxTokens      = 150_000
+	maxDashes      = 5 * maxItems // items of lists in block style
 )
 
 // source is a file on its way to a tree.
@@ -194,20 +198,25 @@ func (s *source) tokens(first, last int) (tokens token.Tokens, fault *configFaul
 	}()
 	tokens = lexer.Tokenize(strings.Join(s.lines[first-1:last], "\n"))
 	keys := keyCounter{}
-	depth := 0
+	depth, dashes := 0, 0
 	for i, t := range tokens {
 		t.Position.Line += first - 1
 		switch t.Type {
+		case token.SequenceEntryType:
+			dashes++
 		case token.MappingStartType, token.SequenceStartType:
 			depth++
 		case token.MappingEndType, token.SequenceEndType:
 			depth--
 		}
+		if i > maxTokens || dashes > maxDashes {
+			return nil, tokenFault(t, ruleTooMany, "the file says more than a configuration can", "is this the right file? Bring routes together by {x} and {x...}")
+		}
 		if depth > maxFlowDepth {
 			return nil, tokenFault(t, ruleNesting, "brackets are nested too deeply", "no key needs more than two levels")
 		}
 		if i > 0 && keys.add(t, depth) > maxKeys {
-			return nil, tokenFault(tokens[i-1], ruleManyKeys, fmt.Sprintf("there are more than %d keys side by side", maxKeys), "is this the right file? No section has so many keys")
+			return nil, tokenFault(tokens[i-1], ruleTooMany, fmt.Sprintf("there are more than %d keys side by side", maxKeys), "is this the right file? No section has so many keys")
 		}
 	}
 	begun := false // something of the document stands before
