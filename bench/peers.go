@@ -236,7 +236,7 @@ http {
 func haproxyConf(dir string) string {
 	return fmt.Sprintf(`global
     nbthread 2
-    maxconn 32768
+    maxconn 4096
 defaults
     mode http
     timeout connect 5s
