@@ -202,7 +202,7 @@ func (w *walker) freelist() error {
 	if err != nil {
 		return err
 	}
-	n, at := uint64(pageCount(p)), pageHeaderLen
+	n, at := uint64(pageCount(p)), pageHeaderLen //nolint:gosec // two bytes
 	if n == 0xFFFF { // too many for the header: the first item is the number
 		n, at = binary.NativeEndian.Uint64(p[at:]), at+8
 	}

@@ -264,7 +264,7 @@ func TestWidePermissionsAreTightened(t *testing.T) {
 
 func TestCreateNeverTouchesWhatIsThere(t *testing.T) {
 	dir := t.TempDir()
-	for name, make := range map[string]func(path string) error{
+	for name, put := range map[string]func(path string) error{
 		"store":     func(path string) error { return os.Rename(closedStore(t, nil, 1), path) },
 		"empty":     func(path string) error { return os.WriteFile(path, nil, 0o600) },
 		"text":      func(path string) error { return os.WriteFile(path, []byte("precious"), 0o600) },
@@ -272,7 +272,7 @@ func TestCreateNeverTouchesWhatIsThere(t *testing.T) {
 		"link":      func(path string) error { return os.Symlink("nowhere", path) },
 	} {
 		path := filepath.Join(dir, name)
-		if err := make(path); err != nil {
+		if err := put(path); err != nil {
 			t.Fatal(err)
 		}
 		_, err := Create(Options{Path: path})

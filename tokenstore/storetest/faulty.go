@@ -44,6 +44,7 @@ func (f *Faulty) Change(ctx context.Context, fn func(tx tokenstore.Tx) error) er
 		fate = f.ChangeFate()
 	}
 	switch fate {
+	case Made:
 	case NotMade:
 		return ErrFault
 	case Lost:

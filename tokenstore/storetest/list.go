@@ -46,7 +46,7 @@ func testQueries(t *testing.T, open Opener) {
 		}
 	}
 	h.check(t)
-	for range 100 {
+	for range 60 {
 		q := tokenstore.Query{Account: 1, OldestFirst: r.IntN(2) == 0, Revoked: r.IntN(2) == 0}
 		switch r.IntN(4) {
 		case 0:
