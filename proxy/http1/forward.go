@@ -454,9 +454,10 @@ func (f *forward) mayRepeat(err error) bool {
 // failed first, that is the cause.
 func (f *forward) failHead(err error) error {
 	p := &f.x.pump
-	unsent := !f.whole
+	late := errors.Is(err, os.ErrDeadlineExceeded)
+	byItself := p.running && p.ended.Load() || late
 	f.stopPump()
-	if unsent && p.err != nil && p.side == pumpClient && !(f.x.req.ExpectContinue && !f.x.invited && errors.Is(p.err, os.ErrDeadlineExceeded)) {
+	if !f.whole && byItself && p.err != nil && p.side == pumpClient && !(late && f.uninvited()) {
 		return f.failReading(p.err)
 	}
 	if errors.Is(err, io.EOF) {
@@ -464,6 +465,9 @@ func (f *forward) failHead(err error) error {
 	}
 	return f.fail(StageHead, err)
 }
+
+// uninvited reports whether the client may still be waiting for 100 Continue.
+func (f *forward) uninvited() bool { return f.x.req.ExpectContinue && !f.x.invited }
 
 // readAnswerHead reads until the head of an answer is complete.
 func (f *forward) readAnswerHead() error {
@@ -489,9 +493,6 @@ func (f *forward) readAnswerHead() error {
 		}
 		n, err := f.c.read(pc.rd, in.blk.data[in.w:])
 		if err != nil {
-			if f.pumping() && errors.Is(err, os.ErrDeadlineExceeded) {
-				f.stopPump()
-			}
 			return err
 		}
 		in.w += n
@@ -902,13 +903,12 @@ func (f *forward) stopPump() {
 func (x *Exchange) pumpBody(pc *upConn, stall, header time.Duration) {
 	p, c := &x.pump, x.c
 	defer close(p.done)
-	defer p.ended.Store(true)
 	p.side, p.err = x.pumpPieces(pc, stall)
 	if p.err == nil {
 		c.arm(header)
-		return
 	}
-	if p.side == pumpClient {
+	p.ended.Store(true) // before the answer's reader can notice what follows
+	if p.err != nil && p.side == pumpClient {
 		_ = closeNow(pc.nc) // the request cannot become whole any more
 	}
 }
