@@ -35,6 +35,7 @@ import (
 // what it saw, and the guard.
 type world struct {
 	guard    *proxy.Guard
+	rules    *proxy.Ruleset // put in force when the door is opened
 	store    *boltstore.Store
 	upstream *upstream
 	secrets  map[string]string // by the name of the token
@@ -168,9 +169,9 @@ func newWorld(t testing.TB, opts canon.Options) *world {
 	if len(faults) > 0 {
 		t.Fatal(faults)
 	}
-	w.guard.SetRules(&proxy.Ruleset{Canon: rules, Policy: policy, Identity: headers, Observe: func(_ int, r enforce.Reason, _ time.Duration) {
+	w.rules = &proxy.Ruleset{Canon: rules, Policy: policy, Identity: headers, Observe: func(_ int, r enforce.Reason, _ time.Duration) {
 		w.note(func() { w.observed = append(w.observed, r) })
-	}})
+	}, Default: proxy.RouteOptions{ResponseHeader: time.Second}}
 	w.mint(t, "full", nil)
 	w.mint(t, "expired", func(t *tokenstore.Token) { t.Expiry = tokenstore.EndsAt(time.Now().Add(-time.Hour)) })
 	w.mint(t, "elsewhere", func(t *tokenstore.Token) {
@@ -229,27 +230,56 @@ var doors = []door{
 	{"net/http", openHTTP},
 }
 
+// enforceRules puts the world's rules in force, with its upstream where they name none.
+func (w *world) enforceRules(t testing.TB) {
+	t.Helper()
+	if w.rules == nil {
+		return
+	}
+	if w.rules.Default.Upstreams == nil {
+		w.rules.Default.Upstreams = upstreamsAt(t, nil, w.upstream.url)
+	}
+	w.guard.SetRules(w.rules)
+}
+
+// upstreamsAt are upstreams whose idle connections are closed at the end.
+func upstreamsAt(t testing.TB, config *proxy.ClientTLS, urls ...*url.URL) *proxy.Upstreams {
+	t.Helper()
+	var list []*proxy.Upstream
+	for _, u := range urls {
+		one, err := proxy.NewUpstream(u, config, proxy.Timeouts{Dial: time.Second})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(one.CloseIdle)
+		list = append(list, one)
+	}
+	us, err := proxy.NewUpstreams(list...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return us
+}
+
 func openWire(t testing.TB, w *world) string {
 	t.Helper()
-	up := &http1.Upstream{Dial: func(ctx context.Context) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "tcp", w.upstream.url.Host)
-	}, HeaderTimeout: time.Second}
-	wire := proxy.NewWire(w.guard, up, proxy.WireOptions{})
+	w.enforceRules(t)
+	wire := proxy.NewWire(w.guard)
 	s := &http1.Server{Handler: wire.Serve, Refused: wire.Refuse}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	go func() { _ = s.Serve(ln) }()
-	t.Cleanup(func() { _ = s.Close(); up.Close() })
+	t.Cleanup(func() { _ = s.Close() })
 	return ln.Addr().String()
 }
 
 func openHTTP(t testing.TB, w *world) string {
 	t.Helper()
-	h := proxy.NewHTTP(w.guard, w.upstream.url, nil, proxy.Timeouts{Dial: time.Second, ResponseHeader: time.Second, Idle: time.Minute})
-	s := httptest.NewServer(h)
-	t.Cleanup(func() { s.Close(); h.Close() })
+	w.enforceRules(t)
+	s := httptest.NewServer(proxy.NewHTTP(w.guard))
+	t.Cleanup(s.Close)
 	return s.Listener.Addr().String()
 }
 
@@ -563,7 +593,7 @@ func TestGuardWithoutRulesRefuses(t *testing.T) {
 	for _, d := range doors {
 		t.Run(d.name, func(t *testing.T) {
 			w := newWorld(t, canon.Options{})
-			w.guard = proxy.NewGuard(w.guard.Engine, w.guard.Log, time.Now)
+			w.guard, w.rules = proxy.NewGuard(w.guard.Engine, w.guard.Log, time.Now), nil
 			resp, body := ask(t, d.open(t, w), "GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
 			if resp.StatusCode != 503 || !strings.Contains(body, "overloaded") {
 				t.Fatalf("%d %s", resp.StatusCode, body)

@@ -38,10 +38,20 @@ type Ruleset struct {
 	// Observe is told of every request that was judged, by the indexes of Policy's
 	// routes; nil observes nothing.
 	Observe Observer
+	// Routes say how the requests of each route travel, by the indexes of Policy's
+	// routes, and Default how those do of which it says nothing.
+	Routes  []RouteOptions
+	Default RouteOptions
+	// InFlight bounds the requests at one moment, with upgraded connections;
+	// further ones get 503 before anything is looked at. 0: no bound.
+	InFlight int
 
 	// The two are made once, since a method value made for each request would
 	// cost an allocation.
 	judged, keepTrailer func(name []byte) bool
+	lanes               []lane // by index of Policy's routes
+	noRoute             lane
+	cors                bool // some route has it
 }
 
 // Observer is told, once for each judged request, the index of its route (-1 for
@@ -83,8 +93,9 @@ func NewGuard(engine *enforce.Engine, log *slog.Logger, now func() time.Time) *G
 }
 
 // SetRules puts a ruleset in force for all requests that arrive from now on.
-// Before the first call every request is refused.
+// Before the first call every request is refused. Only one may call it at a time.
 func (g *Guard) SetRules(r *Ruleset) {
+	r.buildLanes(g.rules.Load())
 	r.judged = r.Canon.Protected
 	r.keepTrailer = func(name []byte) bool { return !r.Canon.ForbiddenTrailer(name) }
 	g.rules.Store(r)
@@ -107,6 +118,9 @@ type passage struct {
 	started  time.Time
 	id       requestID
 	mount    http.Handler  // set when a mount takes the request
+	lane     *lane         // of the route; set when the request may go on to an upstream
+	gate     *gate         // of the lane, once a place was taken
+	extra    []canon.Field // of every answer to the request, the upstream's too
 	set      []canon.Field // to be added to what goes upstream
 	scratch  []byte        // holds their values
 	refusal  refusal       // set when the request is refused
@@ -130,6 +144,9 @@ func (g *Guard) enter() *passage {
 // leave ends the passage: it is observed and may not be used any more.
 func (g *Guard) leave(p *passage) {
 	g.inFlight.Add(-1)
+	if p.gate != nil {
+		p.gate.leave()
+	}
 	if p.decision.Reason != enforce.Undecided && p.rules.Observe != nil {
 		took := p.took
 		if took == 0 {
@@ -146,8 +163,9 @@ func (g *Guard) leave(p *passage) {
 	fields := p.head.Fields[:0]
 	p.head = canon.Head{Fields: fields}
 	p.set = p.set[:0]
+	p.extra = p.extra[:0]
 	p.scratch = p.scratch[:0]
-	p.rules, p.mount = nil, nil
+	p.rules, p.mount, p.lane, p.gate = nil, nil, nil, nil
 	p.decision, p.refusal = enforce.Decision{}, refusal{}
 	p.took = 0
 	g.passages.Put(p)
@@ -159,6 +177,11 @@ func (g *Guard) leave(p *passage) {
 func (g *Guard) judge(ctx context.Context, p *passage) bool {
 	if p.rules == nil {
 		p.refusal = overloaded
+		return false
+	}
+	if bound := p.rules.InFlight; bound > 0 && g.inFlight.Load() > int64(bound) {
+		p.refusal = overloaded
+		g.countRefusal(p.refusal.code)
 		return false
 	}
 	if v := p.rules.Canon.Canonicalize(&p.req, &p.head); v != canon.Accepted {
@@ -177,7 +200,22 @@ func (g *Guard) judge(ctx context.Context, p *passage) bool {
 			return true
 		}
 	}
+	if p.rules.cors && g.preflight(p) {
+		return false
+	}
 	d := g.Engine.Decide(ctx, p.rules.Policy, &p.req, p.started)
+	lane := p.rules.lane(d.Route)
+	if lane.cors != nil {
+		p.extra = lane.cors.appendAnswer(p.extra, p.only(nameOrigin))
+	}
+	if d.Allowed() && lane.gate != nil {
+		if !lane.gate.enter() {
+			p.refusal = overloaded
+			g.countRefusal(p.refusal.code)
+			return false
+		}
+		p.gate = lane.gate
+	}
 	allowed := g.Engine.Admit(&d, p.started)
 	p.decision = d
 	if !allowed {
@@ -187,8 +225,22 @@ func (g *Guard) judge(ctx context.Context, p *passage) bool {
 		p.refusal = refusalOf(&d)
 		return false
 	}
+	p.lane = lane
 	p.prepare()
 	return true
+}
+
+// forwards reports whether field i of the head goes on to the upstream.
+func (p *passage) forwards(i int) bool {
+	switch p.req.Disposition(i) {
+	case canon.Forward:
+		return true
+	case canon.ForeignAuthorization:
+		// The token was allowed, so it came by another carrier.
+		return p.lane.forwardAuthorization && p.decision.Reason == enforce.Allowed
+	case canon.Carrier, canon.Removed:
+	}
+	return false
 }
 
 // namesProtected reports whether a Connection option asks us to remove what we
@@ -266,7 +318,7 @@ const headerRequestID = "X-Request-Id"
 // refusal is an answer of our own to a request that is not forwarded.
 type refusal struct {
 	status     int
-	code       string
+	code       string // empty: it is no refusal, and has no body
 	detail     string
 	challenge  string // WWW-Authenticate
 	retryAfter time.Duration
@@ -292,6 +344,9 @@ func refusalOf(d *enforce.Decision) refusal {
 // appendBody appends the problem details of RFC 9457. Every text is ours or a
 // token by construction, so nothing needs escaping.
 func (r *refusal) appendBody(dst []byte, id *requestID) []byte {
+	if r.code == "" {
+		return dst
+	}
 	dst = append(dst, `{"type":"about:blank","title":"`...)
 	dst = append(dst, http.StatusText(r.status)...)
 	dst = append(dst, `","status":`...)
@@ -307,8 +362,10 @@ func (r *refusal) appendBody(dst []byte, id *requestID) []byte {
 
 // fields calls add for each field of the answer but its length.
 func (r *refusal) fields(id *requestID, add func(name, value string)) {
-	add("Content-Type", "application/problem+json")
-	add("Cache-Control", "no-store")
+	if r.code != "" {
+		add("Content-Type", "application/problem+json")
+		add("Cache-Control", "no-store")
+	}
 	add(headerRequestID, id.String())
 	if r.challenge != "" {
 		add("WWW-Authenticate", r.challenge)

@@ -2,71 +2,72 @@ package proxy
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
-	"fmt"
-	"io"
 	"log"
 	"log/slog"
 	"maps"
-	"net"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"tokenward/enforce/canon"
 )
 
-// HTTP is the door over net/http: it serves HTTP/2, and stands in the tests as
-// the reference for [Wire], which serves HTTP/1.1.
+// HTTP is the door over net/http: it serves HTTP/2, and whatever goes to an
+// upstream that speaks nothing else. In the tests it stands as the reference for
+// [Wire], which serves HTTP/1.1.
 type HTTP struct {
 	guard   *Guard
 	reverse *httputil.ReverseProxy
 }
 
-// Timeouts bound how long the proxy waits for an upstream.
-type Timeouts struct {
-	Dial           time.Duration // for a connection
-	ResponseHeader time.Duration // for the head of the answer, from the last byte of the request
-	Idle           time.Duration // before an unused connection is closed
-}
-
-// NewHTTP returns the door to one upstream, an http or https URL without a path.
-// config is used for https; it may be nil.
-func NewHTTP(g *Guard, upstream *url.URL, config *tls.Config, t Timeouts) *HTTP {
+// NewHTTP returns the door.
+func NewHTTP(g *Guard) *HTTP {
 	h := &HTTP{guard: g}
 	h.reverse = &httputil.ReverseProxy{
-		Rewrite: func(pr *httputil.ProxyRequest) { rewrite(pr, upstream) },
-		Transport: &http.Transport{
-			DialContext:           (&net.Dialer{Timeout: t.Dial, KeepAlive: 30 * time.Second}).DialContext,
-			TLSClientConfig:       config,
-			TLSHandshakeTimeout:   t.Dial,
-			ResponseHeaderTimeout: t.ResponseHeader,
-			IdleConnTimeout:       t.Idle,
-			MaxIdleConns:          1024,
-			MaxIdleConnsPerHost:   1024,
-			DisableCompression:    true, // the answer passes as the upstream wrote it
-		},
+		Rewrite:        h.rewrite,
+		Transport:      sender{g},
 		FlushInterval:  -1, // each piece of an answer goes on when it comes
 		ModifyResponse: h.modifyResponse,
 		ErrorHandler:   h.upstreamFailed,
 		ErrorLog:       log.New(logWriter{g.Log}, "", 0),
+		BufferPool:     &bufferPool{},
 	}
 	return h
 }
 
-// Close gives up unused connections to the upstream.
-func (h *HTTP) Close() { h.reverse.Transport.(*http.Transport).CloseIdleConnections() }
+// bufferPool lends the buffers through which answers are copied.
+type bufferPool struct{ pool sync.Pool }
 
-type passageKey struct{}
+// Get implements httputil.BufferPool.
+func (b *bufferPool) Get() []byte {
+	if p, ok := b.pool.Get().(*[]byte); ok {
+		return *p
+	}
+	return make([]byte, 32<<10)
+}
 
-func passageOf(ctx context.Context) *passage {
-	p, _ := ctx.Value(passageKey{}).(*passage)
-	return p
+// Put implements httputil.BufferPool.
+func (b *bufferPool) Put(p []byte) { b.pool.Put(&p) }
+
+// journey is one request on its way to an upstream by net/http.
+type journey struct {
+	*passage
+	patience *patience
+	sending  *sendingBody // nil without a body
+}
+
+type journeyKey struct{}
+
+func journeyOf(ctx context.Context) *journey {
+	j, _ := ctx.Value(journeyKey{}).(*journey)
+	return j
 }
 
 // ServeHTTP implements http.Handler.
@@ -82,10 +83,47 @@ func (h *HTTP) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		p.mount.ServeHTTP(w, r)
 		return
 	}
-	if r.Header.Get("Upgrade") != "" {
+	h.forward(w, r, p, fromNetHTTP)
+}
+
+// origin says which server the request came through.
+type origin uint8
+
+const (
+	fromNetHTTP origin = iota
+	fromWire           // the engine sees to the patience with the client by itself
+)
+
+// forward sends a judged request on.
+func (h *HTTP) forward(w http.ResponseWriter, r *http.Request, p *passage, from origin) {
+	if p.lane.bodyBytes > 0 && r.ContentLength > p.lane.bodyBytes {
+		p.refusal = bodyTooLarge
+		h.guard.countRefusal(p.refusal.code)
+		h.refuse(w, r, p)
+		return
+	}
+	if r.Header.Get("Upgrade") != "" && !p.lane.upstreams.speaksHTTP2() {
 		p.took = -1
 	}
-	h.reverse.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), passageKey{}, p)))
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
+	j := &journey{passage: p, patience: newPatience(p.lane.stall, cancel)}
+	defer j.patience.end()
+	client := http.NewResponseController(w)
+	switch from {
+	case fromNetHTTP:
+		j.patience.client = client
+	case fromWire:
+		// The engine takes a deadline for the length of each wait.
+		if p.lane.stall > 0 {
+			_ = client.SetWriteDeadline(time.Now().Add(p.lane.stall)) // it always can
+		}
+		// Without a server in the context, an answer that broke off would be ended
+		// as if it were whole.
+		ctx = context.WithValue(ctx, http.ServerContextKey, &http.Server{})
+	}
+	ctx = context.WithValue(ctx, journeyKey{}, j)
+	h.reverse.ServeHTTP(w, r.WithContext(ctx))
 }
 
 // FillHead turns what net/http read into the raw head that is canonicalised.
@@ -112,9 +150,14 @@ func FillHead(dst *canon.Head, r *http.Request) {
 }
 
 func (h *HTTP) refuse(w http.ResponseWriter, r *http.Request, p *passage) {
+	for _, f := range p.extra {
+		w.Header().Add(string(f.Name), string(f.Value))
+	}
 	p.refusal.fields(&p.id, w.Header().Set)
 	body := p.refusal.appendBody(nil, &p.id)
-	w.Header().Set("Content-Length", fmt.Sprint(len(body)))
+	if p.refusal.status != http.StatusNoContent {
+		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	}
 	w.WriteHeader(p.refusal.status)
 	if r.Method != http.MethodHead {
 		_, _ = w.Write(body) // a client that is gone needs no answer
@@ -124,16 +167,16 @@ func (h *HTTP) refuse(w http.ResponseWriter, r *http.Request, p *passage) {
 // rewrite makes the outgoing request from the canonical one. Hop-by-hop fields
 // are gone already; what Connection named is gone with them, and since every
 // field of ours is set here, afterwards, none of ours can be named away.
-func rewrite(pr *httputil.ProxyRequest, upstream *url.URL) {
-	p := passageOf(pr.In.Context())
-	out := pr.Out
+func (h *HTTP) rewrite(pr *httputil.ProxyRequest) {
+	j := journeyOf(pr.In.Context())
+	p, out := j.passage, pr.Out
 	path, query, hasQuery := strings.Cut(string(p.req.Target()), "?")
-	out.URL = &url.URL{Scheme: upstream.Scheme, Host: upstream.Host, Opaque: path, RawQuery: query, ForceQuery: hasQuery && query == ""}
+	out.URL = &url.URL{Opaque: path, RawQuery: query, ForceQuery: hasQuery && query == ""} // where to is the sender's to say
 	out.Host = string(p.req.Authority)
 	out.Method = string(p.req.Method)
 	for i, f := range p.head.Fields {
-		if p.req.Disposition(i) != canon.Forward {
-			delete(out.Header, string(f.Name))
+		if !p.forwards(i) {
+			delete(out.Header, http.CanonicalHeaderKey(string(f.Name)))
 		}
 	}
 	for _, f := range p.set {
@@ -144,53 +187,74 @@ func rewrite(pr *httputil.ProxyRequest, upstream *url.URL) {
 	if _, sent := out.Header["User-Agent"]; !sent {
 		out.Header["User-Agent"] = nil // else net/http invents one
 	}
-	if out.Body != nil && len(pr.In.Trailer) > 0 {
+	if p.lane.upstreams.speaksHTTP2() { // which knows no such thing (RFC 9113 section 8.6)
+		delete(out.Header, "Connection")
+		delete(out.Header, "Upgrade")
+	}
+	if out.Body == nil || out.Body == http.NoBody {
+		return
+	}
+	j.sending = &sendingBody{in: pr.In, out: out, journey: j, body: out.Body}
+	if len(pr.In.Trailer) > 0 {
 		out.Trailer = make(http.Header, len(pr.In.Trailer))
 		for name := range pr.In.Trailer {
 			if !p.rules.Canon.ForbiddenTrailer([]byte(name)) {
 				out.Trailer[name] = nil
 			}
 		}
-		out.Body = &trailerBody{ReadCloser: out.Body, in: pr.In, out: out}
 	}
+	out.Body = j.sending
 }
 
-// trailerBody copies the trailers that may pass once the body has been read,
-// which is when net/http knows them.
-type trailerBody struct {
-	io.ReadCloser
-	in, out *http.Request
-}
-
-func (b *trailerBody) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
-	if err == io.EOF {
-		for name := range b.out.Trailer {
-			b.out.Trailer[name] = b.in.Trailer[name]
-		}
-	}
-	return n, err
-}
-
+// modifyResponse edits the answer before it goes on.
 func (h *HTTP) modifyResponse(r *http.Response) error {
-	p := passageOf(r.Request.Context())
-	r.Header.Set(headerRequestID, p.id.String())
-	if _, announced := p.req.Subprotocols(); announced != "" && r.StatusCode == http.StatusSwitchingProtocols && r.Header.Get("Sec-Websocket-Protocol") == "" {
-		r.Header.Set("Sec-Websocket-Protocol", announced)
+	j := journeyOf(r.Request.Context())
+	p := j.passage
+	if p.lane.cors != nil {
+		dropHeaderCORS(r.Header)
 	}
+	for _, f := range p.extra {
+		r.Header.Add(string(f.Name), string(f.Value))
+	}
+	r.Header.Set(headerRequestID, p.id.String())
+	if r.StatusCode == http.StatusSwitchingProtocols {
+		if _, announced := p.req.Subprotocols(); announced != "" && r.Header.Get("Sec-Websocket-Protocol") == "" {
+			r.Header.Set("Sec-Websocket-Protocol", announced)
+		}
+		j.patience.end() // what follows has no bodies
+		return nil
+	}
+	a := &answerBody{ReadCloser: r.Body, response: r, journey: j, guard: h.guard}
+	a.filterTrailer()
+	r.Body = a
 	return nil
 }
 
 // upstreamFailed answers for an upstream that did not.
 func (h *HTTP) upstreamFailed(w http.ResponseWriter, r *http.Request, err error) {
-	p := passageOf(r.Context())
-	if r.Context().Err() != nil {
+	j := journeyOf(r.Context())
+	p := j.passage
+	impatient := j.patience.end()
+	switch bodyErr := j.sending.failed(); {
+	case errors.Is(err, errNoUpstream):
+		p.refusal = noUpstream
+		h.guard.countFailure(p.refusal.code, p, err)
+	case bodyErr != nil && !h.gone(r, impatient):
+		p.refusal = bodyRefusal(bodyErr)
+		h.guard.countRefusal(p.refusal.code)
+	case h.gone(r, impatient):
 		p.took = -1
-		return // the client is gone, and so is the answer's reader
+		return // the answer's reader is gone
+	default:
+		p.refusal = upstreamRefusal(classifyError(err, impatient))
+		h.guard.countFailure(p.refusal.code, p, err)
 	}
-	p.refusal = upstreamRefusal(classifyError(err))
-	h.guard.countFailure(p.refusal.code, p, err)
 	h.refuse(w, r, p)
+}
+
+// gone reports whether the client went away, and not our own patience.
+func (h *HTTP) gone(r *http.Request, impatient bool) bool {
+	return r.Context().Err() != nil && !impatient
 }
 
 // failure says how an upstream failed.
@@ -205,11 +269,10 @@ const (
 	numFailures
 )
 
-func classifyError(err error) failure {
-	var dial *net.OpError
-	dialing := errors.As(err, &dial) && dial.Op == "dial"
+func classifyError(err error, impatient bool) failure {
+	_, dialing := errors.AsType[dialError](err)
 	var timeout interface{ Timeout() bool }
-	timedOut := errors.Is(err, os.ErrDeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout()
+	timedOut := impatient || errors.Is(err, os.ErrDeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout()
 	switch {
 	case dialing && timedOut:
 		return failureDialTimeout

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"net/http"
 	"slices"
 
 	"tokenward/enforce/canon"
@@ -12,23 +13,15 @@ import (
 )
 
 // Wire is the door over the HTTP/1.1 engine. A forwarded request allocates
-// nothing here, and its bytes are copied once.
+// nothing here, and its bytes are copied once. What goes to an upstream that
+// speaks HTTP/2 only is handed to the other door once it was judged.
 type Wire struct {
-	guard    *Guard
-	upstream *http1.Upstream
-	options  WireOptions
+	guard *Guard
+	http  *HTTP
 }
 
-// WireOptions bound a request on its way through [Wire]. Zero fields mean the
-// engine's defaults.
-type WireOptions struct {
-	MaxBodyBytes int64 // of a request's body; 0: any
-}
-
-// NewWire returns the door to one upstream, which stays the caller's to close.
-func NewWire(g *Guard, upstream *http1.Upstream, o WireOptions) *Wire {
-	return &Wire{guard: g, upstream: upstream, options: o}
-}
+// NewWire returns the door.
+func NewWire(g *Guard) *Wire { return &Wire{guard: g, http: NewHTTP(g)} }
 
 // Serve handles one exchange: it is the Handler of an [http1.Server].
 func (w *Wire) Serve(x *http1.Exchange) {
@@ -52,11 +45,23 @@ func (w *Wire) Serve(x *http1.Exchange) {
 		http1.Adapter(p.mount)(x)
 		return
 	}
-	w.forward(x, p)
+	switch us := p.lane.upstreams; {
+	case us == nil:
+		p.refusal = noUpstream
+		w.guard.countFailure(p.refusal.code, p, errNoUpstream)
+		w.refuse(x, p)
+	case us.http2:
+		http1.Adapter(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) { w.http.forward(rw, r, p, fromWire) }))(x)
+	default:
+		w.forward(x, p)
+	}
 }
 
 func (w *Wire) refuse(x *http1.Exchange, p *passage) {
 	p.answer = p.answer[:0]
+	for _, f := range p.extra {
+		p.answer = append(p.answer, http1.Field(f))
+	}
 	p.refusal.fields(&p.id, func(name, value string) {
 		p.answer = append(p.answer, http1.Field{Name: []byte(name), Value: []byte(value)})
 	})
@@ -68,7 +73,7 @@ func (w *Wire) forward(x *http1.Exchange, p *passage) {
 	e := x.Edit()
 	e.Target, e.Host = p.req.Target(), p.req.Authority
 	for i := range p.head.Fields {
-		if p.req.Disposition(i) != canon.Forward {
+		if !p.forwards(i) {
 			e.Drop = append(e.Drop, i)
 		}
 	}
@@ -78,12 +83,25 @@ func (w *Wire) forward(x *http1.Exchange, p *passage) {
 	e.AddAnswer(headerRequestID, p.id[:])
 	e.Judged = p.rules.judged
 	e.KeepTrailer = p.rules.keepTrailer
-	e.MaxBody = w.options.MaxBodyBytes
+	e.MaxBody = p.lane.bodyBytes
+	e.HeaderTimeout, e.StallTimeout = p.lane.responseHeader, p.lane.stall
 	e.Upgrade = true
-	if _, announced := p.req.Subprotocols(); announced != "" {
-		e.Answer = func(r *http1.Response, e *http1.Edit) { selectSubprotocol(r, e, announced) }
+	for i := range p.extra {
+		e.AddAnswer(string(p.extra[i].Name), p.extra[i].Value)
 	}
-	result, err := x.Forward(w.upstream, e)
+	if p.lane.cors != nil {
+		e.Answer = dropUpstreamCORS
+	}
+	if _, announced := p.req.Subprotocols(); announced != "" {
+		cors := e.Answer
+		e.Answer = func(r *http1.Response, e *http1.Edit) {
+			selectSubprotocol(r, e, announced)
+			if cors != nil {
+				cors(r, e)
+			}
+		}
+	}
+	result, err := w.send(x, p, e)
 	switch {
 	case result.Upgraded:
 		p.took = -1
@@ -95,6 +113,37 @@ func (w *Wire) forward(x *http1.Exchange, p *passage) {
 		}
 	default:
 		w.answerFailure(x, p, &result, err)
+	}
+}
+
+// send forwards to one upstream after the other, until one takes the request.
+func (w *Wire) send(x *http1.Exchange, p *passage, e *http1.Edit) (http1.Result, error) {
+	var a attempt
+	up := a.next(p.lane.upstreams, p.started)
+	for {
+		result, err := x.Forward(up.wire, e)
+		w.notice(up, &result, err)
+		if err == nil || !result.Again {
+			return result, err
+		}
+		next := a.next(p.lane.upstreams, w.guard.Now())
+		if next == nil {
+			return result, err
+		}
+		w.guard.countFailover(up, p, err)
+		up = next
+	}
+}
+
+// notice tells the upstream's health how an exchange ended, where that says
+// anything about it.
+func (w *Wire) notice(up *Upstream, result *http1.Result, err error) {
+	switch {
+	case result.Status != 0:
+		w.guard.answered(up)
+	case err == nil:
+	case result.Stage == http1.StageDial, result.Stage == http1.StageWrite, result.Stage == http1.StageHead:
+		w.guard.unanswered(up, err)
 	}
 }
 
@@ -195,12 +244,12 @@ func statusCode(status int) string {
 
 // RefusalCodes returns the codes that [Guard.Refused] is called with.
 func RefusalCodes() []string {
-	return append(slices.Sorted(maps.Values(protocolCodes)), overloaded.code)
+	return append(slices.Sorted(maps.Values(protocolCodes)), overloaded.code, codeCORS, CodeProxyProtocol)
 }
 
 // FailureCodes returns the codes that [Guard.Failed] is called with.
 func FailureCodes() []string {
-	codes := []string{overloaded.code}
+	codes := []string{overloaded.code, codeFailover}
 	for f := range numFailures {
 		codes = append(codes, upstreamRefusal(f).code)
 	}

@@ -2,14 +2,12 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log"
 	"log/slog"
 	"net"
 	"net/http"
-	"net/url"
 	"runtime/debug"
 	"time"
 
@@ -35,8 +33,8 @@ type app struct {
 	registry *metrics.Registry
 	health   *metrics.Health
 	guard    *proxy.Guard
-	upstream *http1.Upstream
-	door     *proxy.HTTP
+
+	upstreams *upstreamSet
 
 	proxyServer   *http1.Server
 	proxyHTTP2    *proxy.HTTP2
@@ -45,6 +43,7 @@ type app struct {
 	metricsServer *http.Server
 
 	proxyListener, adminListener, metricsListener net.Listener
+	proxyTLS, adminTLS                            *proxy.ServerTLS // nil: cleartext
 }
 
 // The names of the listeners, in the order of their metrics.
@@ -88,6 +87,10 @@ func newApp(ctx context.Context, cfg *Config, log *slog.Logger, now func() time.
 
 // buildProxy makes the data plane.
 func (a *app) buildProxy() error {
+	var err error
+	if a.upstreams, err = newUpstreamSet(a.cfg); err != nil {
+		return err
+	}
 	rules, err := a.ruleset()
 	if err != nil {
 		return err
@@ -104,12 +107,8 @@ func (a *app) buildProxy() error {
 		}
 	}
 	t, l := a.cfg.Proxy.Timeouts, a.cfg.Proxy.Limits
-	target := a.cfg.upstreamURL()
-	upstreamTLS := &tls.Config{ServerName: target.Hostname(), MinVersion: tls.VersionTLS12}
-	a.upstream = newUpstream(target, upstreamTLS, t)
-	wire := proxy.NewWire(a.guard, a.upstream, proxy.WireOptions{MaxBodyBytes: int64(l.BodyBytes)})
-	a.door = proxy.NewHTTP(a.guard, target, upstreamTLS, proxy.Timeouts{Dial: t.Dial, ResponseHeader: t.ResponseHeader, Idle: t.Idle})
-	a.proxyHTTP2 = proxy.NewHTTP2(a.door, t.Header, t.Idle, int(l.HeaderBytes), a.log)
+	wire := proxy.NewWire(a.guard)
+	a.proxyHTTP2 = proxy.NewHTTP2(proxy.NewHTTP(a.guard), t.Header, t.Idle, int(l.HeaderBytes), a.log)
 	a.proxyServer = &http1.Server{
 		Handler: wire.Serve, HTTP2: a.proxyHTTP2.ServeConn, Refused: wire.Refuse, Panicked: a.panicked,
 		Limits:   http1.Limits{HeaderBytes: int(l.HeaderBytes), HeaderCount: l.HeaderCount, TargetBytes: int(l.URIBytes), Connections: l.Connections, ConnectionsPerSource: l.ConnectionsPerSource},
@@ -141,7 +140,14 @@ func (a *app) ruleset() (*proxy.Ruleset, error) {
 		return nil, faults[0]
 	}
 	a.vault.service.SetVocabulary(admin.Vocabulary{Scopes: policy.Scopes(), ResourceTypes: policy.ResourceTypes()})
-	return &proxy.Ruleset{Canon: rules, Policy: policy, Identity: headers, Observe: a.observer(policy)}, nil
+	routes, others, err := a.upstreams.routeOptions(a.cfg)
+	if err != nil {
+		return nil, err
+	}
+	return &proxy.Ruleset{
+		Canon: rules, Policy: policy, Identity: headers, Observe: a.observer(policy),
+		Routes: routes, Default: others, InFlight: a.cfg.Proxy.Limits.InFlight,
+	}, nil
 }
 
 // buildAdmin makes the listener of the token APIs.
@@ -155,7 +161,7 @@ func (a *app) buildAdmin() error {
 	a.adminHTTP2 = proxy.NewHTTP2(handler, t.Header, t.Idle, int(l.HeaderBytes), a.log)
 	a.adminServer = &http1.Server{
 		Handler: http1.Adapter(handler), HTTP2: a.adminHTTP2.ServeConn, Panicked: a.panicked,
-		Refused:  proxy.NewWire(a.guard, a.upstream, proxy.WireOptions{}).Refuse,
+		Refused:  proxy.NewWire(a.guard).Refuse,
 		Limits:   http1.Limits{HeaderBytes: int(l.HeaderBytes), HeaderCount: l.HeaderCount, TargetBytes: int(l.URIBytes)},
 		Timeouts: http1.Timeouts{Header: t.Header, Idle: t.Idle, Stall: orNever(t.Stall)},
 	}
@@ -164,59 +170,6 @@ func (a *app) buildAdmin() error {
 
 func (a *app) panicked(recovered any) {
 	a.log.Error("a request made the program panic; its connection was closed, all others go on: please report this", "panic", fmt.Sprint(recovered), "stack", string(debug.Stack()))
-}
-
-// newUpstream is the pool of connections to the API behind.
-func newUpstream(target *url.URL, config *tls.Config, t TimeoutsConfig) *http1.Upstream {
-	dialer := &net.Dialer{Timeout: t.Dial}
-	address := target.Host
-	if target.Port() == "" {
-		address = net.JoinHostPort(target.Hostname(), map[string]string{"http": "80", "https": "443"}[target.Scheme])
-	}
-	dial := func(ctx context.Context) (net.Conn, error) { return dialer.DialContext(ctx, "tcp", address) }
-	if target.Scheme == "https" {
-		tlsDialer := &tls.Dialer{NetDialer: dialer, Config: config}
-		dial = func(ctx context.Context) (net.Conn, error) { return tlsDialer.DialContext(ctx, "tcp", address) }
-	}
-	return &http1.Upstream{Dial: dial, MaxIdle: 1024, IdleTimeout: t.Idle, DialTimeout: t.Dial, HeaderTimeout: orNever(t.ResponseHeader)}
-}
-
-// bind opens the listeners, so that a taken port is told before anything runs.
-func (a *app) bind(ctx context.Context) error {
-	for _, l := range []struct {
-		key, address string
-		tls          TLSConfig
-		listener     *net.Listener
-	}{
-		{"proxy.listen", a.cfg.Proxy.Listen, a.cfg.Proxy.TLS, &a.proxyListener},
-		{"admin.listen", a.cfg.Admin.Listen, a.cfg.Admin.TLS, &a.adminListener},
-		{"metrics.listen", a.cfg.Metrics.Listen, TLSConfig{}, &a.metricsListener},
-	} {
-		ln, err := new(net.ListenConfig).Listen(ctx, "tcp", l.address)
-		if err != nil {
-			return fmt.Errorf("%s: %w\nIf the port is taken, find by whom with `ss -ltnp`, or choose another", l.key, err)
-		}
-		*l.listener = ln
-		if !l.tls.Enabled() {
-			continue
-		}
-		cert, err := tls.LoadX509KeyPair(l.tls.CertFile, l.tls.KeyFile)
-		if err != nil {
-			return fmt.Errorf("%s: read certificate: %w", l.key, err)
-		}
-		*l.listener = tls.NewListener(ln, &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}})
-	}
-	return nil
-}
-
-func (a *app) closeListeners() error {
-	var errs []error
-	for _, l := range []net.Listener{a.proxyListener, a.adminListener, a.metricsListener} {
-		if l != nil {
-			errs = append(errs, l.Close())
-		}
-	}
-	return errors.Join(errs...)
 }
 
 // run serves until ctx ends or a listener fails, then drains and closes.
@@ -236,7 +189,7 @@ func (a *app) run(ctx context.Context) error {
 	a.registry.Reload.Succeeded(a.now())
 	a.log.Info("tokenward is ready",
 		"proxy", a.proxyListener.Addr().String(), "admin", a.adminListener.Addr().String(), "metrics", a.metricsListener.Addr().String(),
-		"upstream", a.cfg.Proxy.Upstream, "routes", len(a.cfg.Routes), "version", readBuildInfo().Version)
+		"upstream", []string(a.cfg.Proxy.Upstream), "routes", len(a.cfg.Routes), "version", readBuildInfo().Version)
 	var err error
 	select {
 	case <-ctx.Done():
@@ -266,8 +219,7 @@ func (a *app) shutdown() error {
 		_, _, _, _ = a.proxyHTTP2.Close(), a.adminHTTP2.Close(), a.proxyServer.Close(), a.adminServer.Close()
 	}
 	_ = a.metricsServer.Close()
-	a.upstream.Close()
-	a.door.Close()
+	a.upstreams.closeIdle()
 	if err := a.vault.close(); err != nil {
 		return fmt.Errorf("close store: %w", err)
 	}
@@ -280,8 +232,10 @@ func (a *app) buildMetrics() {
 	a.registry.WatchStore(a.storeStats)
 	a.registry.WatchCache(a.cacheStats)
 	a.registry.WatchAudit(a.auditStats)
+	a.registry.WatchUpstreams(a.upstreams.stats)
 	a.health.Watch("store", a.checkStore)
 	a.health.Watch("audit", a.checkAudit)
+	a.health.Watch("upstreams", a.upstreams.check)
 	a.metricsServer = &http.Server{
 		Handler:           metrics.NewMux(a.registry, a.health, metrics.MuxOptions{PProf: a.cfg.Metrics.PProf, Log: a.log}),
 		ReadHeaderTimeout: 10 * time.Second,

@@ -41,7 +41,7 @@ func TestCheckListsRoutes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := `config is fine: 5 routes, 0 warnings
+	want := `config is fine: 7 routes, 0 warnings
 
  LINE  METHODS   PATH                              ASKS FOR
 `
@@ -58,6 +58,8 @@ func TestCheckListsRoutes(t *testing.T) {
 		"* /accounts/{account}/cards/{card} scope cards or cards-write, resource card:{card} or account:{account}",
 		"GET /statements/{account} scope statements, the token's account in {account}",
 		"POST /files/{account}/search/{name} scope files, resource account:{account}, read access, relaxes encoded_percent",
+		"POST /reports/{account} scope reports, resource account:{account}",
+		"GET,POST /app/{path...} scope app",
 	}
 	if diff := cmp.Diff(wantRows, rows); diff != "" {
 		t.Errorf("routes (-want +got):\n%s", diff)

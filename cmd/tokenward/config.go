@@ -5,6 +5,8 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"slices"
+	"strings"
 	"time"
 
 	"tokenward/admin"
@@ -297,8 +299,34 @@ func (c *Config) canonOptions() canon.Options {
 		ClientAddress:  c.Proxy.ClientAddress,
 		Credentials:    c.Proxy.Credentials,
 		Sets:           sets,
+		Removes:        c.unusedIdentityNames(),
 		MaxTargetBytes: int(c.Proxy.Limits.URIBytes),
 	}
+}
+
+// unusedIdentityNames are the default names of identity headers that the
+// configuration turned off or renamed. They are removed all the same: an
+// upstream may still believe them. One that carries a credential is removed as
+// that.
+func (c *Config) unusedIdentityNames() []string {
+	_, used := c.Proxy.Identity.sets()
+	used = append(used, c.Proxy.Credentials...)
+	_, names := defaultConfig().Proxy.Identity.sets()
+	return slices.DeleteFunc(names, func(name string) bool {
+		return slices.ContainsFunc(used, func(o string) bool { return foldHeader(o) == foldHeader(name) })
+	})
+}
+
+// foldHeader is a header name as a backend may read it: letters and digits in
+// one case, all else alike.
+func foldHeader(name string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r >= 'a' && r <= 'z', r >= '0' && r <= '9':
+			return r
+		}
+		return '_'
+	}, strings.ToLower(name))
 }
 
 // adminCanonOptions are the rules by which admin.listen reads requests.

@@ -42,7 +42,6 @@ var notBuilt = map[string]string{
 // notBuiltValues are values that keys of this version do not take yet, by key.
 var notBuiltValues = map[string][]string{
 	"enforce.mode": {"observe"},
-	"admin.mount":  {"unit", "fynn", "mailtrap", "native"},
 	"log.requests": {"denied", "all"},
 }
 

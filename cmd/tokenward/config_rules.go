@@ -116,7 +116,7 @@ func (d *decoder) checkCanon(c *Config) {
 	keys, _ := c.Proxy.Identity.sets()
 	proxy := c.canonOptions()
 	if !d.sound("proxy.identity") {
-		proxy.Sets = nil
+		proxy.Sets, proxy.Removes = nil, nil
 	}
 	if !d.sound("proxy.client_address") || !slices.Contains(choices["proxy.client_address"], c.Proxy.ClientAddress) {
 		proxy.ClientAddress = ""

@@ -321,6 +321,8 @@ func showDefault(v reflect.Value) string {
 		return x
 	case []string:
 		return "[" + strings.Join(x, ", ") + "]"
+	case upstreamList:
+		return strings.Join(x, ", ")
 	}
 	return fmt.Sprint(v.Interface())
 }
@@ -389,10 +391,10 @@ func TestDidYouMean(t *testing.T) {
 		{"proxy:\n  lisen: x\n", "did you mean listen?"},
 		{"proxy:\n  trustedproxies: []\n", "did you mean trusted_proxies?"},
 		{"proxy:\n  client-address: forwarded\n", "did you mean client_address?"},
-		{"proxy:\n  zzz: x\n", "keys here: client_address, credentials, identity, limits, listen, timeouts, tls, trusted_proxies, upstream"},
-		{"upstream: x\n", "it is a key of proxy; keys here: admin, "},
+		{"proxy:\n  zzz: x\n", "keys here: client_address, credentials, identity, limits, listen, proxy_protocol_from, timeouts, tls, trusted_proxies, upstream, upstream_tls"},
+		{"upstream: x\n", "it is a key of proxy or routes[]; keys here: admin, "},
 		{"path: x\n", "it is a key of audit or tokenstore; keys here: "},
-		{"proxy:\n  stall: 1s\n", "it is a key of proxy.timeouts; keys here: "},
+		{"proxy:\n  stall: 1s\n", "it is a key of proxy.timeouts or routes[].timeouts; keys here: "},
 		{"routes:\n  - match: GET /\n    scope: [a]\n", "did you mean scopes?"},
 		{"enforce:\n  mode: enforced\n", "did you mean enforce?"},
 		{"log:\n  level: warning\n", "write debug, info, warn or error"},
@@ -514,7 +516,7 @@ func TestUpstreams(t *testing.T) {
 	for upstream, want := range map[string]bool{
 		"http://127.0.0.1:3000": true, "https://api.internal": true, "http://[::1]:3000/": true, "http://api": true,
 		"api:3000": false, "127.0.0.1:3000": false, "//api": false, "http://": false, "http://:80": false, "http://api:0": false, "http://api:99999": false, "http://api:": false,
-		"ftp://api": false, "h2c://api": false, "http://api/v1": false, "http://api?a=b": false, "http://api?": false, "http://api#x": false, "http://api#": false, "http://u@api": false, "http://u:p@api": false,
+		"ftp://api": false, "h2c://api": true, "h2c://127.0.0.1:8080": false, "http://api/v1": false, "http://api?a=b": false, "http://api?": false, "http://api#x": false, "http://api#": false, "http://u@api": false, "http://u:p@api": false,
 		"http://a b": false, "http://a%41": false, "unix:///run/api": false, "": false, "HTTP://api": true,
 		"http://127.0.0.1:8080": false, "http://localhost:8080": false, "http://127.0.0.1:8081": false, "http://[::1]:8080": true,
 	} {
@@ -522,8 +524,11 @@ func TestUpstreams(t *testing.T) {
 		if (err == nil) != want {
 			t.Errorf("%q: got %v", upstream, err)
 		}
-		if err == nil && (c.upstreamURL().Host == "" || c.upstreamURL().Path != "") {
-			t.Errorf("%q becomes %v", upstream, c.upstreamURL())
+		if err != nil {
+			continue
+		}
+		if u := upstreamURL(c.Proxy.Upstream[0]); len(c.Proxy.Upstream) != 1 || u.Host == "" || u.Path != "" {
+			t.Errorf("%q becomes %v", upstream, u)
 		}
 	}
 }
@@ -685,6 +690,30 @@ func FuzzConfig(f *testing.F) {
 		if c.Admin.Listen != "" && !loopback(c.Admin.Listen) && !c.Admin.TLS.Enabled() && !c.Admin.Insecure {
 			t.Fatal("the admin listener is exposed")
 		}
-		_ = c.upstreamURL()
+		if _, err := newUpstreamSet(c); err != nil && !c.Proxy.UpstreamTLS.used() {
+			t.Fatalf("accepted upstreams are refused: %v", err)
+		}
 	})
+}
+
+// TestHeaderThatIsOffIsStillRemoved holds that nobody can say who he is in a
+// header that an upstream was used to believe.
+func TestHeaderThatIsOffIsStillRemoved(t *testing.T) {
+	for _, c := range []struct {
+		text string
+		want []string
+	}{
+		{"proxy: {}\n", nil},
+		{"proxy:\n  identity: {name: off, scopes: X-Rights}\n", []string{"X-Token-Name", "X-Token-Scopes"}},
+		{"proxy:\n  identity: {id: off, account: x-token-id}\n", []string{"X-Token-Account"}},
+		{"proxy:\n  credentials: [x_token.id]\n  identity: {id: off, owner: off}\n", []string{"X-Token-Owner"}},
+	} {
+		o := mustParse(t, c.text).canonOptions()
+		if !slices.Equal(o.Removes, c.want) {
+			t.Errorf("%q removes %v, want %v", c.text, o.Removes, c.want)
+		}
+		if _, err := canon.NewRules(o); err != nil {
+			t.Errorf("%q: %v", c.text, err)
+		}
+	}
 }

@@ -241,7 +241,7 @@ func TestSidecarManifestKeepsItsPromises(t *testing.T) {
 	if !loopback(cfg.Admin.Listen) {
 		t.Error("the token APIs are not for other pods")
 	}
-	if up := cfg.upstreamURL(); !loopback(up.Host) {
+	if up := upstreamURL(cfg.Proxy.Upstream[0]); !loopback(up.Host) {
 		t.Errorf("the app is on the pod's loopback, not on %s", up)
 	}
 	if pod.Automount == nil || *pod.Automount || !pod.SecurityContext.RunAsNonRoot || pod.SecurityContext.FSGroup == 0 {

@@ -1,0 +1,103 @@
+package main
+
+import (
+	"fmt"
+
+	"tokenward/metrics"
+	"tokenward/proxy"
+)
+
+// upstreamSet are the servers of the API behind, each once however many routes
+// name it: they share its connections and its health.
+type upstreamSet struct {
+	tls   *proxy.ClientTLS // nil: the system's authorities
+	names []string         // in the order of the configuration
+	byURL map[string]*proxy.Upstream
+}
+
+// newUpstreamSet makes what the configuration names.
+func newUpstreamSet(cfg *Config) (*upstreamSet, error) {
+	s := &upstreamSet{byURL: make(map[string]*proxy.Upstream)}
+	if t := cfg.Proxy.UpstreamTLS; t.used() {
+		var err error
+		if s.tls, err = proxy.NewClientTLS(proxy.ClientTLSFiles(t)); err != nil {
+			return nil, fmt.Errorf("proxy.upstream_tls: %w", err)
+		}
+	}
+	timeouts := proxy.Timeouts{Dial: cfg.Proxy.Timeouts.Dial, Idle: cfg.Proxy.Timeouts.Idle}
+	for _, raw := range cfg.allUpstreams() {
+		target := upstreamURL(raw)
+		if s.byURL[target.String()] != nil {
+			continue
+		}
+		u, err := proxy.NewUpstream(target, s.tls, timeouts)
+		if err != nil {
+			return nil, err
+		}
+		s.byURL[target.String()] = u
+		s.names = append(s.names, target.String())
+	}
+	return s, nil
+}
+
+// list is the order of preference of those URLs; nil for none.
+func (s *upstreamSet) list(urls upstreamList) (*proxy.Upstreams, error) {
+	if len(urls) == 0 {
+		return nil, nil //nolint:nilnil // a route without upstreams of its own has those of proxy
+	}
+	var all []*proxy.Upstream
+	for _, raw := range urls {
+		all = append(all, s.byURL[upstreamURL(raw).String()])
+	}
+	return proxy.NewUpstreams(all...)
+}
+
+// closeIdle closes unused connections.
+func (s *upstreamSet) closeIdle() {
+	for _, u := range s.byURL {
+		u.CloseIdle()
+	}
+}
+
+// stats says which upstreams are held to be fit.
+func (s *upstreamSet) stats() []metrics.UpstreamStats {
+	out := make([]metrics.UpstreamStats, len(s.names))
+	for i, name := range s.names {
+		out[i] = metrics.UpstreamStats{Name: name, Up: s.byURL[name].Up()}
+	}
+	return out
+}
+
+// check warns when upstreams are left out. The program is fit to serve
+// nevertheless: not to be asked any more would help nobody.
+func (s *upstreamSet) check() (metrics.State, string) {
+	down, first := 0, ""
+	for _, name := range s.names {
+		if !s.byURL[name].Up() {
+			if down == 0 {
+				first = name
+			}
+			down++
+		}
+	}
+	if down == 0 {
+		return metrics.Passing, ""
+	}
+	return metrics.Warning, fmt.Sprintf("%d of %d upstreams did not answer several times in a row, %s first: are they running?", down, len(s.names), first)
+}
+
+// routeOptions say how the requests of each route travel, and those of all.
+func (s *upstreamSet) routeOptions(cfg *Config) (routes []proxy.RouteOptions, others proxy.RouteOptions, err error) {
+	others = cfg.defaultRouteOptions()
+	if others.Upstreams, err = s.list(cfg.Proxy.Upstream); err != nil {
+		return nil, others, fmt.Errorf("proxy.upstream: %w", err)
+	}
+	routes = make([]proxy.RouteOptions, len(cfg.Routes))
+	for i := range cfg.Routes {
+		routes[i] = cfg.Routes[i].routeOptions(cfg)
+		if routes[i].Upstreams, err = s.list(cfg.Routes[i].Upstream); err != nil {
+			return nil, others, fmt.Errorf("routes[%d].upstream: %w", i, err)
+		}
+	}
+	return routes, others, nil
+}

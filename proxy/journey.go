@@ -1,0 +1,296 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptrace"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"tokenward/proxy/http1"
+)
+
+// patience ends the wait for a client or an upstream that does nothing. One timer
+// serves a whole request; each step says how long the next one may take.
+type patience struct {
+	stall  time.Duration
+	cancel context.CancelCauseFunc
+	client *http.ResponseController // nil: the client's side is somebody else's
+
+	mu      sync.Mutex // guards what follows; held for moments only
+	timer   *time.Timer
+	phase   phase
+	ended   bool
+	expired bool
+}
+
+type phase uint8
+
+const (
+	phaseSending   phase = iota // the request's body is on its way
+	phaseWaiting                // for the head of the answer
+	phaseAnswering              // the answer is on its way
+)
+
+var errImpatient = errors.New("nothing moved for too long")
+
+func newPatience(stall time.Duration, cancel context.CancelCauseFunc) *patience {
+	return &patience{stall: stall, cancel: cancel}
+}
+
+// moved notes progress in a body: of the request's, or once there is an answer of
+// either.
+func (p *patience) moved() { p.arm(nil, p.stall) }
+
+// wait begins the wait for the head of an answer, unless that is here.
+func (p *patience) wait(d time.Duration) {
+	p.arm(func() bool { return p.phase != phaseAnswering }, d, phaseWaiting)
+}
+
+// answering notes that the head of the answer is here.
+func (p *patience) answering() { p.arm(nil, p.stall, phaseAnswering) }
+
+// arm lets d pass from now on, less than zero forever; next is the phase that
+// begins. Nothing happens unless ok, which may be nil.
+func (p *patience) arm(ok func() bool, d time.Duration, next ...phase) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ended || ok != nil && !ok() {
+		return
+	}
+	for _, one := range next {
+		p.phase = one
+	}
+	switch {
+	case d <= 0:
+		if p.timer != nil {
+			p.timer.Stop()
+		}
+	case p.timer == nil:
+		p.timer = time.AfterFunc(d, p.expire)
+	default:
+		p.timer.Reset(d)
+	}
+}
+
+// expire is called by the timer: it ends what is waited for. The writing side of
+// a client that has no answer yet stays usable, to tell it.
+func (p *patience) expire() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ended {
+		return
+	}
+	p.expired = true
+	if p.client != nil {
+		if p.phase != phaseWaiting {
+			_ = p.client.SetReadDeadline(past) // a stream that is gone waits for nothing
+		}
+		if p.phase == phaseAnswering {
+			_ = p.client.SetWriteDeadline(past) // likewise
+		}
+	}
+	p.cancel(errImpatient)
+}
+
+// end stops the timer for good, and reports whether it had expired.
+func (p *patience) end() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ended = true
+	if p.timer != nil {
+		p.timer.Stop()
+	}
+	return p.expired
+}
+
+var past = time.Unix(1, 0)
+
+// sendingBody is the body of a request as it is read for the upstream.
+type sendingBody struct {
+	in, out *http.Request
+	journey *journey
+	body    io.ReadCloser
+	size    int64
+	touched atomic.Bool // something may have been read
+
+	mu  sync.Mutex // guards err
+	err error      // what the client's side failed with
+}
+
+var errBodyTooLarge = errors.New("the request's body is larger than allowed")
+
+// Read implements io.Reader.
+func (b *sendingBody) Read(p []byte) (int, error) {
+	b.touched.Store(true)
+	b.journey.patience.moved()
+	n, err := b.body.Read(p)
+	b.size += int64(n)
+	bound := b.journey.lane.bodyBytes
+	switch {
+	case bound > 0 && b.size > bound:
+		n, err = 0, errBodyTooLarge
+		b.fail(err)
+	case err == io.EOF: //nolint:errorlint // io.Reader gives it bare
+		for name := range b.out.Trailer {
+			b.out.Trailer[name] = b.in.Trailer[name]
+		}
+		b.journey.patience.wait(b.journey.lane.responseHeader)
+	case err != nil:
+		b.fail(err)
+	}
+	return n, err
+}
+
+// Close implements io.Closer. The server ends the client's side by itself.
+func (b *sendingBody) Close() error { return nil }
+
+func (b *sendingBody) fail(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.err = err
+}
+
+// failed is what the client's side failed with, nil if it did not.
+func (b *sendingBody) failed() error {
+	if b == nil {
+		return nil
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.err
+}
+
+var bodyTooLarge = protocolRefusal(&http1.ProtocolError{Status: http.StatusRequestEntityTooLarge, Code: "body_bytes"})
+
+// bodyRefusal is the answer to a request whose body was at fault.
+func bodyRefusal(err error) refusal {
+	switch {
+	case errors.Is(err, errBodyTooLarge):
+		return bodyTooLarge
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return protocolRefusal(&http1.ProtocolError{Status: http.StatusRequestTimeout, Code: "body_timeout"})
+	}
+	return requestRefusal(err)
+}
+
+// answerBody is the body of an upstream's answer as it is read for the client.
+type answerBody struct {
+	io.ReadCloser
+	response *http.Response
+	journey  *journey
+	guard    *Guard
+}
+
+// Read implements io.Reader.
+func (b *answerBody) Read(p []byte) (int, error) {
+	b.journey.patience.moved()
+	n, err := b.ReadCloser.Read(p)
+	b.journey.patience.moved()
+	switch {
+	case err == io.EOF: //nolint:errorlint // io.Reader gives it bare
+		b.filterTrailer()
+	case err != nil && !b.clientGone():
+		b.guard.countFailure(codeUpstreamBroke, b.journey.passage, err)
+	}
+	return n, err
+}
+
+// clientGone reports whether the exchange was ended from the client's side.
+func (b *answerBody) clientGone() bool {
+	ctx := b.response.Request.Context()
+	return ctx.Err() != nil && context.Cause(ctx) != errImpatient //nolint:errorlint // it is set as it is
+}
+
+// filterTrailer removes the trailers that must not pass. It is done before the
+// answer begins, for those that are announced, and at its end for all.
+func (b *answerBody) filterTrailer() {
+	for name := range b.response.Trailer {
+		if b.journey.rules.Canon.ForbiddenTrailer([]byte(name)) {
+			delete(b.response.Trailer, name)
+		}
+	}
+}
+
+// sender sends requests to the upstreams of their lane, one after the other until
+// one takes it.
+type sender struct{ guard *Guard }
+
+// RoundTrip implements http.RoundTripper.
+func (s sender) RoundTrip(r *http.Request) (*http.Response, error) {
+	j := journeyOf(r.Context())
+	us := j.lane.upstreams
+	var a attempt
+	up := a.next(us, j.started)
+	if up == nil {
+		return nil, errNoUpstream
+	}
+	for {
+		if j.sending == nil {
+			j.patience.wait(j.lane.responseHeader)
+		} else {
+			j.patience.moved()
+		}
+		resp, heard, err := s.try(r, up, len(us.list) > 1)
+		if err == nil {
+			j.patience.answering()
+			s.guard.answered(up)
+			return resp, nil
+		}
+		_, dialing := errors.AsType[dialError](err)
+		switch {
+		case j.sending.failed() != nil, r.Context().Err() != nil && context.Cause(r.Context()) != errImpatient: //nolint:errorlint // it is set as it is
+			return nil, err // that was the client
+		default:
+			s.guard.unanswered(up, err)
+		}
+		if !mayGoElsewhere(r, j, dialing, heard) {
+			return nil, err
+		}
+		next := a.next(us, s.guard.Now())
+		if next == nil {
+			return nil, err
+		}
+		s.guard.countFailover(up, j.passage, err)
+		up = next
+	}
+}
+
+// try sends the request to one upstream. heard says whether a byte of an answer
+// came; it is looked at only where asked for.
+func (s sender) try(r *http.Request, up *Upstream, listen bool) (resp *http.Response, heard bool, err error) {
+	ctx := r.Context()
+	var first atomic.Bool
+	if listen {
+		ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotFirstResponseByte: func() { first.Store(true) }})
+	}
+	out := r.WithContext(ctx)
+	u := *r.URL
+	u.Scheme, u.Host = up.target.Scheme, up.target.Host
+	if u.Scheme == "h2c" {
+		u.Scheme = "http"
+	}
+	out.URL = &u
+	resp, err = up.transport.RoundTrip(out)
+	return resp, first.Load(), err
+}
+
+// mayGoElsewhere reports whether a request that got no answer reached nobody, or
+// may reach somebody twice (RFC 9110 section 9.2.2).
+func mayGoElsewhere(r *http.Request, j *journey, dialing, heard bool) bool {
+	if r.Context().Err() != nil || j.sending != nil && j.sending.touched.Load() {
+		return false
+	}
+	if dialing {
+		return true
+	}
+	switch r.Method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodPut, http.MethodDelete:
+		return !heard
+	}
+	return false
+}
