@@ -24,7 +24,8 @@ type Edit struct {
 	// the upstream switch to it. h2c never passes.
 	Upgrade bool
 	// KeepTrailer reports whether a trailer field is forwarded, in either
-	// direction. If nil, all are; those that RFC 9110 §6.5.1 forbids never are.
+	// direction. If nil, all are; those that RFC 9110 §6.5.1 forbids never are. It
+	// may be called from two goroutines at once, and must not panic.
 	KeepTrailer func(name []byte) bool
 	// Answer is called with the head of the final answer, or of the switch to
 	// another protocol, before it is sent on. It may drop and add fields.

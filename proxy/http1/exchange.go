@@ -64,6 +64,7 @@ func (x *Exchange) begin(c *conn) {
 // next request.
 func (x *Exchange) end() {
 	c := x.c
+	x.fwd.release(false) // after a panic of the caller's in the middle of Forward
 	c.mu.Lock()
 	c.exchange.Add(1)
 	c.cancel = nil

@@ -810,8 +810,8 @@ func (f *forward) moreAnswer() error {
 // it cannot.
 func (f *forward) spliceAnswer() (ok bool, err error) {
 	b := &f.x.answer
-	moved, ok, srcErr, dstErr := f.c.splice(f.c.raw, f.pc.raw, b.left, func() { f.c.arm(f.stall()) })
-	b.left -= moved
+	took, moved, ok, srcErr, dstErr := f.c.splice(f.c.raw, f.pc.raw, b.left, func() { f.c.arm(f.stall()) })
+	b.left -= took
 	b.done = b.left == 0
 	f.result.ResponseBytes += moved
 	switch {
@@ -951,8 +951,8 @@ func (x *Exchange) pumpPieces(pc *upConn, stall time.Duration) (pumpSide, error)
 // if it cannot.
 func (x *Exchange) pumpSplice(pc *upConn, stall time.Duration) (ok bool, side pumpSide, err error) {
 	c, b := x.c, &x.body
-	moved, ok, srcErr, dstErr := c.splice(pc.raw, c.raw, b.left, func() { c.arm(stall) })
-	b.left -= moved
+	took, moved, ok, srcErr, dstErr := c.splice(pc.raw, c.raw, b.left, func() { c.arm(stall) })
+	b.left -= took // also what the upstream did not take: it must not be waited for
 	b.done = b.left == 0
 	x.pump.bytes += moved
 	switch {

@@ -50,6 +50,12 @@ type Answer struct {
 // Server speaks HTTP/1.0 and HTTP/1.1 with clients. Set the fields before the
 // first use and leave them alone afterwards. All methods are safe for
 // concurrent use.
+//
+// A connection that is wrapped around TCP and leaves its bytes as they are, such
+// as one that has read a PROXY protocol header and gives another RemoteAddr, is
+// served as fast as TCP if it has a method TCPConn() *net.TCPConn. The engine
+// calls RemoteAddr first, in the connection's goroutine, then TCPConn, and
+// from then on reads and writes what that gives; nil stands for "not now".
 type Server struct {
 	// Handler is called for each request, in the connection's goroutine. It
 	// answers through the exchange before it returns, and keeps nothing of it.

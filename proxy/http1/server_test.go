@@ -598,3 +598,56 @@ func TestManyIdleConnectionsGiveUpTheirGoroutines(t *testing.T) {
 		c.send(get).want("GET", 200, "ok")
 	}
 }
+
+// announced is a connection that has another peer, as after a PROXY protocol
+// header.
+type announced struct {
+	net.Conn
+	tcp *net.TCPConn
+}
+
+func (a announced) RemoteAddr() net.Addr  { return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 7), Port: 9} }
+func (a announced) TCPConn() *net.TCPConn { return a.tcp }
+
+// wrapped is a connection that hides its socket.
+type wrapped struct{ net.Conn }
+
+func TestWrappedConnections(t *testing.T) {
+	settled(t)
+	for name, wrap := range map[string]func(net.Conn) net.Conn{
+		"announced": func(nc net.Conn) net.Conn { return announced{nc, nc.(*net.TCPConn)} },
+		"hidden":    func(nc net.Conn) net.Conn { return wrapped{nc} },
+		"replayed":  func(nc net.Conn) net.Conn { return &replayConn{Conn: nc, read: []byte("GET /")} },
+	} {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := &Server{Handler: func(x *Exchange) {
+			_ = x.Respond(200, nil, []byte(x.Peer().Addr().String()+" "+string(x.Request().Target)))
+		}}
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			nc, err := l.Accept()
+			if err != nil {
+				return
+			}
+			s.ServeConn(wrap(nc))
+		}()
+		c := dial(t, l.Addr().String())
+		switch name {
+		case "replayed":
+			c.send("x HTTP/1.1\r\nHost: h\r\n\r\n").want("GET", 200, "127.0.0.1 /x")
+		case "announced":
+			c.send(get).want("GET", 200, "192.0.2.7 /")
+		default:
+			c.send(get).want("GET", 200, "127.0.0.1 /")
+		}
+		c.send(get)
+		c.answer("GET")
+		_ = c.nc.Close()
+		<-done
+		_ = l.Close()
+	}
+}

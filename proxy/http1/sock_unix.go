@@ -7,30 +7,30 @@ import (
 	"syscall"
 )
 
-// socketOf gives the raw connection and the TCP connection that nc is, or is
-// wrapped around; nil where there is none.
+// socketOf gives the socket that nc is made of, to ask what has become of the
+// peer, and the TCP connection whose bytes are those of nc; nil where there is
+// none.
 func socketOf(nc net.Conn) (syscall.RawConn, *net.TCPConn) {
-	for nc != nil {
-		switch v := nc.(type) {
-		case *net.TCPConn:
-			raw, err := v.SyscallConn()
-			if err != nil {
-				return nil, nil
-			}
-			return raw, v
-		case interface{ TCPConn() *net.TCPConn }:
-			nc = v.TCPConn()
-		case interface{ NetConn() net.Conn }:
-			nc = v.NetConn()
-		case syscall.Conn: // a Unix socket
-			raw, err := v.SyscallConn()
-			if err != nil {
-				return nil, nil
-			}
-			return raw, nil
-		default:
-			return nil, nil
+	switch v := nc.(type) {
+	case *net.TCPConn:
+		return rawOf(v), v
+	case interface{ TCPConn() *net.TCPConn }:
+		if tcp := v.TCPConn(); tcp != nil {
+			return rawOf(tcp), tcp
 		}
+	case interface{ NetConn() net.Conn }: // TLS, or another layer that changes the bytes
+		raw, _ := socketOf(v.NetConn())
+		return raw, nil
+	case syscall.Conn: // a Unix socket
+		return rawOf(v), nil
 	}
 	return nil, nil
+}
+
+func rawOf(c syscall.Conn) syscall.RawConn {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	return raw
 }

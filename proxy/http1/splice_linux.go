@@ -71,33 +71,34 @@ func (p *pipe) close() {
 
 // splice moves n bytes from socket to socket inside the kernel, as long as each
 // side makes progress within stall. ok is false, and nothing was moved, where
-// that cannot be done. moved counts what dst took.
-func (c *conn) splice(dst, src syscall.RawConn, n int64, stall func()) (moved int64, ok bool, srcErr, dstErr error) {
+// that cannot be done. took counts what left src, moved what dst took of that.
+func (c *conn) splice(dst, src syscall.RawConn, n int64, stall func()) (took, moved int64, ok bool, srcErr, dstErr error) {
 	p := c.srv.takePipe()
 	if p == nil {
-		return 0, false, nil, nil
+		return 0, 0, false, nil, nil
 	}
 	defer c.srv.putPipe(p)
-	for moved < n {
+	for took < n {
 		stall()
 		if srcErr = c.spliceStep(src.Read, func(fd uintptr) (int64, error) {
-			return unix.Splice(int(fd), nil, p.w, nil, int(min(n-moved, pipeBytes)), unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK) // #nosec G115 -- descriptors are small
+			return unix.Splice(int(fd), nil, p.w, nil, int(min(n-took, pipeBytes)), unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK) // #nosec G115 -- descriptors are small
 		}, &p.held); srcErr != nil {
-			return moved, true, srcErr, nil
+			return took, moved, true, srcErr, nil
 		}
+		took += int64(p.held)
 		for p.held > 0 {
 			stall()
-			var took int
+			var out int
 			if dstErr = c.spliceStep(dst.Write, func(fd uintptr) (int64, error) {
 				return unix.Splice(p.r, nil, int(fd), nil, p.held, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK) // #nosec G115 -- descriptors are small
-			}, &took); dstErr != nil {
-				return moved, true, nil, dstErr
+			}, &out); dstErr != nil {
+				return took, moved, true, nil, dstErr
 			}
-			p.held -= took
-			moved += int64(took)
+			p.held -= out
+			moved += int64(out)
 		}
 	}
-	return moved, true, nil, nil
+	return took, moved, true, nil, nil
 }
 
 // spliceStep waits until one call moves something, and says how much.
