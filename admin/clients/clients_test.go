@@ -14,7 +14,6 @@ import (
 	"crypto/x509/pkix"
 	"encoding/json"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"io"
 	"math/big"
@@ -71,7 +70,7 @@ func TestVendorsOwnClientsWork(t *testing.T) {
 	} {
 		for _, listener := range []string{"admin", "proxy"} {
 			t.Run(client.script+" on the "+listener+" listener", func(t *testing.T) {
-				s := start(t, program)
+				s := start(t, program, config)
 				s.address = s.addresses[listener]
 				plain := s.make(`{"name":"plain","account":7,"owner":70,"scopes":["accounts","user:api-token:read","user:api-token:write"]}`)
 				poor := s.make(`{"name":"without scope","account":7,"owner":70,"scopes":["accounts"]}`)
@@ -97,8 +96,8 @@ func installed(t *testing.T) (node string) {
 	}
 	node, err := exec.LookPath("node")
 	npm, nerr := exec.LookPath("npm")
-	if err = errors.Join(err, nerr); err != nil {
-		give("the vendors' clients are not driven: Node and npm are needed (%v)", err)
+	if err != nil || nerr != nil {
+		give("the vendors' clients are not driven: that needs node and npm in PATH")
 	}
 	if upToDate() {
 		return node
@@ -137,9 +136,9 @@ type server struct {
 	root      string
 }
 
-// start runs the program with a new store until the test ends, and then expects
+// start runs the program with this configuration and a new store until the test ends, and then expects
 // it to end well.
-func start(t *testing.T, program string) *server {
+func start(t *testing.T, program, config string) *server {
 	t.Helper()
 	folder := t.TempDir()
 	if err := os.WriteFile(filepath.Join(folder, "tokenward.yaml"), []byte(config), 0o600); err != nil {
@@ -221,21 +220,32 @@ func (l *tail) text() string {
 // make makes a token by root through the native API and returns its secret.
 func (s *server) make(spec string) string {
 	s.t.Helper()
-	r, err := http.NewRequestWithContext(s.t.Context(), http.MethodPost, "http://"+s.addresses["admin"]+"/v1/tokens", strings.NewReader(spec))
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	r.Header.Set("Authorization", "Bearer "+s.root)
-	answer, err := http.DefaultClient.Do(r)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	defer answer.Body.Close() //nolint:errcheck // it was only read
-	var made struct{ Token, Detail string }
-	if err := json.NewDecoder(answer.Body).Decode(&made); err != nil || made.Token == "" {
-		s.t.Fatalf("%s: %v %s", answer.Status, err, made.Detail)
+	status, body := s.call("admin", s.root, http.MethodPost, "/v1/tokens", spec)
+	var made struct{ Token string }
+	if err := json.Unmarshal(body, &made); err != nil || made.Token == "" {
+		s.t.Fatalf("%d: %s", status, body)
 	}
 	return made.Token
+}
+
+// call makes one request on a listener.
+func (s *server) call(listener, secret, method, target, body string) (status int, answer []byte) {
+	s.t.Helper()
+	r, err := http.NewRequestWithContext(s.t.Context(), method, "http://"+s.addresses[listener]+target, strings.NewReader(body))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	r.Header.Set("Authorization", "Bearer "+secret)
+	got, err := http.DefaultClient.Do(r)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer got.Body.Close() //nolint:errcheck // it was only read
+	answer, err = io.ReadAll(got.Body)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return got.StatusCode, answer
 }
 
 // run runs a script to its end, and expects it to tell of each step once.
