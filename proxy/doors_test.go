@@ -52,7 +52,7 @@ type world struct {
 type upstream struct {
 	url  *url.URL
 	mu   sync.Mutex
-	seen []string // request heads and bodies, one each
+	seen []string // requests with their bodies as they came, one each
 }
 
 func newUpstream(t testing.TB) *upstream {
@@ -85,10 +85,9 @@ func (u *upstream) serve(nc net.Conn) {
 		if err != nil {
 			return
 		}
-		head := raw.String()
 		body, _ := io.ReadAll(req.Body)
 		u.mu.Lock()
-		u.seen = append(u.seen, head)
+		u.seen = append(u.seen, raw.String())
 		u.mu.Unlock()
 		if strings.HasPrefix(req.URL.Path, "/die") {
 			return
@@ -219,7 +218,8 @@ func (w *world) mint(t testing.TB, name string, change func(*tokenstore.Token)) 
 	}
 }
 
-// door is one way in. It returns the address that takes raw HTTP/1.1.
+// door is one way in. It returns the address that takes raw HTTP/1.1, or with a
+// scheme h2 or h2c before it, frames.
 type door struct {
 	name string
 	open func(t testing.TB, w *world) string
@@ -228,6 +228,8 @@ type door struct {
 var doors = []door{
 	{"wire", openWire},
 	{"net/http", openHTTP},
+	{"h2", openH2},
+	{"h2c", openH2C},
 }
 
 // enforceRules puts the world's rules in force, with its upstream where they name none.
@@ -283,9 +285,12 @@ func openHTTP(t testing.TB, w *world) string {
 	return s.Listener.Addr().String()
 }
 
-// ask sends raw bytes and reads one answer.
+// ask sends raw bytes, or frames that say the same, and reads one answer.
 func ask(t testing.TB, addr, raw string) (*http.Response, string) {
 	t.Helper()
+	if strings.Contains(addr, "://") {
+		return askH2(t, addr, raw)
+	}
 	nc, err := net.Dial("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
@@ -330,6 +335,7 @@ func TestEveryRowOfTheAnswerTable(t *testing.T) {
 		code      string
 		challenge string
 		before    func(w *world)
+		http1     bool // it cannot be said in HTTP/2
 	}{
 		{name: "no credential", raw: func(map[string]string) string { return get("/accounts/1") },
 			status: 401, code: "missing_token", challenge: `Bearer realm="tokenward"`},
@@ -362,7 +368,7 @@ func TestEveryRowOfTheAnswerTable(t *testing.T) {
 		}, status: 403, code: "resource_not_granted"},
 		{name: "upgrade needs write", raw: func(s map[string]string) string {
 			return get("/accounts/1/live", "Api-Token: "+s["account1"], "Connection: upgrade", "Upgrade: websocket")
-		}, status: 403, code: "resource_not_granted"},
+		}, status: 403, code: "resource_not_granted", http1: true},
 		{name: "no route", raw: func(s map[string]string) string { return get("/nothing", "Api-Token: "+s["full"]) },
 			status: 403, code: "no_route"},
 		{name: "rate", raw: func(s map[string]string) string { return get("/accounts/1", "Api-Token: "+s["limited"]) },
@@ -388,6 +394,9 @@ func TestEveryRowOfTheAnswerTable(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			eachDoor(t, canon.Options{}, func(t *testing.T, w *world, addr string) {
+				if c.http1 && strings.HasPrefix(addr, "h2") {
+					t.Skip("HTTP/2 has no such request")
+				}
 				if c.status == 429 {
 					if resp, _ := ask(t, addr, c.raw(w.secrets)); resp.StatusCode != 200 {
 						t.Fatalf("the first request: %d", resp.StatusCode)
@@ -488,6 +497,10 @@ func TestUpstreamSeesWhatWasJudged(t *testing.T) {
 		if resp.StatusCode != 200 || body != "hello body" || resp.Header.Get("X-Upstream") != "yes" {
 			t.Fatalf("%d %q", resp.StatusCode, body)
 		}
+		proto := "http"
+		if strings.HasPrefix(addr, "h2://") {
+			proto = "https"
+		}
 		seen := w.upstream.last()
 		if line, _, _ := strings.Cut(seen, "\r\n"); line != "POST /echo/a~/x?a=1&b=%41 HTTP/1.1" {
 			t.Errorf("request line %q", line)
@@ -498,7 +511,7 @@ func TestUpstreamSeesWhatWasJudged(t *testing.T) {
 		}
 		for name, want := range map[string][]string{
 			"X-Token-Id": {"1"}, "X-Token-Account": {"42"}, "X-Token-Owner": {"1"}, "X-Token-Name": {"full"}, "X-Token-Scopes": {"*"}, "X-Token-Resources": {"all"},
-			"X-Forwarded-For": {"127.0.0.1"}, "X-Forwarded-Proto": {"http"}, "X-Forwarded-Host": {"api.example"}, "X-Request-Id": {resp.Header.Get("X-Request-Id")},
+			"X-Forwarded-For": {"127.0.0.1"}, "X-Forwarded-Proto": {proto}, "X-Forwarded-Host": {"api.example"}, "X-Request-Id": {resp.Header.Get("X-Request-Id")},
 			"Authorization": nil, "X_token_account": nil, "X-Token.scopes": nil, "Forwarded": nil, "X-Real-Ip": nil, "X-Original-Url": nil,
 			"X-Http-Method-Override": nil, "Proxy-Authorization": nil, "Keep-Alive": nil, "Accept": {"text/*"}, "X-Kept": {"yes"}, "User-Agent": nil,
 		} {

@@ -75,6 +75,12 @@ func (h *HTTP) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	p := h.guard.enter()
 	defer h.guard.leave(p)
 	FillHead(&p.head, r)
+	if !lengthHolds(r) {
+		p.refusal = requestRefusal(nil)
+		h.guard.countRefusal(p.refusal.code)
+		h.refuse(w, r, p)
+		return
+	}
 	if !h.guard.judge(r.Context(), p) {
 		h.refuse(w, r, p)
 		return
@@ -147,6 +153,14 @@ func FillHead(dst *canon.Head, r *http.Request) {
 			dst.Fields = append(dst.Fields, canon.Field{Name: []byte(name), Value: []byte(value)})
 		}
 	}
+}
+
+// lengthHolds reports whether Content-Length says what net/http makes of it, which
+// in HTTP/2 overlooks a length without a body and takes one of several (RFC 9113
+// section 8.1.1).
+func lengthHolds(r *http.Request) bool {
+	lengths := r.Header["Content-Length"]
+	return len(lengths) == 0 || len(lengths) == 1 && lengths[0] == strconv.FormatInt(r.ContentLength, 10)
 }
 
 func (h *HTTP) refuse(w http.ResponseWriter, r *http.Request, p *passage) {
