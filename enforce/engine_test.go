@@ -186,6 +186,20 @@ func TestDecide(t *testing.T) {
 			if d.Allowed() != (c.want == Allowed) {
 				t.Fatalf("allowed: %v", d.Allowed())
 			}
+			q := canonical(t, c.method, c.target, bearer(secret))
+			explained, steps := e.Explain(t.Context(), e.policy, q, start)
+			asToken, _ := ExplainAs(e.policy, q, tokenstore.Match{Token: tok, Secret: &tok.Secrets[0]}, start)
+			if explained.Reason != c.want || asToken.Reason != c.want {
+				t.Errorf("explained as %v, by token as %v, want %v", explained.Reason, asToken.Reason, c.want)
+			}
+			for i, s := range steps {
+				if last := i == len(steps)-1; s.OK != (!last || explained.Allowed()) || s.Detail == "" {
+					t.Errorf("step %d of %d, %s: ok %v, %q", i+1, len(steps), s.Name, s.OK, s.Detail)
+				}
+				if strings.Contains(s.Detail, secret) {
+					t.Errorf("step %s shows the secret", s.Name)
+				}
+			}
 		})
 	}
 }
