@@ -838,37 +838,3 @@ func TestPanicInTheMiddleOfForwardLeavesNothingBehind(t *testing.T) {
 	_, _ = io.ReadAll(c.br)
 	waitFor(t, "the upstream's connection to be closed", func() bool { return pool.Open() == 0 })
 }
-
-// TestAbortedUploadKeepsItsPlaceInTheStream: the upstream answers and resets in
-// the middle of a body that the kernel copies. Bytes that were on their way are
-// consumed: the next request begins where the body ends, or there is none.
-func TestAbortedUploadKeepsItsPlaceInTheStream(t *testing.T) {
-	settled(t)
-	up := scripted(t, func(_ int, c *client) {
-		r, err := http.ReadRequest(c.br)
-		if err != nil {
-			return
-		}
-		_, _ = io.CopyN(io.Discard, r.Body, r.ContentLength/2)
-		c.reply("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-		_ = c.nc.(*net.TCPConn).SetLinger(0)
-	})
-	addr := start(t, &Server{Handler: forwarding(upstreamTo(t, up.addr()), nil), Timeouts: Timeouts{Header: time.Second}})
-	for range 40 {
-		c := dial(t, addr)
-		go io.WriteString(c.nc, "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 150000\r\n\r\n"+strings.Repeat("x", 150_000)+"HEAD / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
-		resp, body := c.answer("POST")
-		if resp.StatusCode != 502 && body != "ok" {
-			t.Fatalf("answer %d %q", resp.StatusCode, body)
-		}
-		if resp.Close {
-			continue
-		}
-		if next, err := http.ReadResponse(c.br, &http.Request{Method: "HEAD"}); err != nil {
-			t.Fatalf("kept open, but the next request had no answer: %v", err)
-		} else if next.StatusCode == 400 {
-			t.Fatal("part of a body was read as a request")
-		}
-		_ = c.nc.Close()
-	}
-}
