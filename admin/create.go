@@ -99,8 +99,8 @@ func (s *Service) judgeCreate(c Caller, spec *Spec) error {
 	if err != nil {
 		return err
 	}
-	if err := m.mayWrite(); err != nil {
-		return err
+	if err := m.mayWrite(); err != nil || spec.Once != nil {
+		return err // what was answered before may not be sound any more, and is answered again
 	}
 	placeholder := tokenstore.SecretRecord{Scheme: tokenstore.SchemeNative, CreatedAt: now, Ends: tokenstore.Never()}
 	_, err = s.build(m, c, spec, 1, placeholder, now)

@@ -137,6 +137,9 @@ type refusals struct {
 const (
 	refusalsPerSecond = 1
 	refusalsAtOnce    = 30
+
+	// refusalWait bounds how long an answer waits for the store to take one.
+	refusalWait = 2 * time.Second
 )
 
 func (r *refusals) init() { r.rate = rate.NewLimiter(refusalsPerSecond, refusalsAtOnce) }
@@ -167,6 +170,9 @@ func (s *Service) auditRefusal(ctx context.Context, c Caller, verb audit.Word, t
 	if passed > 0 {
 		event.Reason += fmt.Sprintf(" (%d refusals before it were not written)", passed)
 	}
+	// Hanging up does not keep a refusal out of the log.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), refusalWait)
+	defer cancel()
 	err := s.writer.Change(ctx, func(tx tokenstore.Tx) error { return emit(tx, event) })
 	if err != nil {
 		s.refusals.passed.Add(passed + 1)

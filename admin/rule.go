@@ -135,12 +135,10 @@ func (m *manager) reachesAccount(level tokenstore.Level) bool {
 	return m.token.Resources.Allows(tokenstore.TypeAccount, strconv.AppendUint(nil, m.token.Account, 10), level)
 }
 
-// mayYield reports, as an error, why the caller may not make t what it is:
-// it must be at least as wide in every aspect.
+// mayYield reports, as an error, why the caller may not make t what it is: it
+// must be at least as wide in every aspect. The account is one of them, so that
+// only root makes root.
 func (m *manager) mayYield(t *tokenstore.Token) error {
-	if t.IsRoot() && !m.token.IsRoot() {
-		return wider(tokenstore.AspectAccount)
-	}
 	// What the caller has through its account, the comparison need not find.
 	inner := *t
 	if !inner.Resources.All {

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"tokenward/admin"
 	"tokenward/admin/admintest"
@@ -242,6 +243,53 @@ func TestAnyTokenSeesAndRevokesItself(t *testing.T) {
 		}
 		if got := outcome(drop(w.Service.Self(ctx, w.Caller(h)))); got != "invalid_token" {
 			t.Errorf("%s after revoking itself: %s", name, got)
+		}
+	}
+}
+
+func TestSelfRevocationTakesNoBranchWithoutTheRight(t *testing.T) {
+	for name, want := range map[string]string{"plain": "insufficient_scope", "viewer": "resource_not_granted", "replaced": "secret_in_grace", "admin": "done"} {
+		w := admintest.New(t)
+		h := w.Cast().Names()[name]
+		if got := outcome(drop(w.Service.Revoke(ctx, w.Caller(h), at(h.ID), true))); got != want {
+			t.Errorf("%s: %s, want %s", name, got, want)
+		}
+	}
+}
+
+func TestSecretPastItsDeadlineIsRefusedByEveryVerb(t *testing.T) {
+	for _, v := range verbs {
+		w := admintest.New(t)
+		cast := w.Cast()
+		for _, h := range []admintest.Holder{cast.Rotated, cast.Replaced} {
+			c := w.Caller(h) // as a gate found it a moment before the deadline
+			w.Clock.Set(storetest.Epoch.Add(admintest.Grace + time.Hour))
+			if got := outcome(v.call(w.Service, c, cast.Peer.ID)); got != "invalid_token" {
+				t.Errorf("%s: %s", v.name, got)
+			}
+		}
+	}
+}
+
+func TestIntrospectionShowsWhatTheCallerSees(t *testing.T) {
+	w := admintest.New(t)
+	cast := w.Cast()
+	names := cast.Names()
+	for _, tt := range []struct{ by, of, want string }{
+		{"admin", "peer", "done"}, {"reader", "peer", "done"}, {"root", "foreign", "done"}, {"reader", "ended", "done"},
+		{"admin", "foreign", "not_found"}, {"admin", "root", "not_found"}, {"viewer", "peer", "not_found"},
+		{"rotated", "peer", "not_found"}, {"replaced", "peer", "not_found"},
+		{"plain", "plain", "done"}, {"rotated", "rotated", "done"}, {"plain", "peer", "insufficient_scope"},
+	} {
+		before := w.Store.Reads.Load()
+		_, err := w.Service.Introspect(ctx, w.Caller(names[tt.by]), names[tt.of].Secret)
+		if got := outcome(err); got != tt.want || w.Store.Reads.Load()-before != 1 {
+			t.Errorf("%s introspects %s: %s, want %s, after %d reads", tt.by, tt.of, got, tt.want, w.Store.Reads.Load()-before)
+		}
+		before = w.Store.Reads.Load()
+		_, unknown := w.Service.Introspect(ctx, w.Caller(names[tt.by]), tokenstore.NewSecret("tw"))
+		if tt.want == "not_found" && (unknown.Error() != err.Error() || w.Store.Reads.Load()-before != 1) {
+			t.Errorf("%s tells %s (%v) from nothing (%v)", tt.by, tt.of, err, unknown)
 		}
 	}
 }

@@ -512,6 +512,61 @@ func TestRepeatedRequestGetsTheSameAnswer(t *testing.T) {
 	}
 }
 
+func TestRepeatedRequestIsAnsweredThoughItIsNotSoundAnyMore(t *testing.T) {
+	w := admintest.New(t)
+	cast := w.Cast()
+	create := func() (admin.Made, error) {
+		soon := tokenstore.EndsAt(storetest.Epoch.Add(5 * time.Minute))
+		return w.Service.Create(ctx, w.Caller(cast.Admin), admin.Spec{Name: "brief", Expiry: &soon, Once: once("k", "")})
+	}
+	first, err := create()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Clock.Advance(5 * time.Minute)
+	if again, err := create(); err != nil || !bytes.Equal(again.Answer, first.Answer) {
+		t.Error(err)
+	}
+}
+
+func TestRefusalIsLoggedThoughTheClientHungUp(t *testing.T) {
+	w := admintest.New(t)
+	cast := w.Cast()
+	w.Events()
+	gone, cancel := context.WithCancel(ctx)
+	cancel()
+	if _, err := w.Service.Create(gone, w.Caller(cast.Reader), admin.Spec{Name: "x"}); kindOf(err) != admin.KindScope {
+		t.Error(err)
+	}
+	if events := w.Events(); len(events) != 1 || events[0].Reason != "insufficient_scope" {
+		t.Errorf("%+v", events)
+	}
+}
+
+func TestRefusalsWaitWhileTheAuditLogLagsBehind(t *testing.T) {
+	memory := storetest.NewMemory(nil)
+	backlog := 0
+	service, err := admin.New(memory, memory, nil, func() time.Time { return storetest.Epoch }, admin.Options{Backlog: func() int { return backlog }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := func() int {
+		before, _ := memory.Pending(tokenstore.MaxOutbox)
+		if _, err := service.Disable(ctx, admin.Operator(""), at(404), 0); kindOf(err) != admin.KindNotFound {
+			t.Fatal(err)
+		}
+		after, _ := memory.Pending(tokenstore.MaxOutbox)
+		return len(after) - len(before)
+	}
+	if refused() != 1 {
+		t.Error("a refusal was not written")
+	}
+	backlog = tokenstore.MaxOutbox/2 + 1
+	if refused() != 0 {
+		t.Error("a refusal takes the place of a change")
+	}
+}
+
 func TestAnswerLostOnTheWayCanBeAskedForAgain(t *testing.T) {
 	w := admintest.New(t)
 	cast := w.Cast()
