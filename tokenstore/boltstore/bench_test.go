@@ -181,12 +181,17 @@ func BenchmarkPage(b *testing.B) {
 // BenchmarkSkip passes over a million tokens. Promised: 1 ms.
 func BenchmarkSkip(b *testing.B) {
 	s := bulkStore(b, nil, false)
-	for b.Loop() {
-		for _, err := range s.List(context.Background(), tokenstore.Query{AllAccounts: true, Revoked: true, Skip: bulkTokens - 1}) {
-			if err != nil {
-				b.Fatal(err)
+	for name, oldest := range map[string]bool{"newest first": false, "oldest first": true} {
+		b.Run(name, func(b *testing.B) {
+			q := tokenstore.Query{AllAccounts: true, Revoked: true, Skip: bulkTokens - 1, OldestFirst: oldest}
+			for b.Loop() {
+				for _, err := range s.List(context.Background(), q) {
+					if err != nil {
+						b.Fatal(err)
+					}
+				}
 			}
-		}
+		})
 	}
 }
 

@@ -203,7 +203,7 @@ func (w *walker) freelist() error {
 		return err
 	}
 	n, at := uint64(pageCount(p)), pageHeaderLen //nolint:gosec // two bytes
-	if n == 0xFFFF { // too many for the header: the first item is the number
+	if n == 0xFFFF {                             // too many for the header: the first item is the number
 		n, at = binary.NativeEndian.Uint64(p[at:]), at+8
 	}
 	if pageFlags(p) != pageFreelist || n > uint64(len(p)-at)/8 { //nolint:gosec // a page is longer

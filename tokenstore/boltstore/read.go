@@ -166,7 +166,10 @@ type pager struct {
 	found []*tokenstore.Token
 	ended bool
 
-	entries int // looked at in this step
+	// Within a step.
+	entries int   // looked at
+	ahead   chunk // the one above the present one, if there are more
+	more    bool
 }
 
 // step looks at the next tokens of the list, chunk by chunk.
@@ -203,30 +206,35 @@ func (p *pager) start(c *bolt.Cursor) (chunk, tokenstore.ID, bool) {
 	if !ok {
 		return chunk{}, 0, false
 	}
-	last := tokenstore.ID(math.MaxUint64)
-	if next, ok := p.list.entry(c.Next()); ok {
-		last = next.first - 1
+	p.ahead, p.more = p.list.entry(c.Next())
+	last := p.lastBeforeAhead()
+	if !p.query.OldestFirst {
+		c.Seek(p.list.boundary(first.first))
 	}
-	c.Seek(p.list.boundary(first.first))
 	return first, last, true
 }
 
-// next moves to the chunk after cur in the order asked for.
+// next moves to the chunk after cur in the order asked for. To know where a
+// chunk ends takes the one above it, so with the oldest first the cursor is
+// one ahead.
 func (p *pager) next(c *bolt.Cursor, cur chunk) (chunk, tokenstore.ID, bool) {
 	if !p.query.OldestFirst {
 		prev, ok := p.list.entry(c.Prev())
 		return prev, cur.first - 1, ok
 	}
-	next, ok := p.list.entry(c.Next())
-	if !ok {
+	if !p.more {
 		return chunk{}, 0, false
 	}
-	last := tokenstore.ID(math.MaxUint64)
-	if after, ok := p.list.entry(c.Next()); ok {
-		last = after.first - 1
+	cur = p.ahead
+	p.ahead, p.more = p.list.entry(c.Next())
+	return cur, p.lastBeforeAhead(), true
+}
+
+func (p *pager) lastBeforeAhead() tokenstore.ID {
+	if !p.more {
+		return math.MaxUint64
 	}
-	c.Seek(p.list.boundary(next.first))
-	return next, last, true
+	return p.ahead.first - 1
 }
 
 // chunk takes tokens from first to last, and reports whether the step is full.

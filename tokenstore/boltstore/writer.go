@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"runtime/debug"
 	"syscall"
 
@@ -55,13 +56,21 @@ func (s *Store) write() {
 		}
 		close(s.written)
 	}()
+	last := 0 // jobs in the batch before
 	for {
 		select {
 		case <-s.closing:
 			ended = true
 			return
 		case first := <-s.queue:
-			s.run(s.gather(first))
+			if last > 1 {
+				// Those just answered may be about to ask again: let them, or they
+				// would miss this commit and wait for the one after it.
+				runtime.Gosched()
+			}
+			jobs := s.gather(first)
+			last = len(jobs)
+			s.run(jobs)
 		}
 	}
 }
