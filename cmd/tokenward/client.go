@@ -165,7 +165,7 @@ type call struct {
 
 // maxAnswer bounds an answer that is read whole: a revocation may name a
 // million descendants.
-const maxAnswer = 64 << 20 // bytes
+const maxAnswer = 16 << 20 // bytes
 
 // do makes the call and returns the body of its success. Where the answer is
 // lost on the way, a call that can be repeated is made once more: with the same

@@ -156,7 +156,7 @@ func timeText(t, now time.Time) string {
 // fromNow is how far an instant lies ahead or back, in its largest unit.
 func fromNow(t, now time.Time) string {
 	d := t.Sub(now)
-	text := durationText(d.Abs().Round(time.Second))
+	text := durationText(d.Abs())
 	switch {
 	case text == "":
 		return "now"
@@ -166,17 +166,20 @@ func fromNow(t, now time.Time) string {
 	return text + " ago"
 }
 
+// durationText counts in the largest unit of which there are two, give or take
+// half of the next smaller one.
 func durationText(d time.Duration) string {
+	const day = 24 * time.Hour
+	const year = 8766 * time.Hour
 	for _, unit := range []struct {
-		name string
-		size time.Duration
-		from time.Duration // where the unit begins to be the right one
+		name       string
+		size, from time.Duration
 	}{
-		{"year", 8766 * time.Hour, 17532 * time.Hour},
-		{"day", 24 * time.Hour, 48 * time.Hour},
-		{"hour", time.Hour, 2 * time.Hour},
-		{"minute", time.Minute, 2 * time.Minute},
-		{"second", time.Second, time.Second},
+		{"year", year, 2*year - day/2},
+		{"day", day, 2*day - time.Hour/2},
+		{"hour", time.Hour, 2*time.Hour - time.Minute/2},
+		{"minute", time.Minute, 2*time.Minute - time.Second/2},
+		{"second", time.Second, time.Second / 2},
 	} {
 		if d >= unit.from {
 			return counted(int((d+unit.size/2)/unit.size), unit.name)
