@@ -101,6 +101,9 @@ func (g *Guard) SetRules(r *Ruleset) {
 	g.rules.Store(r)
 }
 
+// Rules returns the ruleset in force; nil before the first.
+func (g *Guard) Rules() *Ruleset { return g.rules.Load() }
+
 // InFlight is the number of requests between their judgement and the end of
 // their answer.
 func (g *Guard) InFlight() int64 { return g.inFlight.Load() }

@@ -125,29 +125,39 @@ func orNever(d time.Duration) time.Duration {
 	return d
 }
 
-// ruleset compiles what the configuration says about requests.
-func (a *app) ruleset() (*proxy.Ruleset, error) {
-	rules, err := canon.NewRules(a.cfg.canonOptions())
+// judgedBy compiles what the configuration says about requests: the part of a
+// ruleset that explain needs too.
+func (c *Config) judgedBy() (*proxy.Ruleset, error) {
+	rules, err := canon.NewRules(c.canonOptions())
 	if err != nil {
 		return nil, err
 	}
-	headers, err := identity.New(a.cfg.identityNames())
+	headers, err := identity.New(c.identityNames())
 	if err != nil {
 		return nil, err
 	}
-	policy, faults := enforce.Compile(a.cfg.routeSpecs(), a.cfg.enforceOptions())
+	policy, faults := enforce.Compile(c.routeSpecs(), c.enforceOptions())
 	if len(faults) > 0 {
 		return nil, faults[0]
 	}
+	return &proxy.Ruleset{Canon: rules, Policy: policy, Identity: headers}, nil
+}
+
+// ruleset makes the whole ruleset of this process.
+func (a *app) ruleset() (*proxy.Ruleset, error) {
+	rules, err := a.cfg.judgedBy()
+	if err != nil {
+		return nil, err
+	}
+	policy := rules.Policy
 	a.vault.service.SetVocabulary(admin.Vocabulary{Scopes: policy.Scopes(), ResourceTypes: policy.ResourceTypes()})
 	routes, others, err := a.upstreams.routeOptions(a.cfg)
 	if err != nil {
 		return nil, err
 	}
-	return &proxy.Ruleset{
-		Canon: rules, Policy: policy, Identity: headers, Observe: a.observer(policy),
-		Routes: routes, Default: others, InFlight: a.cfg.Proxy.Limits.InFlight,
-	}, nil
+	rules.Observe = a.observer(policy)
+	rules.Routes, rules.Default, rules.InFlight = routes, others, a.cfg.Proxy.Limits.InFlight
+	return rules, nil
 }
 
 // buildAdmin makes the listener of the token APIs.

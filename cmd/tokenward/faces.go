@@ -23,7 +23,7 @@ type face interface {
 }
 
 // newFace makes the named token API behind g.
-func (a *app) newFace(name string, g admin.Gate) face {
+func (a *app) newFace(name string, g *gate) face {
 	service, log := a.vault.service, a.log
 	switch name {
 	case unit.Name:
@@ -33,13 +33,13 @@ func (a *app) newFace(name string, g admin.Gate) face {
 	case mailtrap.Name:
 		return mailtrap.New(service, g, log, mailtrap.Options{Requests: mailtrap.DefaultRequests})
 	case native.Name:
-		return native.New(service, g, log, native.Options{})
+		return native.New(service, g, log, native.Options{Explain: a.explain, Seen: g.seen})
 	}
 	panic("no token API is called " + name)
 }
 
 // facesHandler serves the named token APIs behind g. Their paths do not collide.
-func (a *app) facesHandler(g admin.Gate, names ...string) http.Handler {
+func (a *app) facesHandler(g *gate, names ...string) http.Handler {
 	router := admin.NewRouter()
 	for _, name := range names {
 		a.newFace(name, g).Register(router)

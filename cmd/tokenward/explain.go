@@ -1,0 +1,220 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"tokenward/admin"
+	"tokenward/admin/native"
+	"tokenward/enforce"
+	"tokenward/enforce/canon"
+	"tokenward/proxy"
+	"tokenward/tokenstore"
+)
+
+// explainFlags are what the explain command is asked.
+type explainFlags struct {
+	config, tokenFile, from string
+	tokenID                 uint64
+	headers                 []string
+	asJSON                  bool
+}
+
+func newExplainCommand() *cobra.Command {
+	var f explainFlags
+	cmd := &cobra.Command{
+		Use:   "explain --config FILE METHOD TARGET",
+		Short: "Say step by step how a request would be judged, and by which line",
+		Long: "Judge a request by a configuration without sending it anywhere, and tell each\n" +
+			"step up to the one that decides. The token is given by its secret, in a file, or\n" +
+			"by its id; without either the request bears none. Reading the store needs it to\n" +
+			"be free: while it is served, ask the server with POST /v1/explain.",
+		Example: "  tokenward explain --config tokenward.yaml --token-id 7 --from 192.0.2.7 GET /accounts/1001\n" +
+			"  tokenward explain --config tokenward.yaml --token-file - -H 'X-Forwarded-For: 192.0.2.7' GET /accounts/1001 <secret",
+		Args: cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			out, err := f.run(cmd, args[0], args[1])
+			if err != nil {
+				return err
+			}
+			if f.asJSON {
+				return json.NewEncoder(cmd.OutOrStdout()).Encode(out)
+			}
+			return printExplanation(cmd.OutOrStdout(), f.config, out)
+		},
+	}
+	cmd.Flags().StringVar(&f.config, "config", "tokenward.yaml", "configuration file")
+	cmd.Flags().StringVar(&f.tokenFile, "token-file", "", "file with the secret that the request bears; - reads standard input")
+	cmd.Flags().Uint64Var(&f.tokenID, "token-id", 0, "id of the token that the request bears a secret of")
+	cmd.Flags().StringVar(&f.from, "from", "127.0.0.1", "address that the connection comes from")
+	cmd.Flags().StringArrayVarP(&f.headers, "header", "H", nil, "header line of the request, `'Name: value'`; can be repeated")
+	cmd.Flags().BoolVar(&f.asJSON, "json", false, "print JSON, as POST /v1/explain answers")
+	cmd.MarkFlagsMutuallyExclusive("token-file", "token-id")
+	return cmd
+}
+
+// run judges the request that the flags describe.
+func (f *explainFlags) run(cmd *cobra.Command, method, target string) (native.Explanation, error) {
+	none := native.Explanation{}
+	q := native.Question{Method: method, Target: target}
+	var err error
+	if q.From, err = netip.ParseAddr(f.from); err != nil {
+		return none, usageError{fmt.Errorf("--from: %w", err)}
+	}
+	for _, line := range f.headers {
+		name, value, ok := strings.Cut(line, ":")
+		if !ok {
+			return none, usageError{fmt.Errorf("-H %q: write 'Name: value'", line)}
+		}
+		q.Headers = append(q.Headers, native.Header{Name: name, Value: strings.TrimSpace(value)})
+	}
+	cfg, err := loadConfig(f.config)
+	if err != nil {
+		return none, err
+	}
+	rules, err := cfg.judgedBy()
+	if err != nil {
+		return none, err
+	}
+	if f.tokenFile == "" && f.tokenID == 0 {
+		d, steps := enforce.NewEngine(noTokens{}, 1).Explain(cmd.Context(), rules.Policy, canonicalQuestion(rules.Canon, &q), time.Now())
+		return explanationOf(&d, steps), nil
+	}
+	v, err := openVault(cfg, slog.New(slog.DiscardHandler), time.Now, false, nil)
+	if err != nil {
+		return none, fmt.Errorf("%w\nTo ask a running server: curl -H \"Authorization: Bearer $TOKENWARD_TOKEN\" http://%s/v1/explain -d '{\"method\":%q,\"target\":%q,\"token_id\":%d}'",
+			err, cfg.Admin.Listen, method, target, max(f.tokenID, 1))
+	}
+	out, err := f.judge(cmd.Context(), cmd.InOrStdin(), v, rules, &q)
+	return out, errors.Join(err, v.close())
+}
+
+func (f *explainFlags) judge(ctx context.Context, stdin io.Reader, v *vault, rules *proxy.Ruleset, q *native.Question) (native.Explanation, error) {
+	if f.tokenID != 0 {
+		t, err := v.store.ByID(ctx, tokenstore.ID(f.tokenID))
+		if err != nil {
+			return native.Explanation{}, fmt.Errorf("token %d: %w", f.tokenID, err)
+		}
+		q.Token = t
+		return explainAs(rules, q, time.Now()), nil
+	}
+	in := stdin
+	if f.tokenFile != "-" {
+		file, err := os.Open(f.tokenFile)
+		if err != nil {
+			return native.Explanation{}, err
+		}
+		defer file.Close()
+		in = file
+	}
+	text, err := io.ReadAll(io.LimitReader(in, 4096))
+	if err != nil {
+		return native.Explanation{}, fmt.Errorf("read secret: %w", err)
+	}
+	q.Headers = append(q.Headers, native.Header{Name: "Authorization", Value: "Bearer " + strings.TrimSpace(string(text))})
+	d, steps := enforce.NewEngine(v.cache, 1).Explain(ctx, rules.Policy, canonicalQuestion(rules.Canon, q), time.Now())
+	return explanationOf(&d, steps), nil
+}
+
+// noTokens is a store for requests that bear none.
+type noTokens struct{}
+
+func (noTokens) Find(context.Context, []byte) (tokenstore.Match, error) {
+	return tokenstore.Match{}, tokenstore.ErrNotFound
+}
+
+// explain answers `POST /v1/explain` on a running server.
+func (a *app) explain(_ context.Context, q native.Question) (native.Explanation, error) {
+	return explainAs(a.guard.Rules(), &q, a.now()), nil
+}
+
+// explainAs judges the question as its token's current secret would be.
+func explainAs(rules *proxy.Ruleset, q *native.Question, now time.Time) native.Explanation {
+	m := tokenstore.Match{Token: q.Token}
+	if q.Token != nil && len(q.Token.Secrets) > 0 {
+		m.Secret = &q.Token.Secrets[0]
+	}
+	d, steps := enforce.ExplainAs(rules.Policy, canonicalQuestion(rules.Canon, q), m, now)
+	return explanationOf(&d, steps)
+}
+
+// canonicalQuestion reads the question as the proxy's listener would.
+func canonicalQuestion(rules *canon.Rules, q *native.Question) *canon.Request {
+	head := canon.Head{Method: []byte(q.Method), Target: []byte(q.Target), Major: 1, Minor: 1}
+	if q.From.IsValid() {
+		head.Peer = netip.AddrPortFrom(q.From, 0)
+	}
+	named := false
+	for _, h := range q.Headers {
+		named = named || strings.EqualFold(h.Name, "Host")
+		head.Upgrade = head.Upgrade || strings.EqualFold(h.Name, "Upgrade")
+		head.Fields = append(head.Fields, canon.Field{Name: []byte(h.Name), Value: []byte(h.Value)})
+	}
+	if !named {
+		head.Fields = append(head.Fields, canon.Field{Name: []byte("Host"), Value: []byte("localhost")})
+	}
+	req := &canon.Request{}
+	rules.Canonicalize(req, &head)
+	return req
+}
+
+func explanationOf(d *enforce.Decision, steps []enforce.Step) native.Explanation {
+	out := native.Explanation{Decision: "deny", Code: d.Reason.Code(), Reason: d.Reason.String(), Steps: make([]native.Step, len(steps))}
+	if d.Allowed() {
+		out.Decision = "allow"
+	}
+	if d.Route != nil {
+		out.Route, out.Line = d.Route.Pattern, d.Route.Line
+	}
+	for i, s := range steps {
+		out.Steps[i] = native.Step{Step: s.Name, OK: s.OK, Detail: s.Detail}
+	}
+	if d.Reason == enforce.Undecided { // refused before it could be judged
+		out.Code, out.Reason = "bad_request", "bad_request"
+	}
+	return out
+}
+
+func printExplanation(w io.Writer, config string, e native.Explanation) error {
+	verdict := "ALLOWED"
+	if e.Decision != "allow" {
+		verdict = "REFUSED: " + e.Reason
+		if e.Code != "" && e.Code != e.Reason {
+			verdict += " (the client is told " + e.Code + ")"
+		}
+	}
+	fmt.Fprintln(w, verdict)
+	if e.Route != "" {
+		fmt.Fprintf(w, "by %s, %s:%d\n", e.Route, config, e.Line)
+	}
+	fmt.Fprintln(w)
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, s := range e.Steps {
+		mark := "ok"
+		if !s.OK {
+			mark = "NO"
+		}
+		fmt.Fprintf(t, "  %s\t%s\t%s\n", mark, s.Step, s.Detail)
+	}
+	return t.Flush()
+}
+
+// seen tells `GET /v1/whoami` which hop was believed, and why.
+func (g *gate) seen(r *http.Request, _ admin.Caller) native.Seen {
+	v := &visit{}
+	proxy.FillHead(&v.head, r)
+	g.canon.Canonicalize(&v.req, &v.head)
+	return native.Seen{Peer: v.req.Client.Peer, Hop: v.req.ExplainClient()}
+}
