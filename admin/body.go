@@ -67,7 +67,7 @@ func RequireJSON(r *http.Request, body []byte) error {
 	}
 	media, _, err := mime.ParseMediaType(claimed)
 	if err != nil || media != "application/json" && media != "text/json" && !strings.HasSuffix(media, "+json") {
-		return refuse(KindMediaType, "The body must be JSON.")
+		return refuse(KindMediaType, "The body must be JSON, sent as `Content-Type: application/json`.")
 	}
 	return nil
 }
