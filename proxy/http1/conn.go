@@ -38,8 +38,6 @@ var (
 	ErrClientGone = errors.New("http1: client closed the connection")
 	// ErrCut says that the exchange was ended by its Cutter, or by Server.Close.
 	ErrCut = errors.New("http1: exchange was cut")
-
-	errBlockFull = errors.New("http1: block is full")
 )
 
 // conn is one client connection. Its goroutine owns all fields but those under

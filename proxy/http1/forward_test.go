@@ -538,11 +538,12 @@ func TestOnlyIdempotentRequestsAreRepeated(t *testing.T) {
 func TestUnsolicitedBytesAreNeverAnAnswer(t *testing.T) {
 	forged := "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nforged"
 	for _, late := range []bool{false, true} {
+		answered := make(chan struct{})
 		up := scripted(t, func(_ int, c *client) {
 			for c.request() != nil {
 				if late {
 					c.reply("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-					time.Sleep(5 * time.Millisecond) // so that it arrives by itself
+					<-answered // so that it arrives by itself
 					c.reply(forged)
 				} else {
 					c.reply("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok" + forged)
@@ -553,7 +554,11 @@ func TestUnsolicitedBytesAreNeverAnAnswer(t *testing.T) {
 		addr := start(t, &Server{Handler: forwarding(pool, nil)})
 		c := dial(t, addr)
 		for range 3 {
-			c.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n").want("GET", 200, "ok")
+			c.send(get).want("GET", 200, "ok")
+			if late {
+				waitFor(t, "the connection to be idle", func() bool { return pool.Idle() == 1 })
+				answered <- struct{}{}
+			}
 			waitFor(t, "the forged answer to arrive", func() bool {
 				pool.mu.Lock()
 				defer pool.mu.Unlock()

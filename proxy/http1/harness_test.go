@@ -42,12 +42,15 @@ func start(t testing.TB, s *Server) (addr string) {
 // waitFor polls until ok holds.
 func waitFor(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(patience); !ok(); {
-		if time.Now().After(end) {
+	end := time.After(patience)
+	look := time.NewTicker(time.Millisecond)
+	defer look.Stop()
+	for !ok() {
+		select {
+		case <-look.C:
+		case <-end:
 			t.Fatalf("waited in vain for %s", what)
 		}
-		runtime.Gosched()
-		time.Sleep(time.Millisecond)
 	}
 }
 

@@ -269,7 +269,6 @@ func (r *Request) originForm(dst []byte) []byte {
 // validAuthority accepts a name or address with an optional port, and no user
 // information (RFC 9110 §4.2.4, §7.2). Percent-encoding in names is refused.
 func validAuthority(b []byte) bool {
-	host, port := b, []byte(nil)
 	if len(b) > 0 && b[0] == '[' {
 		i := bytes.IndexByte(b, ']')
 		if i < 0 {
@@ -284,11 +283,9 @@ func validAuthority(b []byte) bool {
 		}
 		return b[i+1] == ':' && validPort(b[i+2:])
 	}
-	if i := bytes.IndexByte(b, ':'); i >= 0 {
-		host, port = b[:i], b[i+1:]
-		if !validPort(port) {
-			return false
-		}
+	host, port, hasPort := bytes.Cut(b, []byte{':'})
+	if hasPort && !validPort(port) {
+		return false
 	}
 	for _, c := range host {
 		if !regNameByte[c] {

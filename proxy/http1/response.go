@@ -22,7 +22,6 @@ var (
 	errSwitch     = &ProtocolError{502, "switching", "the upstream switched to a protocol nobody asked for (RFC 9110 §15.2.2)"}
 	errInterim    = &ProtocolError{502, "interim_count", "the upstream sent too many interim answers"}
 	errAnswerCut  = &ProtocolError{502, "answer_cut", "the upstream closed the connection in the middle of an answer (RFC 9112 §8)"}
-	errUnsolicit  = &ProtocolError{502, "unsolicited", "the upstream sent bytes nobody asked for (RFC 9112 §9.2)"}
 )
 
 func (r *Response) reset() {

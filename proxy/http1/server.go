@@ -131,7 +131,7 @@ func (s *Server) Serve(l net.Listener) error {
 		}](err); !ok || !temporary.Temporary() {
 			return fmt.Errorf("accept a connection: %w", err)
 		}
-		time.Sleep(delay) // out of descriptors, most likely
+		<-time.After(delay) // out of descriptors, most likely
 		delay = min(2*delay, time.Second)
 	}
 }
