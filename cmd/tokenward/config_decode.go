@@ -305,13 +305,19 @@ func (d *decoder) number(path string, node ast.Node, dst reflect.Value) {
 		d.wrongType(path, node, "a whole number in digits")
 		return
 	}
-	n, err := strconv.ParseUint(text, 10, 64)
-	if err != nil || dst.Kind() == reflect.Int && n > 1<<31 {
-		d.report(path, ruleBounds, text+" is too large", "write a smaller number")
+	tooLarge := func() { d.report(path, ruleBounds, text+" is too large", "write a smaller number") }
+	if dst.Kind() == reflect.Int {
+		n, err := strconv.ParseInt(text, 10, 32)
+		if err != nil {
+			tooLarge()
+			return
+		}
+		dst.SetInt(n)
 		return
 	}
-	if dst.Kind() == reflect.Int {
-		dst.SetInt(int64(n))
+	n, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		tooLarge()
 		return
 	}
 	dst.SetUint(n)
