@@ -49,9 +49,7 @@ func curls(page string) []string {
 	for _, block := range strings.Split(page, "```sh\n")[1:] {
 		block, _, _ = strings.Cut(block, "```")
 		block = strings.ReplaceAll(block, "\\\n", " ")
-		for _, command := range strings.Split("\n"+block, "\ncurl ")[1:] {
-			all = append(all, command)
-		}
+		all = append(all, strings.Split("\n"+block, "\ncurl ")[1:]...)
 	}
 	return all
 }
