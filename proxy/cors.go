@@ -117,7 +117,7 @@ func (c *CORS) compile(o *CORSOptions) {
 // section 6.2): anything else would never match.
 func validOrigin(s string) bool {
 	u, err := url.Parse(s)
-	if err != nil || u.Hostname() == "" || u.Scheme+"://"+u.Host != s || strings.ToLower(s) != s {
+	if err != nil || u.Hostname() == "" || strings.Contains(s, "*") || u.Scheme+"://"+u.Host != s || strings.ToLower(s) != s {
 		return false
 	}
 	standard := map[string]string{"http": "80", "https": "443"}[u.Scheme]

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -201,6 +202,7 @@ func serveTLS(t testing.TB, a *authority, h http.Handler, auth tls.ClientAuthTyp
 	}
 	s := httptest.NewUnstartedServer(h)
 	s.EnableHTTP2 = slices.Contains(protocols, "h2")
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)
 	s.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, ClientCAs: a.pool, ClientAuth: auth, NextProtos: protocols}
 	s.StartTLS()
 	t.Cleanup(s.Close)
