@@ -130,7 +130,7 @@ func TestDrainNoticesEntriesNobodyWokeItFor(t *testing.T) {
 		drained(t, o, l, func(func(), context.CancelFunc) {
 			synctest.Wait()
 			o.emit(t, 1)
-			time.Sleep(idlePoll)
+			time.Sleep(idlePoll) //nolint:forbidigo // in a bubble
 			synctest.Wait()
 			if o.left() != 0 {
 				t.Error("the entry is still there")
@@ -149,8 +149,8 @@ func TestDrainRetriesWithGrowingDelay(t *testing.T) {
 		began := time.Now()
 		reports, err := drained(t, o, l, func(wake func(), _ context.CancelFunc) {
 			for o.left() > 0 {
-				wake() // waking does not shorten the wait
-				time.Sleep(50 * time.Millisecond)
+				wake()                            // waking does not shorten the wait
+				time.Sleep(50 * time.Millisecond) //nolint:forbidigo // in a bubble
 			}
 		})
 		if err != nil {
@@ -169,7 +169,7 @@ func TestDrainRetriesWithGrowingDelay(t *testing.T) {
 		}
 		want := []time.Duration{100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 30000, 30000, 30000}
 		for i := range want {
-			want[i] *= time.Millisecond
+			want[i] *= time.Millisecond //nolint:durationcheck // a number until here
 		}
 		if !slices.Equal(waits, want) {
 			t.Errorf("waits %v, want %v", waits, want)
@@ -190,7 +190,7 @@ func TestEntryIsInTheLogOnceHoweverAcknowledgingFails(t *testing.T) {
 				l := mustOpen(t, path, Options{})
 				o := &memOutbox{done: []error{broken, nil, broken, broken}, applied: applied}
 				o.emit(t, 2*MaxBatch)
-				reports, err := drained(t, o, l, func(func(), context.CancelFunc) { time.Sleep(time.Minute) })
+				reports, err := drained(t, o, l, func(func(), context.CancelFunc) { time.Sleep(time.Minute) }) //nolint:forbidigo // in a bubble
 				if err != nil || o.left() > 0 {
 					t.Errorf("%d left, %v", o.left(), err)
 				}
@@ -249,7 +249,7 @@ func TestDrainSignsHeadsInTime(t *testing.T) {
 		o := new(memOutbox)
 		o.emit(t, 1)
 		reports, err := drained(t, o, l, func(func(), context.CancelFunc) {
-			time.Sleep(time.Minute + idlePoll)
+			time.Sleep(time.Minute + idlePoll) //nolint:forbidigo // in a bubble
 			synctest.Wait()
 			if l.SignedHead().Line != 2 {
 				t.Errorf("signed up to line %d after a minute", l.SignedHead().Line)

@@ -46,7 +46,7 @@ func innerBounds() (b [octaves][subBuckets - 1]time.Duration) {
 // observe counts d, which must not be negative.
 func (l *latency) observe(d time.Duration) {
 	l.buckets[bucketOf(d)].Add(1)
-	l.sum.Add(uint64(d))
+	l.sum.Add(uint64(d)) //nolint:gosec // not negative
 }
 
 // bucketOf returns the bucket of d: bucket i, but for the first and the last,
@@ -130,8 +130,8 @@ func (h *histogram) Write(m *dto.Metric) error {
 			}
 			out.PositiveSpan = append(out.PositiveSpan, &dto.BucketSpan{Offset: new(offset), Length: new(uint32(1))})
 		}
-		out.PositiveDelta = append(out.PositiveDelta, int64(h.buckets[i])-previous)
-		last, previous = i, int64(h.buckets[i])
+		out.PositiveDelta = append(out.PositiveDelta, int64(h.buckets[i])-previous) //nolint:gosec // a count of requests
+		last, previous = i, int64(h.buckets[i])                                     //nolint:gosec // a count of requests
 	}
 	m.Label = []*dto.LabelPair{{Name: new("route"), Value: new(h.route)}}
 	m.Histogram = out

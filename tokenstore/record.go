@@ -169,7 +169,7 @@ func (w *recordWriter) prefixes(ps []netip.Prefix) {
 	w.uint(uint64(len(ps)))
 	for _, p := range ps {
 		addr := p.Addr().AsSlice()
-		w.byte(byte(len(addr)))
+		w.byte(byte(len(addr))) //nolint:gosec // 0, 4 or 16
 		w.b = append(w.b, addr...)
 		w.byte(byte(p.Bits())) //nolint:gosec // 0 to 128
 	}

@@ -87,7 +87,7 @@ func (r *Rules) readClient(q *Request, h *Head) {
 
 // lastHop cuts the rightmost hop off line; more says whether there was a comma before it.
 func (r *Rules) lastHop(line []byte) (hop, rest []byte, more bool) {
-	cut := -1
+	var cut int
 	if r.forwarded {
 		cut = lastUnquoted(line, ',')
 	} else {

@@ -233,13 +233,13 @@ func (c *compiler) credentials(carriers []string) {
 				c.rules.names.find("sec-websocket-protocol").role = roleSubprotocol
 			}
 		case carrierHeader:
-			entry := nameEntry{spelling: one.name, role: roleCarrier, carrier: int8(len(c.rules.carriers))}
+			entry := nameEntry{spelling: one.name, role: roleCarrier, carrier: int8(len(c.rules.carriers))} //nolint:gosec // at most maxCarriers
 			if old, ok := c.rules.names.add(entry); !ok {
 				c.fault(option, i, text, "cannot carry a credential: "+old.reason(), "use a header of its own, such as api-token")
 				continue
 			}
 		case carrierAuthorization:
-			c.rules.names.find("authorization").carrier = int8(len(c.rules.carriers))
+			c.rules.names.find("authorization").carrier = int8(len(c.rules.carriers)) //nolint:gosec // at most maxCarriers
 		}
 		c.rules.carriers = append(c.rules.carriers, one)
 	}
