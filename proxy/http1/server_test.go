@@ -441,8 +441,13 @@ func TestTLSOnBothSides(t *testing.T) {
 	go origin.ServeTLS(l, "", "")
 	t.Cleanup(func() { _ = origin.Close() })
 	pool := &Upstream{Dial: func(ctx context.Context) (net.Conn, error) {
-		d := tls.Dialer{Config: clientTLS}
-		return d.DialContext(ctx, "tcp", l.Addr().String())
+		var d net.Dialer
+		nc, err := d.DialContext(ctx, "tcp", l.Addr().String())
+		if err != nil {
+			return nil, err
+		}
+		secure := tls.Client(DirectConn(nc), clientTLS)
+		return secure, secure.HandshakeContext(ctx)
 	}}
 	t.Cleanup(pool.Close)
 	s := &Server{Handler: forwarding(pool, nil), HTTP2: func(nc net.Conn) {
@@ -453,7 +458,7 @@ func TestTLSOnBothSides(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	go s.Serve(tls.NewListener(inner, serverTLS))
+	go s.Serve(tls.NewListener(Direct(inner), serverTLS))
 	t.Cleanup(func() {
 		_ = s.Close()
 		waitFor(t, "connections to end", func() bool { return s.Connections() == 0 })
@@ -532,7 +537,7 @@ func TestParkedConnectionComesBack(t *testing.T) {
 			if secure {
 				serverTLS, clientTLS := testTLS(t)
 				clientTLS.NextProtos = nil
-				go s.Serve(tls.NewListener(l, serverTLS))
+				go s.Serve(tls.NewListener(Direct(l), serverTLS))
 				c.nc, err = tls.Dial("tcp", l.Addr().String(), clientTLS)
 			} else {
 				go s.Serve(l)
