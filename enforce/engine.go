@@ -29,6 +29,7 @@ type Finder interface {
 type Engine struct {
 	finder Finder
 	limits *limitTable
+	shadow *limitTable // of requests that are only observed
 }
 
 // DefaultMaxLimiters bounds the table of rate limiters: about 200 bytes each.
@@ -40,7 +41,7 @@ func NewEngine(finder Finder, maxLimiters int) *Engine {
 	if maxLimiters <= 0 {
 		maxLimiters = DefaultMaxLimiters
 	}
-	return &Engine{finder: finder, limits: newLimitTable(maxLimiters)}
+	return &Engine{finder: finder, limits: newLimitTable(maxLimiters), shadow: newLimitTable(maxLimiters)}
 }
 
 // Decide judges the request by policy at now and changes nothing. The caller
@@ -104,14 +105,20 @@ func (e *Engine) find(ctx context.Context, q *canon.Request) (tokenstore.Match, 
 // Admit charges the request to the token's limits and reports whether they
 // allow it. It changes d into a refusal when they do not. Only a decision that
 // allows is charged.
-func (e *Engine) Admit(d *Decision, now time.Time) bool {
+func (e *Engine) Admit(d *Decision, now time.Time) bool { return e.admit(e.limits, d, now) }
+
+// AdmitShadow does as Admit on limits of their own, so that observing a route
+// uses nothing up.
+func (e *Engine) AdmitShadow(d *Decision, now time.Time) bool { return e.admit(e.shadow, d, now) }
+
+func (e *Engine) admit(limits *limitTable, d *Decision, now time.Time) bool {
 	if !d.Allowed() {
 		return false
 	}
 	if d.Reason == Public {
 		return true
 	}
-	d.Reason, d.RetryAfter = e.limits.admit(d.Match.Token, now)
+	d.Reason, d.RetryAfter = limits.admit(d.Match.Token, now)
 	return d.Allowed()
 }
 

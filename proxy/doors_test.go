@@ -168,7 +168,7 @@ func newWorld(t testing.TB, opts canon.Options) *world {
 	if len(faults) > 0 {
 		t.Fatal(faults)
 	}
-	w.rules = &proxy.Ruleset{Canon: rules, Policy: policy, Identity: headers, Observe: func(_ int, r enforce.Reason, _ time.Duration) {
+	w.rules = &proxy.Ruleset{Canon: rules, Policy: policy, Identity: headers, Observe: func(_ int, r enforce.Reason, _ proxy.Outcome, _ time.Duration) {
 		w.note(func() { w.observed = append(w.observed, r) })
 	}, Default: proxy.RouteOptions{ResponseHeader: time.Second}}
 	w.mint(t, "full", nil)

@@ -45,6 +45,11 @@ type Ruleset struct {
 	// InFlight bounds the requests at one moment, with upgraded connections;
 	// further ones get 503 before anything is looked at. 0: no bound.
 	InFlight int
+	// StripObserved removes the credentials of requests that are allowed on a route
+	// that is only observed; else they stay, for an API that still checks them.
+	StripObserved bool
+	// Record says which requests are logged.
+	Record Recording
 
 	// The two are made once, since a method value made for each request would
 	// cost an allocation.
@@ -55,10 +60,31 @@ type Ruleset struct {
 }
 
 // Observer is told, once for each judged request, the index of its route (-1 for
-// none), why it was let through or refused, and how long it took until the
+// none), how it was judged, what became of it, and how long it took until the
 // answer's last byte; took is negative where that says nothing, as for an
 // upgraded connection. It may be called from many goroutines.
-type Observer func(route int, reason enforce.Reason, took time.Duration)
+type Observer func(route int, reason enforce.Reason, outcome Outcome, took time.Duration)
+
+// Outcome is what became of a judged request. The zero Outcome is a refusal.
+type Outcome uint8
+
+// The outcomes.
+const (
+	Denied   Outcome = iota // refused
+	Allowed                 // forwarded, because it was allowed
+	Observed                // forwarded, although it would have been refused: the route is only observed
+)
+
+func (o Outcome) String() string {
+	switch o {
+	case Allowed:
+		return "allowed"
+	case Observed:
+		return "observed"
+	case Denied:
+	}
+	return "denied"
+}
 
 // Mount is a handler that takes the paths below some prefixes on the proxy's own
 // listener, for every method and before routes: a token API.
@@ -85,6 +111,7 @@ type Guard struct {
 	passages sync.Pool
 	inFlight atomic.Int64
 	failures rate.Sometimes
+	recorded recorded
 }
 
 // NewGuard returns a guard that refuses everything until it has rules.
@@ -129,6 +156,11 @@ type passage struct {
 	refusal  refusal       // set when the request is refused
 	answer   []http1.Field // of a refusal
 	took     time.Duration // negative: says nothing
+	status   int           // of the upstream's answer
+
+	read      bool // req is this request's
+	observed  bool // it would have been refused, and goes on without identity
+	untouched bool // its credentials go on too
 }
 
 // enter begins a passage. The door fills head and calls judge.
@@ -150,6 +182,7 @@ func (g *Guard) leave(p *passage) {
 	if p.gate != nil {
 		p.gate.leave()
 	}
+	g.record(p)
 	if p.decision.Reason != enforce.Undecided && p.rules.Observe != nil {
 		took := p.took
 		if took == 0 {
@@ -159,7 +192,7 @@ func (g *Guard) leave(p *passage) {
 		if p.decision.Route != nil {
 			route = p.decision.Route.Index
 		}
-		p.rules.Observe(route, p.decision.Reason, took)
+		p.rules.Observe(route, p.decision.Reason, p.outcome(), took)
 	}
 	// Nothing of a request may be seen by the next one.
 	clear(p.head.Fields)
@@ -170,7 +203,8 @@ func (g *Guard) leave(p *passage) {
 	p.scratch = p.scratch[:0]
 	p.rules, p.mount, p.lane, p.gate = nil, nil, nil, nil
 	p.decision, p.refusal = enforce.Decision{}, refusal{}
-	p.took = 0
+	p.read, p.observed, p.untouched = false, false, false
+	p.took, p.status = 0, 0
 	g.passages.Put(p)
 }
 
@@ -187,6 +221,7 @@ func (g *Guard) judge(ctx context.Context, p *passage) bool {
 		g.countRefusal(p.refusal.code)
 		return false
 	}
+	p.read = true
 	if v := p.rules.Canon.Canonicalize(&p.req, &p.head); v != canon.Accepted {
 		p.refusal = refusal{status: v.Status(), code: v.Code(), detail: v.Detail()}
 		g.countRefusal(p.refusal.code)
@@ -219,9 +254,17 @@ func (g *Guard) judge(ctx context.Context, p *passage) bool {
 		}
 		p.gate = lane.gate
 	}
-	allowed := g.Engine.Admit(&d, p.started)
+	observed := lane.observes(p.started) && d.Reason != enforce.IrregularPath
+	var allowed bool
+	if observed {
+		allowed = g.Engine.AdmitShadow(&d, p.started)
+	} else {
+		allowed = g.Engine.Admit(&d, p.started)
+	}
 	p.decision = d
-	if !allowed {
+	p.observed = observed && !allowed
+	p.untouched = observed && (!allowed || !p.rules.StripObserved)
+	if !allowed && !p.observed {
 		if d.Cause != nil {
 			g.Log.ErrorContext(ctx, "the token store cannot be read, requests are refused", "error", d.Cause, "request_id", p.id.String())
 		}
@@ -240,10 +283,38 @@ func (p *passage) forwards(i int) bool {
 		return true
 	case canon.ForeignAuthorization:
 		// The token was allowed, so it came by another carrier.
-		return p.lane.forwardAuthorization && p.decision.Reason == enforce.Allowed
-	case canon.Carrier, canon.Removed:
+		return p.untouched || p.lane.forwardAuthorization && p.decision.Reason == enforce.Allowed
+	case canon.Carrier:
+		return p.untouched
+	case canon.Removed:
 	}
 	return false
+}
+
+// target is what the upstream is asked for.
+func (p *passage) target() []byte {
+	if p.untouched {
+		return p.req.TargetWithCredentials()
+	}
+	return p.req.Target()
+}
+
+// subprotocols is canon's, where credentials are taken out.
+func (p *passage) subprotocols() (value []byte, announced string) {
+	if p.untouched {
+		return nil, ""
+	}
+	return p.req.Subprotocols()
+}
+
+func (p *passage) outcome() Outcome {
+	switch {
+	case p.observed:
+		return Observed
+	case p.decision.Allowed():
+		return Allowed
+	}
+	return Denied
 }
 
 // namesProtected reports whether a Connection option asks us to remove what we
@@ -283,7 +354,7 @@ func (g *Guard) countFailure(code string, p *passage, err error) {
 // prepare makes the fields that only we set: identity, the believed way to us,
 // the request's id.
 func (p *passage) prepare() {
-	if t := p.decision.Match.Token; t != nil {
+	if t := p.decision.Match.Token; t != nil && !p.observed {
 		p.set, p.scratch = p.rules.Identity.Append(p.set, p.scratch, t)
 	}
 	add := func(name []byte, start int) {
@@ -302,7 +373,7 @@ func (p *passage) prepare() {
 		proto = []byte("https")
 	}
 	p.set = append(p.set, canon.Field{Name: nameForwardedProto, Value: proto}, canon.Field{Name: nameRequestID, Value: p.id[:]})
-	if protocols, _ := p.req.Subprotocols(); protocols != nil {
+	if protocols, _ := p.subprotocols(); protocols != nil {
 		p.set = append(p.set, canon.Field{Name: nameSubprotocol, Value: protocols})
 	}
 }

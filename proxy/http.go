@@ -184,7 +184,7 @@ func (h *HTTP) refuse(w http.ResponseWriter, r *http.Request, p *passage) {
 func (h *HTTP) rewrite(pr *httputil.ProxyRequest) {
 	j := journeyOf(pr.In.Context())
 	p, out := j.passage, pr.Out
-	path, query, hasQuery := strings.Cut(string(p.req.Target()), "?")
+	path, query, hasQuery := strings.Cut(string(p.target()), "?")
 	out.URL = &url.URL{Opaque: path, RawQuery: query, ForceQuery: hasQuery && query == ""} // where to is the sender's to say
 	out.Host = string(p.req.Authority)
 	out.Method = string(p.req.Method)
@@ -208,7 +208,7 @@ func (h *HTTP) rewrite(pr *httputil.ProxyRequest) {
 	if out.Body == nil || out.Body == http.NoBody {
 		return
 	}
-	j.sending = &sendingBody{in: pr.In, out: out, journey: j, body: out.Body}
+	j.sending = &sendingBody{in: pr.In, out: out, body: out.Body, patience: j.patience, header: p.lane.responseHeader, bound: p.lane.bodyBytes}
 	if len(pr.In.Trailer) > 0 {
 		out.Trailer = make(http.Header, len(pr.In.Trailer))
 		for name := range pr.In.Trailer {
@@ -224,6 +224,7 @@ func (h *HTTP) rewrite(pr *httputil.ProxyRequest) {
 func (h *HTTP) modifyResponse(r *http.Response) error {
 	j := journeyOf(r.Request.Context())
 	p := j.passage
+	p.status = r.StatusCode
 	if p.lane.cors != nil {
 		dropHeaderCORS(r.Header)
 	}
@@ -232,7 +233,7 @@ func (h *HTTP) modifyResponse(r *http.Response) error {
 	}
 	r.Header.Set(headerRequestID, p.id.String())
 	if r.StatusCode == http.StatusSwitchingProtocols {
-		if _, announced := p.req.Subprotocols(); announced != "" && r.Header.Get("Sec-Websocket-Protocol") == "" {
+		if _, announced := p.subprotocols(); announced != "" && r.Header.Get("Sec-Websocket-Protocol") == "" {
 			r.Header.Set("Sec-Websocket-Protocol", announced)
 		}
 		j.patience.end() // what follows has no bodies
@@ -248,8 +249,12 @@ func (h *HTTP) modifyResponse(r *http.Response) error {
 func (h *HTTP) upstreamFailed(w http.ResponseWriter, r *http.Request, err error) {
 	j := journeyOf(r.Context())
 	p := j.passage
-	impatient := j.patience.end()
-	switch bodyErr := j.sending.failed(); {
+	impatient, clientStalled := j.patience.end()
+	bodyErr := j.sending.failed()
+	if clientStalled {
+		bodyErr = os.ErrDeadlineExceeded
+	}
+	switch {
 	case errors.Is(err, errNoUpstream):
 		p.refusal = noUpstream
 		h.guard.countFailure(p.refusal.code, p, err)

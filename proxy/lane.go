@@ -25,6 +25,10 @@ type RouteOptions struct {
 	// ForwardAuthorization lets an Authorization of another scheme pass when our
 	// credential came by another header.
 	ForwardAuthorization bool
+	// ObserveUntil is when the route begins to be enforced: until then requests
+	// that would be refused are forwarded as they are, without identity, and
+	// counted. Zero: it is enforced.
+	ObserveUntil time.Time
 }
 
 // lane is RouteOptions with the defaults put in, as a request uses them.
@@ -35,6 +39,7 @@ type lane struct {
 	bodyBytes            int64 // 0: any
 	cors                 *CORS
 	forwardAuthorization bool
+	observeUntil         time.Time
 	gate                 *gate // nil: no bound
 }
 
@@ -55,6 +60,9 @@ func (g *gate) enter() bool {
 }
 
 func (g *gate) leave() { g.count.Add(-1) }
+
+// observes reports whether requests are only observed at now.
+func (l *lane) observes(now time.Time) bool { return now.Before(l.observeUntil) }
 
 // buildLanes resolves the options of each route, so that a request finds them
 // ready. before is the ruleset that was in force: a route that it had too goes on
@@ -114,6 +122,10 @@ func (r *Ruleset) resolve(o RouteOptions) lane {
 		bodyBytes:            o.BodyBytes,
 		cors:                 o.CORS,
 		forwardAuthorization: o.ForwardAuthorization,
+		observeUntil:         o.ObserveUntil,
+	}
+	if l.observeUntil.IsZero() {
+		l.observeUntil = r.Default.ObserveUntil
 	}
 	if l.upstreams == nil {
 		l.upstreams = r.Default.Upstreams

@@ -71,7 +71,7 @@ func (w *Wire) refuse(x *http1.Exchange, p *passage) {
 
 func (w *Wire) forward(x *http1.Exchange, p *passage) {
 	e := x.Edit()
-	e.Target, e.Host = p.req.Target(), p.req.Authority
+	e.Target, e.Host = p.target(), p.req.Authority
 	for i := range p.head.Fields {
 		if !p.forwards(i) {
 			e.Drop = append(e.Drop, i)
@@ -92,7 +92,7 @@ func (w *Wire) forward(x *http1.Exchange, p *passage) {
 	if p.lane.cors != nil {
 		e.Answer = dropUpstreamCORS
 	}
-	if _, announced := p.req.Subprotocols(); announced != "" {
+	if _, announced := p.subprotocols(); announced != "" {
 		cors := e.Answer
 		e.Answer = func(r *http1.Response, e *http1.Edit) {
 			selectSubprotocol(r, e, announced)
@@ -102,6 +102,7 @@ func (w *Wire) forward(x *http1.Exchange, p *passage) {
 		}
 	}
 	result, err := w.send(x, p, e)
+	p.status = result.Status
 	switch {
 	case result.Upgraded:
 		p.took = -1

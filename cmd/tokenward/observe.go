@@ -35,14 +35,12 @@ func (a *app) observer(p *enforce.Policy) proxy.Observer {
 		patterns = append(patterns, r.Pattern)
 	}
 	routes := a.registry.Decisions.For(patterns)
-	return func(route int, reason enforce.Reason, took time.Duration) {
-		outcome := metrics.Denied
-		if reason.Allows() {
-			outcome = metrics.Allowed
-		}
-		routes.Observe(route, int(reason), outcome, took)
+	return func(route int, reason enforce.Reason, outcome proxy.Outcome, took time.Duration) {
+		routes.Observe(route, int(reason), metricsOutcomes[outcome], took)
 	}
 }
+
+var metricsOutcomes = [...]metrics.Outcome{proxy.Denied: metrics.Denied, proxy.Allowed: metrics.Allowed, proxy.Observed: metrics.Observed}
 
 func (a *app) countRefusal(code string) {
 	a.registry.Refusals.Add(slices.Index(proxy.RefusalCodes(), code))
