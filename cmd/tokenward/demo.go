@@ -77,7 +77,7 @@ func demoFolder(keep string) (dir string, end func(io.Writer) error, err error) 
 // runDemo runs a demo in an empty folder until ctx ends. The page is printed
 // once every line on it works.
 func runDemo(ctx context.Context, dir string, out io.Writer) (err error) {
-	logFile, err := os.OpenFile(filepath.Join(dir, "tokenward.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	logFile, err := os.OpenFile(filepath.Join(dir, "tokenward.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600) //nolint:gosec // the folder is the demo's own
 	if err != nil {
 		return err
 	}
@@ -151,7 +151,7 @@ func writeDemoConfig(dir, upstream string) (*Config, error) {
 // preferred port, or else with any.
 func freeAddress(preferred int) (string, error) {
 	for _, port := range []int{preferred, 0} {
-		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port))) //nolint:noctx // it does not block
+		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 		if err == nil {
 			return l.Addr().String(), l.Close()
 		}
