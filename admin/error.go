@@ -164,5 +164,5 @@ func missingScope(scope string) *Error {
 }
 
 func invalid(faults ...tokenstore.FieldFault) *Error {
-	return &Error{Kind: KindInvalid, Detail: "Some fields are not acceptable.", Fields: faults}
+	return &Error{Kind: KindInvalid, Detail: "Some fields are not acceptable.", Fields: faults[:min(len(faults), maxFaults)]}
 }

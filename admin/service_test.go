@@ -734,3 +734,13 @@ func TestVocabularyKnowsScopesAndPatterns(t *testing.T) {
 		t.Error("types")
 	}
 }
+
+func TestAnswerNamesABoundedNumberOfFaults(t *testing.T) {
+	w := admintest.New(t)
+	cast := w.Cast()
+	grants := make([]tokenstore.Grant, tokenstore.MaxGrants)
+	_, err := w.Service.Create(ctx, w.Caller(cast.Admin), admin.Spec{Name: "x", Resources: &tokenstore.Resources{Grants: grants}})
+	if e := admin.AsError(err); e.Kind != admin.KindInvalid || len(e.Fields) == 0 || len(e.Fields) > 32 {
+		t.Errorf("%d faults in one answer", len(e.Fields))
+	}
+}
