@@ -543,6 +543,7 @@ func TestAnyTokenMayEndItself(t *testing.T) {
 // exist: status, header, body, and how often the store was asked.
 func TestProbingAnyAPILearnsNothing(t *testing.T) {
 	const nobody = 1 << 40
+	s := newStage(t)
 	for _, d := range dialects() {
 		for _, v := range []wireVerb{toShow, toReset, toRevoke} {
 			if _, ok := d.calls[v]; !ok {
@@ -550,7 +551,6 @@ func TestProbingAnyAPILearnsNothing(t *testing.T) {
 			}
 			for _, caller := range []string{"admin", "weaker", "reader", "plain", "manager", "viewer", "boxed", "inbox", "foreign", "replaced"} {
 				t.Run(fmt.Sprintf("%s %s by %s", d.name, v, caller), func(t *testing.T) {
-					s := newStage(t)
 					by := s.cast[caller]
 					hidden := map[string]tokenstore.ID{"another account's": s.cast["foreign"].ID, "root's": s.cast["root"].ID}
 					if caller == "foreign" {
@@ -578,6 +578,7 @@ func TestProbingAnyAPILearnsNothing(t *testing.T) {
 // TestPathsOfOthersLearnNothing compares paths that name an account or a user
 // that exists with those that name none.
 func TestPathsOfOthersLearnNothing(t *testing.T) {
+	s := newStage(t)
 	for name, c := range map[string]struct {
 		d              dialect
 		others, nobody home
@@ -592,7 +593,6 @@ func TestPathsOfOthersLearnNothing(t *testing.T) {
 			}
 			for _, caller := range []string{"admin", "plain", "boxed", "replaced"} {
 				t.Run(fmt.Sprintf("%s %s by %s", name, v, caller), func(t *testing.T) {
-					s := newStage(t)
 					by := s.cast[caller]
 					want := s.probe(func() *httptest.ResponseRecorder { return s.sendAt(c.d, v, by, c.nobody, s.cast["foreign"].ID) })
 					got := s.probe(func() *httptest.ResponseRecorder { return s.sendAt(c.d, v, by, c.others, s.cast["foreign"].ID) })
