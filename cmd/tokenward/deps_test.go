@@ -168,6 +168,10 @@ var house = map[string]room{
 		outside:  []string{"github.com/google/go-cmp", "github.com/gorilla/mux"},
 		testOnly: true,
 	},
+	"admin/clients": {
+		what:     "the vendors' own clients against the real program",
+		testOnly: true,
+	},
 	"audit": {
 		what:  "Event and an append-only, chained, signed log",
 		never: []ban{noOurs, noHTTP},
@@ -341,7 +345,7 @@ func registered(folder string) []string {
 	if _, ok := house[folder]; ok {
 		return nil
 	}
-	return []string{fmt.Sprintf("%s: unknown package: give it a line in the house in docs/design.md and an entry in `house` in cmd/tokenward/deps_test.go, with what it may import and what it must not touch", folder)}
+	return []string{fmt.Sprintf("%s: unknown package: give it a place in the house of docs/design.md and an entry in `house` in cmd/tokenward/deps_test.go, with what it may import and what it must not touch", folder)}
 }
 
 func inspectFile(root fs.FS, name string) []string {
@@ -430,7 +434,7 @@ func (in *inspection) forbidden(imported string) string {
 	}
 	switch {
 	case isOurs && !allowed:
-		return fmt.Sprintf("of ours it may import %s; if that is to change, change the house in docs/design.md and `house` in cmd/tokenward/deps_test.go with it", orNothing(in.room.ours))
+		return fmt.Sprintf("of ours it may import %s; if that is to change, change the house of docs/design.md and `house` in cmd/tokenward/deps_test.go with it", orNothing(in.room.ours))
 	case isOutside(imported) && !isOurs && !within(imported, in.room.outside):
 		return fmt.Sprintf("of others it may import %s; a further module is named in `house` in cmd/tokenward/deps_test.go, by a commit that says what it buys", orNothing(in.room.outside))
 	}
@@ -621,7 +625,7 @@ func TestArrowsCheckerFindsEachFault(t *testing.T) {
 		"a test from outside its package":     {"enforce/a_test.go", `import "tokenward/enforce"`, ""},
 		"a test with an unwanted module":      {"enforce/a_test.go", `import "example.com/x"`, "modules for tests are listed"},
 		"a test reads the clock":              {"enforce/a_test.go", "import \"time\"\nvar f = time.Now()", ""},
-		"an unknown package":                  {"proxy/socks/a.go", "", "proxy/socks: unknown package: give it a line in the house in docs/design.md"},
+		"an unknown package":                  {"proxy/socks/a.go", "", "proxy/socks: unknown package: give it a place in the house of docs/design.md"},
 		"an unknown package of the root":      {"a.go", "", ".: unknown package"},
 		"a file that does not parse":          {"audit/a.go", "import (", "expected"},
 		"another operating system":            {"proxy/a_windows.go", `import "tokenward/admin"`, "does not manage them"},
