@@ -17,6 +17,7 @@
 // Time is coarse. Instead of arming a timer for each read the engine stores the
 // moment at which a connection's patience ends, and one sweeper per Server looks
 // through the connections, every quarter of a second or an eighth of the
-// shortest timeout, whichever is less. The sweeper also notices clients that
+// shortest timeout, whichever is less. Time in which the process itself does not
+// get to run hardly counts. The sweeper also notices clients that
 // went away while their answer was awaited.
 package http1

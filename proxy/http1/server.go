@@ -81,8 +81,8 @@ type Server struct {
 	limits   Limits
 	timeouts Timeouts
 	tick     time.Duration
-	start    time.Time
-	now      atomic.Int64              // coarse nanoseconds since start
+	looked   time.Time                 // when now was renewed; the sweeper's own, or add's while there is none
+	now      atomic.Int64              // coarse nanoseconds in which the server ran
 	date     atomic.Pointer[dateField] // of the same moment
 	draining atomic.Bool
 	mem      memory
@@ -216,7 +216,7 @@ func (s *Server) init() {
 				s.tick = max(min(s.tick, d/8), time.Millisecond)
 			}
 		}
-		s.start = time.Now()
+		s.looked = time.Now()
 		s.listeners = make(map[net.Listener]struct{})
 		s.sources = make(map[netip.Addr]int)
 	})
@@ -361,10 +361,13 @@ type dateField struct {
 	line   []byte
 }
 
-// lookAtClock renews the coarse time and the Date line.
+// lookAtClock renews the coarse time and the Date line. Time in which the
+// process did not run counts for four ticks at most: a peer is not to blame
+// for bytes that nobody has come to read. It is called by one goroutine at a time.
 func (s *Server) lookAtClock() {
 	now := time.Now()
-	s.now.Store(int64(now.Sub(s.start)))
+	s.now.Add(int64(min(now.Sub(s.looked), 4*s.tick)))
+	s.looked = now
 	if d := s.date.Load(); d == nil || d.second != now.Unix() {
 		line := now.UTC().AppendFormat([]byte("Date: "), http.TimeFormat)
 		s.date.Store(&dateField{second: now.Unix(), line: append(line, "\r\n"...)})

@@ -20,25 +20,32 @@ import (
 
 // TestSoak sends many requests over 256 connections, of which both ends break
 // at random, and wants every answer to be that of its request: 10,000, 3,000
-// under the race detector, or 1,000,000 with TOKENWARD_SOAK=1.
+// under the race detector, or 1,000,000 with TOKENWARD_SOAK=1,
+// or as many as that says.
 func TestSoak(t *testing.T) {
 	settled(t)
 	total := int64(10_000)
+	wanted, _ := strconv.ParseInt(os.Getenv("TOKENWARD_SOAK"), 10, 64)
 	switch {
-	case os.Getenv("TOKENWARD_SOAK") == "1":
+	case wanted == 1:
 		total = 1_000_000
+	case wanted > 1:
+		total = wanted
 	case raceEnabled:
 		total = 3_000
 	}
+	var outcomes sync.Map // of exchanges that did not go smoothly, by nonce
 	up := soakUpstream(t)
 	pool := upstreamTo(t, up)
 	pool.MaxIdle = 64
 	addr := start(t, &Server{
-		Timeouts: Timeouts{Stall: 5 * time.Second},
+		Timeouts: Timeouts{Stall: 30 * time.Second},
 		Handler: func(x *Exchange) {
 			e := x.Edit()
+			nonce := ""
 			for _, f := range x.Request().Fields {
 				if equalFold(f.Name, "x-nonce") {
+					nonce = string(f.Value)
 					e.AddAnswer("X-Front-Nonce", f.Value)
 				}
 			}
@@ -47,6 +54,9 @@ func TestSoak(t *testing.T) {
 				go k.Cut()
 			}
 			res, err := x.Forward(pool, e)
+			if err != nil || x.close {
+				outcomes.Store(nonce, fmt.Sprintf("%+v, %v, close %v", res, err, x.close))
+			}
 			if status := res.AnswerStatus(err); status != 0 {
 				_ = x.Respond(status, nil, []byte(err.Error()))
 			}
@@ -57,7 +67,7 @@ func TestSoak(t *testing.T) {
 	var workers sync.WaitGroup
 	for i := range 256 {
 		workers.Go(func() {
-			w := soakClient{t: t, addr: addr, r: rand.New(rand.NewPCG(uint64(i), 7))} // #nosec G404 -- repeatable on purpose
+			w := soakClient{t: t, addr: addr, outcomes: &outcomes, r: rand.New(rand.NewPCG(uint64(i), 7))} // #nosec G404 -- repeatable on purpose
 			defer w.hangUp()
 			for left.Add(-1) >= 0 {
 				if w.round() {
@@ -156,6 +166,9 @@ type soakClient struct {
 	r    *rand.Rand
 	nc   net.Conn
 	br   *bufio.Reader
+
+	outcomes *sync.Map
+	history  []string // nonces and kinds on this connection
 }
 
 func (w *soakClient) hangUp() {
@@ -174,7 +187,7 @@ func (w *soakClient) round() bool {
 			w.t.Errorf("dial: %v", err)
 			return false
 		}
-		w.nc, w.br = nc, bufio.NewReader(nc)
+		w.nc, w.br, w.history = nc, bufio.NewReader(nc), nil
 	}
 	_ = w.nc.SetDeadline(time.Now().Add(time.Minute))
 	nonces := []string{w.nonce()}
@@ -185,6 +198,7 @@ func (w *soakClient) round() bool {
 	kind := []string{"", "", "", "", "", "", "/slow", "/reset", "/half", "/early", "/cut"}[w.r.IntN(11)]
 	for _, nonce := range nonces {
 		raw += w.request(nonce, kind)
+		w.history = append(w.history, nonce+kind)
 	}
 	switch w.r.IntN(30) {
 	case 0: // leave in the middle
@@ -199,7 +213,8 @@ func (w *soakClient) round() bool {
 	}
 	slowly := w.r.IntN(30) == 0
 	var writer sync.WaitGroup
-	writer.Go(func() { write(w.nc, raw, slowly) })
+	nc := w.nc
+	writer.Go(func() { write(nc, raw, slowly) })
 	defer writer.Wait()
 	for _, nonce := range nonces {
 		if !w.check(nonce, kind) {
@@ -262,6 +277,12 @@ func (w *soakClient) check(nonce, kind string) bool {
 	resp, err := http.ReadResponse(w.br, nil)
 	if err != nil {
 		if kind == "" || kind == "/slow" {
+			last := len(w.history)
+			for _, earlier := range w.history[max(0, last-4):] {
+				id, _, _ := strings.Cut(earlier, "/")
+				outcome, _ := w.outcomes.Load(id)
+				w.t.Logf("%s: %v", earlier, outcome)
+			}
 			w.t.Errorf("no answer to %s: %v", nonce, err)
 		}
 		return false
