@@ -29,6 +29,8 @@ type RouteOptions struct {
 	// that would be refused are forwarded as they are, without identity, and
 	// counted. Zero: it is enforced.
 	ObserveUntil time.Time
+	// Enforce enforces the route although Default says to observe.
+	Enforce bool
 }
 
 // lane is RouteOptions with the defaults put in, as a request uses them.
@@ -124,7 +126,7 @@ func (r *Ruleset) resolve(o RouteOptions) lane {
 		forwardAuthorization: o.ForwardAuthorization,
 		observeUntil:         o.ObserveUntil,
 	}
-	if l.observeUntil.IsZero() {
+	if l.observeUntil.IsZero() && !o.Enforce {
 		l.observeUntil = r.Default.ObserveUntil
 	}
 	if l.upstreams == nil {

@@ -28,6 +28,9 @@ type app struct {
 	log *slog.Logger
 	now func() time.Time
 
+	path  string         // of the configuration file, which is watched; empty: none is
+	level *slog.LevelVar // of log; nil: a reload does not change it
+
 	vault    *vault
 	engine   *enforce.Engine
 	registry *metrics.Registry
@@ -91,7 +94,7 @@ func (a *app) buildProxy() error {
 	if a.upstreams, err = newUpstreamSet(a.cfg); err != nil {
 		return err
 	}
-	rules, err := a.ruleset()
+	rules, err := a.ruleset(a.cfg)
 	if err != nil {
 		return err
 	}
@@ -143,20 +146,23 @@ func (c *Config) judgedBy() (*proxy.Ruleset, error) {
 	return &proxy.Ruleset{Canon: rules, Policy: policy, Identity: headers}, nil
 }
 
-// ruleset makes the whole ruleset of this process.
-func (a *app) ruleset() (*proxy.Ruleset, error) {
-	rules, err := a.cfg.judgedBy()
+// ruleset makes the whole ruleset that cfg asks for, and tells the token service
+// the words of it.
+func (a *app) ruleset(cfg *Config) (*proxy.Ruleset, error) {
+	rules, err := cfg.judgedBy()
+	if err != nil {
+		return nil, err
+	}
+	routes, others, err := a.upstreams.routeOptions(cfg)
 	if err != nil {
 		return nil, err
 	}
 	policy := rules.Policy
 	a.vault.service.SetVocabulary(admin.Vocabulary{Scopes: policy.Scopes(), ResourceTypes: policy.ResourceTypes()})
-	routes, others, err := a.upstreams.routeOptions(a.cfg)
-	if err != nil {
-		return nil, err
-	}
 	rules.Observe = a.observer(policy)
-	rules.Routes, rules.Default, rules.InFlight = routes, others, a.cfg.Proxy.Limits.InFlight
+	rules.Routes, rules.Default, rules.InFlight = routes, others, cfg.Proxy.Limits.InFlight
+	rules.StripObserved = cfg.Enforce.ObserveCredentials == "remove"
+	rules.Record = cfg.recording()
 	return rules, nil
 }
 
@@ -200,11 +206,8 @@ func (a *app) run(ctx context.Context) error {
 	a.log.Info("tokenward is ready",
 		"proxy", a.proxyListener.Addr().String(), "admin", a.adminListener.Addr().String(), "metrics", a.metricsListener.Addr().String(),
 		"upstream", []string(a.cfg.Proxy.Upstream), "routes", len(a.cfg.Routes), "version", readBuildInfo().Version)
-	var err error
-	select {
-	case <-ctx.Done():
-	case err = <-failed:
-	}
+	a.announceObserving()
+	err := a.watch(ctx, failed)
 	return errors.Join(err, a.shutdown())
 }
 
@@ -260,5 +263,8 @@ func (a *app) buildMetrics() {
 func (a *app) observeAudit(p audit.Progress) {
 	if p.Unreadable > 0 {
 		a.log.Error("the outbox held events that this version cannot read; they are in the audit log as audit.unreadable", "events", p.Unreadable)
+	}
+	if p.Head.Line > 0 {
+		a.log.Info("a head of the audit log was signed: keep it elsewhere", "head", p.Head.String())
 	}
 }

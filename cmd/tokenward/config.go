@@ -113,10 +113,16 @@ type RequestSizeLimit struct {
 
 // EnforceConfig configures what concerns all routes.
 type EnforceConfig struct {
-	Mode          string   `yaml:"mode" reload:"yes"`
-	OnNoRoute     int      `yaml:"on_no_route" reload:"yes"` // 403 or 404
-	KnownScopes   []string `yaml:"known_scopes" reload:"yes"`
-	ResourceTypes []string `yaml:"resource_types" reload:"yes"`
+	// Mode is enforce or observe. What is only observed is forwarded whatever the
+	// judgement, until ObserveUntil, and counted.
+	Mode         string  `yaml:"mode" reload:"yes"`
+	ObserveUntil instant `yaml:"observe_until" reload:"yes"`
+	// ObserveCredentials says whether requests that are allowed while only observed
+	// keep their credentials: keep or remove.
+	ObserveCredentials string   `yaml:"observe_credentials" reload:"yes"`
+	OnNoRoute          int      `yaml:"on_no_route" reload:"yes"` // 403 or 404
+	KnownScopes        []string `yaml:"known_scopes" reload:"yes"`
+	ResourceTypes      []string `yaml:"resource_types" reload:"yes"`
 }
 
 // AdminConfig configures the listener of token APIs and dashboard.
@@ -160,13 +166,19 @@ type TokenStoreConfig struct {
 // AuditConfig configures the audit log.
 type AuditConfig struct {
 	Path string `yaml:"path" reload:"no"`
+	// SigningKeyFile holds an Ed25519 private key in PEM (PKCS #8), with which heads
+	// of the log are signed. Empty: none are.
+	SigningKeyFile string `yaml:"signing_key_file" reload:"no"`
 }
 
 // LogConfig configures the program's log on standard error.
 type LogConfig struct {
-	Level    string `yaml:"level" reload:"yes"`
-	Format   string `yaml:"format" reload:"no"`
-	Requests string `yaml:"requests" reload:"no"`
+	Level  string `yaml:"level" reload:"yes"`
+	Format string `yaml:"format" reload:"no"`
+	// Requests says which requests are logged, one record each: off, denied, all.
+	Requests string `yaml:"requests" reload:"yes"`
+	// RequestsEvery logs one of so many of them, from 1 on.
+	RequestsEvery int `yaml:"requests_every" reload:"yes"`
 }
 
 // RouteConfig is one route, as in [enforce.RouteSpec].
@@ -185,6 +197,7 @@ type RouteConfig struct {
 	Limits               RouteLimitsConfig   `yaml:"limits"`
 	CORS                 *CORSConfig         `yaml:"cors"` // nil: none
 	ForwardAuthorization bool                `yaml:"forward_authorization"`
+	Mode                 string              `yaml:"mode"` // enforce, observe; empty: enforce.mode
 
 	line   int  // where it stands in the file
 	broken bool // it could not be read as a whole; its faults are reported
@@ -218,10 +231,11 @@ func defaultConfig() *Config {
 			Limits: RequestSizeLimit{HeaderBytes: 32768, HeaderCount: 100, URIBytes: 8192},
 		},
 		Enforce: EnforceConfig{
-			Mode:          "enforce",
-			OnNoRoute:     403,
-			KnownScopes:   []string{},
-			ResourceTypes: []string{},
+			Mode:               "enforce",
+			ObserveCredentials: "keep",
+			OnNoRoute:          403,
+			KnownScopes:        []string{},
+			ResourceTypes:      []string{},
 		},
 		Admin: AdminConfig{
 			Listen:         "127.0.0.1:8081",
@@ -240,7 +254,7 @@ func defaultConfig() *Config {
 			CacheEntries: 100_000,
 		},
 		Audit:  AuditConfig{Path: "tokenward-audit.jsonl"},
-		Log:    LogConfig{Level: "info", Format: "json", Requests: "off"},
+		Log:    LogConfig{Level: "info", Format: "json", Requests: "off", RequestsEvery: 1},
 		Routes: []RouteConfig{},
 	}
 }

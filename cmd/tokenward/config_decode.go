@@ -32,18 +32,12 @@ type decoder struct {
 // the commit that builds them.
 var notBuilt = map[string]string{
 	"proxy.identity.signing_key": "the signed identity header",
-	"enforce.observe_until":      "observe mode",
 	"tokenstore.etcd":            "a cluster on etcd",
-	"routes[].mode":              "observe mode",
-	"routes[].observe_until":     "observe mode",
 	"routes[].parents":           "looking up the parent of a resource",
 }
 
 // notBuiltValues are values that keys of this version do not take yet, by key.
-var notBuiltValues = map[string][]string{
-	"enforce.mode": {"observe"},
-	"log.requests": {"denied", "all"},
-}
+var notBuiltValues = map[string][]string{}
 
 func (d *decoder) fault(path string, at position, r rule, problem, mend string) {
 	d.faults = append(d.faults, configFault{Line: at.line, Column: at.column, width: at.width, Key: path, Rule: r, Problem: problem, Mend: mend})
@@ -100,6 +94,9 @@ func (d *decoder) value(path string, node ast.Node, dst reflect.Value) {
 	switch dst.Interface().(type) {
 	case time.Duration:
 		scalar(d, path, node, dst, "a duration such as 30s, 5m, 12h or 7d", ruleDuration, parseDuration)
+		return
+	case instant:
+		scalar(d, path, node, dst, "a time such as 2026-12-31T23:59:59Z", ruleTime, parseInstant)
 		return
 	case byteSize:
 		scalar(d, path, node, dst, "a number of bytes, such as 65536 or 64KiB", ruleSize, parseSize)
@@ -411,6 +408,20 @@ func parseSize(s string) (byteSize, error) {
 		return 0, errors.New("is too large a size")
 	}
 	return byteSize(n << shift), nil
+}
+
+// instant is a time in the configuration; the zero value is none.
+type instant struct{ time.Time }
+
+func parseInstant(s string) (instant, error) {
+	if s == "" {
+		return instant{}, nil
+	}
+	t, err := time.Parse(time.RFC3339, s)
+	if err != nil {
+		return instant{}, errors.New("is no time with a zone")
+	}
+	return instant{t.UTC()}, nil
 }
 
 const maxDuration = 10 * 365 * 24 * time.Hour

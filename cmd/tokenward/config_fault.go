@@ -38,6 +38,8 @@ const (
 	ruleType         rule = "wrong_type"
 	ruleMissing      rule = "missing"
 	ruleDuration     rule = "bad_duration"
+	ruleTime         rule = "bad_time"
+	ruleObserve      rule = "observe"
 	ruleSize         rule = "bad_size"
 	ruleNetwork      rule = "bad_network"
 	ruleChoice       rule = "bad_choice"
@@ -67,7 +69,7 @@ const (
 var allRules = []rule{
 	ruleFile, ruleTooLarge, ruleEmpty, ruleByteOrder, ruleNotUTF8, ruleHidden, ruleTab, ruleLongLine, ruleNesting, ruleTooMany,
 	ruleNotPlain, ruleMultiLine, ruleDocument, ruleSyntax, ruleUnknownKey, ruleDuplicateKey, ruleNotSupported, ruleType, ruleMissing,
-	ruleDuration, ruleSize, ruleNetwork, ruleChoice, ruleBounds, ruleListen, ruleSameListen, ruleUpstream, ruleLoop, rulePath,
+	ruleDuration, ruleTime, ruleObserve, ruleSize, ruleNetwork, ruleChoice, ruleBounds, ruleListen, ruleSameListen, ruleUpstream, ruleLoop, rulePath,
 	ruleSameFile, ruleSecretInline, ruleHalfTLS, ruleExposed, ruleProfiles, ruleTarget, ruleProxies, ruleCredentials, ruleIdentity,
 	ruleName, ruleTwice, ruleRoute, ruleConflict, ruleCORS, ruleNamedFile,
 }

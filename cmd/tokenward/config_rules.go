@@ -178,6 +178,7 @@ func (d *decoder) checkBounds(c *Config) {
 	if d.sound("proxy.limits.uri_bytes", "proxy.limits.header_bytes") && l.URIBytes > l.HeaderBytes {
 		d.report("proxy.limits.uri_bytes", ruleTarget, fmt.Sprintf("a target of %d bytes does not fit into a head of %d", l.URIBytes, l.HeaderBytes), "raise header_bytes or lower uri_bytes")
 	}
+	d.count("log.requests_every", int64(c.Log.RequestsEvery), 1, 1_000_000)
 	d.count("tokenstore.cache_entries", int64(c.TokenStore.CacheEntries), 0, 100_000_000)
 	if d.sound("admin.default_account") && c.Admin.DefaultAccount == 0 {
 		d.report("admin.default_account", ruleBounds, "0 is the account of root tokens", "write a number from 1")
@@ -309,6 +310,10 @@ func (d *decoder) checkStore(c *Config) {
 			d.checkFileReference(key, path)
 		}
 	}
+	d.checkFileReference("audit.signing_key_file", c.Audit.SigningKeyFile)
+	if c.Audit.SigningKeyFile != "" {
+		files = append(files, struct{ key, path string }{"audit.signing_key_file", c.Audit.SigningKeyFile})
+	}
 	taken := make(map[string]string)
 	for _, f := range files {
 		if !d.sound(f.key) {
@@ -329,19 +334,23 @@ func (d *decoder) checkStore(c *Config) {
 
 // choices are the words that a key takes.
 var choices = map[string][]string{
-	"proxy.client_address":       {"x-forwarded-for", "forwarded"},
-	"proxy.tls.client_auth":      {"none", "request", "require"},
-	"enforce.mode":               {"enforce", "observe"},
-	"admin.mount":                {"unit", "fynn", "mailtrap", "native"},
-	"log.level":                  {"debug", "info", "warn", "error"},
-	"log.format":                 {"json", "text"},
-	"log.requests":               {"off", "denied", "all"},
-	"routes[].restricted_tokens": {"refuse", "allow"},
+	"proxy.client_address":        {"x-forwarded-for", "forwarded"},
+	"proxy.tls.client_auth":       {"none", "request", "require"},
+	"enforce.mode":                {"enforce", "observe"},
+	"admin.mount":                 {"unit", "fynn", "mailtrap", "native"},
+	"log.level":                   {"debug", "info", "warn", "error"},
+	"log.format":                  {"json", "text"},
+	"log.requests":                {"off", "denied", "all"},
+	"routes[].restricted_tokens":  {"refuse", "allow"},
+	"routes[].mode":               {"enforce", "observe"},
+	"enforce.observe_credentials": {"keep", "remove"},
 }
 
 func (d *decoder) checkChoices(c *Config) {
 	d.choice("proxy.client_address", c.Proxy.ClientAddress)
 	d.choice("enforce.mode", c.Enforce.Mode)
+	d.choice("enforce.observe_credentials", c.Enforce.ObserveCredentials)
+	d.checkObserve(c)
 	d.choice("log.level", c.Log.Level)
 	d.choice("log.format", c.Log.Format)
 	d.choice("log.requests", c.Log.Requests)
@@ -352,6 +361,27 @@ func (d *decoder) checkChoices(c *Config) {
 		if r := &c.Routes[i]; r.RestrictedTokens != "" {
 			d.choiceOf("routes[].restricted_tokens", itemPath("routes", i)+".restricted_tokens", r.RestrictedTokens)
 		}
+		if r := &c.Routes[i]; r.Mode != "" {
+			d.choiceOf("routes[].mode", itemPath("routes", i)+".mode", r.Mode)
+		}
+	}
+}
+
+// checkObserve asks for an end of observing wherever something is observed: what
+// is only observed is open to everybody.
+func (d *decoder) checkObserve(c *Config) {
+	const until = "enforce.observe_until"
+	if !c.Enforce.ObserveUntil.IsZero() || !d.sound(until) {
+		return
+	}
+	at := func(path, mode string) {
+		if mode == "observe" && d.sound(path) {
+			d.report(path, ruleObserve, "observing has no end: until then whoever asks gets through", "set enforce.observe_until to the time from which on requests are refused")
+		}
+	}
+	at("enforce.mode", c.Enforce.Mode)
+	for i := range c.Routes {
+		at(itemPath("routes", i)+".mode", c.Routes[i].Mode)
 	}
 }
 

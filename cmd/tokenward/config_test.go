@@ -319,6 +319,11 @@ func showDefault(v reflect.Value) string {
 			return `""`
 		}
 		return x
+	case instant:
+		if x.IsZero() {
+			return `""`
+		}
+		return x.Format(time.RFC3339)
 	case []string:
 		return "[" + strings.Join(x, ", ") + "]"
 	case upstreamList:

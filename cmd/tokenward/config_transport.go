@@ -275,13 +275,23 @@ func (r *RouteConfig) routeOptions(c *Config) proxy.RouteOptions {
 	if r.CORS != nil {
 		o.CORS, _ = proxy.NewCORS(r.CORS.options(c)) // it was checked with the configuration
 	}
+	switch r.Mode {
+	case "observe":
+		o.ObserveUntil = c.Enforce.ObserveUntil.Time
+	case "enforce":
+		o.Enforce = true
+	}
 	return o
 }
 
 // defaultRouteOptions are those of all routes, but their upstreams.
 func (c *Config) defaultRouteOptions() proxy.RouteOptions {
 	t := c.Proxy.Timeouts
-	return proxy.RouteOptions{ResponseHeader: orNever(t.ResponseHeader), Stall: orNever(t.Stall), BodyBytes: int64(c.Proxy.Limits.BodyBytes)}
+	o := proxy.RouteOptions{ResponseHeader: orNever(t.ResponseHeader), Stall: orNever(t.Stall), BodyBytes: int64(c.Proxy.Limits.BodyBytes)}
+	if c.Enforce.Mode == "observe" {
+		o.ObserveUntil = c.Enforce.ObserveUntil.Time
+	}
+	return o
 }
 
 // serverTLSFiles are the files of a listener.

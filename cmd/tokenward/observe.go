@@ -42,6 +42,15 @@ func (a *app) observer(p *enforce.Policy) proxy.Observer {
 
 var metricsOutcomes = [...]metrics.Outcome{proxy.Denied: metrics.Denied, proxy.Allowed: metrics.Allowed, proxy.Observed: metrics.Observed}
 
+// recording says which requests are logged.
+func (c *Config) recording() proxy.Recording {
+	return proxy.Recording{
+		Denied: c.Log.Requests != "off",
+		All:    c.Log.Requests == "all",
+		Every:  uint64(c.Log.RequestsEvery), //nolint:gosec // at least 1
+	}
+}
+
 func (a *app) countRefusal(code string) {
 	a.registry.Refusals.Add(slices.Index(proxy.RefusalCodes(), code))
 }

@@ -23,24 +23,41 @@ func newServeCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return serve(cmd.Context(), cfg, newLogger(cfg, cmd.ErrOrStderr()))
+			return serve(cmd.Context(), cfg, config, cmd.ErrOrStderr())
 		},
 	}
 	cmd.Flags().StringVar(&config, "config", "tokenward.yaml", "configuration file; config.example.yaml shows every key")
 	return cmd
 }
 
-// serve runs one app until ctx ends, and then drains it.
-func serve(ctx context.Context, cfg *Config, log *slog.Logger) error {
+// serve runs one app until ctx ends, and then drains it. path is where cfg was
+// read from.
+func serve(ctx context.Context, cfg *Config, path string, stderr io.Writer) error {
+	faults, warnings := cfg.checkFiles(time.Now())
+	if len(faults) > 0 {
+		return newConfigError(path, nil, faults)
+	}
+	level := new(slog.LevelVar)
+	log := newLeveledLogger(cfg, stderr, level)
+	warnOf(log, warnings)
 	a, err := newApp(ctx, cfg, log, time.Now)
 	if err != nil {
 		return err
 	}
+	a.path, a.level = path, level
 	return a.run(ctx)
 }
 
+// newLogger returns a logger whose level stays what cfg says.
 func newLogger(cfg *Config, w io.Writer) *slog.Logger {
-	opts := &slog.HandlerOptions{Level: cfg.logLevel()}
+	return newLeveledLogger(cfg, w, new(slog.LevelVar))
+}
+
+// newLeveledLogger returns a logger whose level is that of level, which begins at
+// what cfg says.
+func newLeveledLogger(cfg *Config, w io.Writer, level *slog.LevelVar) *slog.Logger {
+	level.Set(cfg.logLevel())
+	opts := &slog.HandlerOptions{Level: level}
 	if cfg.Log.Format == "text" {
 		return slog.New(slog.NewTextHandler(w, opts))
 	}

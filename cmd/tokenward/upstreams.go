@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"sync"
 
 	"tokenward/metrics"
 	"tokenward/proxy"
@@ -10,8 +11,11 @@ import (
 // upstreamSet are the servers of the API behind, each once however many routes
 // name it: they share its connections and its health.
 type upstreamSet struct {
-	tls   *proxy.ClientTLS // nil: the system's authorities
-	names []string         // in the order of the configuration
+	tls      *proxy.ClientTLS // nil: the system's authorities
+	timeouts proxy.Timeouts
+
+	mu    sync.Mutex // guards what follows: a reload adds servers while metrics list them
+	names []string   // in the order of the configuration
 	byURL map[string]*proxy.Upstream
 }
 
@@ -24,20 +28,39 @@ func newUpstreamSet(cfg *Config) (*upstreamSet, error) {
 			return nil, fmt.Errorf("proxy.upstream_tls: %w", err)
 		}
 	}
-	timeouts := proxy.Timeouts{Dial: cfg.Proxy.Timeouts.Dial, Idle: cfg.Proxy.Timeouts.Idle}
+	s.timeouts = proxy.Timeouts{Dial: cfg.Proxy.Timeouts.Dial, Idle: cfg.Proxy.Timeouts.Idle}
 	for _, raw := range cfg.allUpstreams() {
-		target := upstreamURL(raw)
-		if s.byURL[target.String()] != nil {
-			continue
-		}
-		u, err := proxy.NewUpstream(target, s.tls, timeouts)
-		if err != nil {
+		if _, err := s.server(raw); err != nil {
 			return nil, err
 		}
-		s.byURL[target.String()] = u
-		s.names = append(s.names, target.String())
 	}
 	return s, nil
+}
+
+// server is the one with that URL, made if it is new.
+func (s *upstreamSet) server(raw string) (*proxy.Upstream, error) {
+	target := upstreamURL(raw)
+	name := target.String()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if u := s.byURL[name]; u != nil {
+		return u, nil
+	}
+	u, err := proxy.NewUpstream(target, s.tls, s.timeouts)
+	if err != nil {
+		return nil, err
+	}
+	s.byURL[name] = u
+	s.names = append(s.names, name)
+	return u, nil
+}
+
+// reloadTLS reads the files of upstream_tls again.
+func (s *upstreamSet) reloadTLS() error {
+	if s.tls == nil {
+		return nil
+	}
+	return s.tls.Reload()
 }
 
 // list is the order of preference of those URLs; nil for none.
@@ -47,13 +70,19 @@ func (s *upstreamSet) list(urls upstreamList) (*proxy.Upstreams, error) {
 	}
 	var all []*proxy.Upstream
 	for _, raw := range urls {
-		all = append(all, s.byURL[upstreamURL(raw).String()])
+		u, err := s.server(raw)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, u)
 	}
 	return proxy.NewUpstreams(all...)
 }
 
 // closeIdle closes unused connections.
 func (s *upstreamSet) closeIdle() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, u := range s.byURL {
 		u.CloseIdle()
 	}
@@ -61,6 +90,8 @@ func (s *upstreamSet) closeIdle() {
 
 // stats says which upstreams are held to be fit.
 func (s *upstreamSet) stats() []metrics.UpstreamStats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	out := make([]metrics.UpstreamStats, len(s.names))
 	for i, name := range s.names {
 		out[i] = metrics.UpstreamStats{Name: name, Up: s.byURL[name].Up()}
@@ -71,6 +102,8 @@ func (s *upstreamSet) stats() []metrics.UpstreamStats {
 // check warns when upstreams are left out. The program is fit to serve
 // nevertheless: not to be asked any more would help nobody.
 func (s *upstreamSet) check() (metrics.State, string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	down, first := 0, ""
 	for _, name := range s.names {
 		if !s.byURL[name].Up() {

@@ -1,0 +1,168 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"log/slog"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"tokenward/metrics"
+	"tokenward/proxy"
+)
+
+// reloadEvery is how often the files that a reload reads are looked at.
+const reloadEvery = 2 * time.Second
+
+// watch reloads on SIGHUP and whenever the content of the configuration file, or
+// of a certificate that it names, has changed, until ctx ends or failed tells of a
+// listener that broke, whose error it returns. The app's configuration changes in
+// here only. A configuration that came from no file is not watched.
+func (a *app) watch(ctx context.Context, failed <-chan error) error {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	tick := time.NewTicker(reloadEvery)
+	defer tick.Stop()
+	path := a.path
+	seen := a.fingerprint(path)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-failed:
+			return err
+		case <-hangup:
+		case <-tick.C:
+			if path == "" || a.fingerprint(path) == seen {
+				continue
+			}
+		}
+		if path != "" {
+			seen = a.fingerprint(path)
+			a.reload(path)
+		}
+	}
+}
+
+// fingerprint is a digest of what the watched files hold. A file that cannot be
+// read counts as empty: the reload that follows says why.
+func (a *app) fingerprint(path string) [sha256.Size]byte {
+	h := sha256.New()
+	files := []string{path}
+	for _, t := range []TLSConfig{a.cfg.Proxy.TLS, a.cfg.Admin.TLS} {
+		files = append(files, t.CertFile, t.KeyFile, t.ClientCAFile)
+	}
+	for _, f := range files {
+		if f == "" {
+			continue
+		}
+		b, _ := os.ReadFile(f) //nolint:gosec // the operator names it
+		sum := sha256.Sum256(b)
+		h.Write(sum[:])
+	}
+	return [sha256.Size]byte(h.Sum(nil))
+}
+
+// reload reads the configuration again and puts in force what can change while
+// running: routes, rules, names, timeouts, log level, certificates. A file with a
+// fault is refused whole, and what was in force stays.
+func (a *app) reload(path string) {
+	err := a.applyFile(path)
+	if err != nil {
+		a.registry.Reload.Failed()
+		a.health.Set("config", metrics.Warning, "the configuration on disk was refused, the last good one is in force: see the log")
+		a.log.Error("the configuration was not reloaded; the last good one stays in force", "path", path, "error", err.Error())
+		return
+	}
+	a.registry.Reload.Succeeded(a.now())
+	a.health.Set("config", metrics.Passing, "")
+}
+
+func (a *app) applyFile(path string) error {
+	wanted, err := loadConfig(path)
+	if err != nil {
+		return err
+	}
+	if faults, warnings := wanted.checkFiles(a.now()); len(faults) > 0 {
+		return newConfigError(path, nil, faults)
+	} else {
+		warnOf(a.log, warnings)
+	}
+	restart := restartNeeded(a.cfg, wanted)
+	next := a.cfg.reloaded(wanted)
+	rules, err := a.ruleset(next)
+	if err != nil {
+		return err
+	}
+	if err := a.reloadCertificates(); err != nil {
+		return err
+	}
+	a.cfg = next
+	if a.level != nil {
+		a.level.Set(next.logLevel())
+	}
+	a.guard.SetRules(rules)
+	a.announceObserving()
+	if len(restart) > 0 {
+		slices.Sort(restart)
+		a.log.Warn("some changes take hold only when tokenward is started anew", "keys", strings.Join(restart, ", "))
+	}
+	a.log.Info("the configuration was reloaded", "path", path, "routes", len(next.Routes))
+	return nil
+}
+
+// reloaded is the running configuration with those values of wanted that a
+// reload applies.
+func (c *Config) reloaded(wanted *Config) *Config {
+	next := *c
+	for k := range configKeys() {
+		if k.reload == "yes" {
+			k.in(&next).Set(k.in(wanted))
+		}
+	}
+	return &next
+}
+
+// announceObserving says loudly, in log and readiness, that requests which should
+// be refused are not.
+func (a *app) announceObserving() {
+	until := a.cfg.Enforce.ObserveUntil.Time
+	observed := a.cfg.Enforce.Mode == "observe"
+	for i := range a.cfg.Routes {
+		observed = observed || a.cfg.Routes[i].Mode == "observe"
+	}
+	a.health.Watch("enforcement", func() (metrics.State, string) {
+		if observed && a.now().Before(until) {
+			return metrics.Warning, "requests are only observed, not refused, until " + until.Format(time.RFC3339)
+		}
+		return metrics.Passing, ""
+	})
+	if observed && a.now().Before(until) {
+		a.log.Warn("OBSERVING: requests that would be refused are forwarded until the time given; they are counted as observed in tokenward_decisions_total", "until", until)
+	}
+}
+
+// reloadCertificates makes new connections get what the files hold now.
+func (a *app) reloadCertificates() error {
+	for _, t := range []*proxy.ServerTLS{a.proxyTLS, a.adminTLS} {
+		if t == nil {
+			continue
+		}
+		if err := t.Reload(); err != nil {
+			return err
+		}
+	}
+	return a.upstreams.reloadTLS()
+}
+
+// warnOf logs what could be better about the files of a configuration.
+func warnOf(log *slog.Logger, warnings []configFault) {
+	for _, w := range warnings {
+		log.Warn("a file that the configuration names could be safer", "key", w.Key, "problem", w.Problem, "mend", w.Mend)
+	}
+}

@@ -1,0 +1,239 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"tokenward/metrics"
+)
+
+// lockedBuffer is a log that a test reads while it is written.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// started is an app over a file, served until the test ends.
+type started struct {
+	*app
+	file  string
+	proxy string
+	log   *lockedBuffer
+}
+
+// startApp serves an app with the routes, and counts on the upstream.
+func startApp(t *testing.T, routes string) *started {
+	t.Helper()
+	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.URL.Path) }))
+	t.Cleanup(upstream.Close)
+	dir := t.TempDir()
+	s := &started{file: filepath.Join(dir, "tokenward.yaml"), log: &lockedBuffer{}}
+	s.write(t, upstream.URL, dir, routes)
+	cfg, err := loadConfig(s.file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	level := new(slog.LevelVar)
+	log := newLeveledLogger(cfg, s.log, level)
+	if _, _, err := initialise(t.Context(), cfg, log, false); err != nil {
+		t.Fatal(err)
+	}
+	if s.app, err = newApp(t.Context(), cfg, log, time.Now); err != nil {
+		t.Fatal(err)
+	}
+	s.level = level // and no path: the test reloads when it wants to
+	s.proxy = "http://" + s.proxyListener.Addr().String()
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- s.run(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+func (s *started) write(t *testing.T, upstream, dir, routes string) {
+	t.Helper()
+	text := fmt.Sprintf("proxy: {listen: '127.0.0.1:0', upstream: '%s'}\nadmin: {listen: '127.0.0.1:0'}\nmetrics: {listen: '127.0.0.1:0'}\n"+
+		"tokenstore: {path: %s/t.db}\naudit: {path: %s/a.jsonl}\n%s", upstream, dir, dir, routes)
+	if err := os.WriteFile(s.file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// rewrite replaces the routes in the file.
+func (s *started) rewrite(t *testing.T, routes string) {
+	t.Helper()
+	text, err := os.ReadFile(s.file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	head, _, _ := strings.Cut(string(text), "routes:")
+	if err := os.WriteFile(s.file, []byte(head+routes), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func status(t *testing.T, url string) int {
+	t.Helper()
+	resp, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode
+}
+
+func configCheck(t *testing.T, s *started) metrics.Check {
+	t.Helper()
+	_, checks := s.health.Ready()
+	for _, c := range checks {
+		if c.Name == "config" {
+			return c
+		}
+	}
+	return metrics.Check{}
+}
+
+func TestReloadPutsRoutesInForceAndRefusesABadFileWhole(t *testing.T) {
+	s := startApp(t, "routes:\n  - {match: GET /a, public: true}\n")
+	if got := status(t, s.proxy+"/a"); got != 200 {
+		t.Fatalf("/a: %d", got)
+	}
+	s.rewrite(t, "routes:\n  - {match: GET /b, public: true}\n")
+	s.reload(s.file)
+	if a, b := status(t, s.proxy+"/a"), status(t, s.proxy+"/b"); a != 401 || b != 200 {
+		t.Fatalf("after the reload /a is %d and /b %d", a, b)
+	}
+	s.rewrite(t, "routes:\n  - {match: GET /c, public: true}\n  - {match: GET /c, public: true}\n")
+	s.reload(s.file)
+	if b, c := status(t, s.proxy+"/b"), status(t, s.proxy+"/c"); b != 200 || c != 401 {
+		t.Errorf("after a bad file /b is %d and /c %d", b, c)
+	}
+	if c := configCheck(t, s); c.State != metrics.Warning || !strings.Contains(s.log.String(), "the last good one stays in force") {
+		t.Errorf("nobody is told of the bad file: %+v\n%s", c, s.log)
+	}
+	s.rewrite(t, "routes:\n  - {match: GET /c, public: true}\n")
+	s.reload(s.file)
+	if c := status(t, s.proxy+"/c"); c != 200 || configCheck(t, s).State != metrics.Passing {
+		t.Errorf("after it was mended /c is %d, and the check %+v", c, configCheck(t, s))
+	}
+}
+
+func TestReloadSaysWhatNeedsARestart(t *testing.T) {
+	s := startApp(t, "routes:\n  - {match: GET /a, public: true}\n")
+	s.rewrite(t, "log: {level: debug}\nroutes:\n  - {match: GET /a, public: true}\nenforce: {on_no_route: 404}\n")
+	text, err := os.ReadFile(s.file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	changed := strings.Replace(string(text), "proxy: {", "proxy: {limits: {header_count: 50}, ", 1)
+	if err := os.WriteFile(s.file, []byte(changed), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.reload(s.file)
+	if out := s.log.String(); !strings.Contains(out, "proxy.limits.header_count") {
+		t.Errorf("the restart is not asked for:\n%s", out)
+	}
+	if s.level.Level() != slog.LevelDebug {
+		t.Errorf("the log level is %v", s.level.Level())
+	}
+}
+
+func TestNoRequestIsLostDuringReloads(t *testing.T) {
+	s := startApp(t, "routes:\n  - {match: GET /a, public: true}\n")
+	var asked, lost atomic.Int64
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				resp, err := http.Get(s.proxy + "/a")
+				asked.Add(1)
+				if err != nil {
+					lost.Add(1)
+					continue
+				}
+				if resp.StatusCode != 200 {
+					lost.Add(1)
+				}
+				_, _ = io.Copy(io.Discard, resp.Body)
+				_ = resp.Body.Close()
+			}
+		})
+	}
+	for i := range 20 {
+		s.rewrite(t, fmt.Sprintf("routes:\n  - {match: GET /a, public: true}\n  - {match: GET /n%d, public: true}\n", i))
+		s.reload(s.file)
+		if got := status(t, fmt.Sprintf("%s/n%d", s.proxy, i)); got != 200 {
+			t.Errorf("reload %d is not in force: %d", i, got)
+		}
+	}
+	close(stop)
+	wg.Wait()
+	if lost.Load() > 0 || asked.Load() == 0 {
+		t.Errorf("%d of %d requests were lost", lost.Load(), asked.Load())
+	}
+}
+
+func TestObservingIsVisible(t *testing.T) {
+	s := startApp(t, "enforce: {mode: observe, observe_until: '2999-01-01T00:00:00Z'}\nroutes:\n  - {match: GET /a, scopes: [x]}\n")
+	if got := status(t, s.proxy+"/a"); got != 200 {
+		t.Errorf("a request that would be refused: %d", got)
+	}
+	ready, checks := s.health.Ready()
+	if !ready || !strings.Contains(fmt.Sprint(checks), "only observed") || !strings.Contains(s.log.String(), "OBSERVING") {
+		t.Errorf("ready %v, checks %+v, log:\n%s", ready, checks, s.log)
+	}
+}
+
+func TestTwoAppsLiveInOneProcess(t *testing.T) {
+	a := startApp(t, "routes:\n  - {match: GET /a, public: true}\n")
+	b := startApp(t, "routes:\n  - {match: GET /b, public: true}\n")
+	for url, want := range map[string]int{a.proxy + "/a": 200, a.proxy + "/b": 401, b.proxy + "/a": 401, b.proxy + "/b": 200} {
+		if got := status(t, url); got != want {
+			t.Errorf("%s: %d, want %d", url, got, want)
+		}
+	}
+	for _, s := range []*started{a, b} {
+		if _, err := net.Dial("tcp", s.metricsListener.Addr().String()); err != nil {
+			t.Error(err)
+		}
+	}
+}
