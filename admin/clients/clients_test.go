@@ -37,7 +37,7 @@ proxy:
   upstream: http://127.0.0.1:9
 admin:
   listen: 127.0.0.1:0
-  mount: [unit, mailtrap]
+  mount: [unit, fynn, mailtrap]
 metrics:
   listen: 127.0.0.1:0
 enforce:
