@@ -744,3 +744,31 @@ func TestAnswerNamesABoundedNumberOfFaults(t *testing.T) {
 		t.Errorf("%d faults in one answer", len(e.Fields))
 	}
 }
+
+func TestRootThatNamesNobodyMeansTheDefaults(t *testing.T) {
+	memory := storetest.NewMemory(nil)
+	service, err := admin.New(memory, memory, nil, func() time.Time { return storetest.Epoch }, admin.Options{Account: 8, Owner: 9})
+	if err != nil {
+		t.Fatal(err)
+	}
+	operator := admin.Operator("")
+	if account, owner := service.Home(operator); account != 8 || owner != 9 {
+		t.Errorf("home %d/%d", account, owner)
+	}
+	for name, tt := range map[string]struct {
+		spec           admin.Spec
+		account, owner uint64
+	}{
+		"nothing":      {admin.Spec{}, 8, 9},
+		"an account":   {admin.Spec{Account: new(uint64(3))}, 3, 9},
+		"an owner":     {admin.Spec{Owner: new(uint64(4))}, 8, 4},
+		"both":         {admin.Spec{Account: new(uint64(3)), Owner: new(uint64(4))}, 3, 4},
+		"root, spoken": {admin.Spec{Account: new(tokenstore.Root)}, tokenstore.Root, 1},
+	} {
+		tt.spec.Name = name
+		made, err := service.Create(ctx, operator, tt.spec)
+		if err != nil || made.Token.Account != tt.account || made.Token.Owner != tt.owner {
+			t.Errorf("%s: %+v, %v", name, made.Token, err)
+		}
+	}
+}
