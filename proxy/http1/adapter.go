@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -34,10 +35,12 @@ func Adapter(h http.Handler) func(*Exchange) {
 			return
 		}
 		w := &responseWriter{x: x, r: r, header: make(http.Header), length: -1}
-		r.Body = &requestBody{w: w}
+		w.body = &requestBody{w: w}
+		r.Body = w.body
 		x.c.setCancel(cancel)
 		defer w.finish()
 		defer w.abort()
+		defer w.body.end()
 		h.ServeHTTP(w, r)
 		w.done = true
 	}
@@ -91,18 +94,24 @@ func announcedTrailer(header http.Header) http.Header {
 	return trailer
 }
 
-// requestBody is Request.Body. It fills Request.Trailer at its end.
+// requestBody is Request.Body. It fills Request.Trailer at its end. As with
+// net/http, a goroutine of the handler's may read it while another writes the
+// answer, and may be about it still when the handler returns.
 type requestBody struct {
-	w      *responseWriter
+	w *responseWriter
+
+	mu     sync.Mutex // held while the body is read; guards what follows
 	closed bool
 	filled bool
 }
 
 func (b *requestBody) Read(p []byte) (int, error) {
-	x := b.w.x
-	if b.closed || b.w.done || x.hijacked {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
 		return 0, http.ErrBodyReadAfterClose
 	}
+	x := b.w.x
 	n, err := x.Body().Read(p)
 	if errors.Is(err, io.EOF) && !b.filled {
 		b.filled = true
@@ -125,9 +134,40 @@ func (b *requestBody) fillTrailer() {
 	}
 }
 
+// Close leaves the body alone: the engine sees to what is left of it. It must not
+// wait for a Read that waits for the client.
 func (b *requestBody) Close() error {
-	b.closed = true
+	if b.mu.TryLock() {
+		b.closed = true
+		b.mu.Unlock()
+	}
 	return nil
+}
+
+// end is called when the handler has returned or given the connection away: it
+// interrupts a Read that goes on, and no other begins.
+func (b *requestBody) end() {
+	c := b.w.x.c
+	if !b.mu.TryLock() {
+		c.stopPump.Store(true)
+		c.wake()
+		b.mu.Lock()
+		c.stopPump.Store(false)
+		c.settle()
+	}
+	b.closed = true
+	b.mu.Unlock()
+}
+
+// canDrain is that of the exchange, but throws nothing away: the handler may read
+// on after its answer began.
+func (b *requestBody) canDrain() bool {
+	if !b.mu.TryLock() {
+		return false // more is waited for
+	}
+	defer b.mu.Unlock()
+	x := b.w.x
+	return x.body.done || x.body.form == bodyLength && x.canDrain()
 }
 
 // adapterBuffer is how much of an answer is held back to find out its length
@@ -139,6 +179,7 @@ const adapterBuffer = 8 << 10
 type responseWriter struct {
 	x        *Exchange
 	r        *http.Request
+	body     *requestBody
 	header   http.Header
 	sent     http.Header // header as it was when WriteHeader was called
 	status   int
@@ -185,7 +226,11 @@ func (w *responseWriter) interim(status int) {
 	if w.x.req.Minor == 0 || w.failed != nil {
 		return
 	}
-	w.x.invited = w.x.invited || status == http.StatusContinue
+	if status == http.StatusContinue {
+		w.x.interimMu.Lock()
+		defer w.x.interimMu.Unlock()
+		w.x.invited = true
+	}
 	dst := appendHeader(appendStatus(nil, status), w.header, nil)
 	w.send(append(dst, "\r\n"...))
 }
@@ -274,8 +319,10 @@ func (w *responseWriter) appendBody(dst, p []byte) []byte {
 func (w *responseWriter) composeHead(whole int64) []byte {
 	x := w.x
 	w.headOut = true
+	x.interimMu.Lock() // from here on no 100 Continue goes out
 	x.answered, x.started = true, true
-	if !x.canDrain() {
+	x.interimMu.Unlock()
+	if !w.body.canDrain() {
 		x.close = true
 	}
 	if hasToken(w.sent["Connection"], "close") {
@@ -430,6 +477,7 @@ func (w *responseWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	case w.headOut:
 		return nil, nil, errors.New("http1: hijack after the answer began")
 	}
+	w.body.end()
 	x.hijacked, x.answered = true, true
 	c.phase.Store(phaseGone)
 	c.arm(-1)

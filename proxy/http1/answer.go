@@ -321,6 +321,8 @@ const spliceBytes = 64 << 10
 func (f *forward) moreAnswer() error {
 	x, pc := f.x, f.pc
 	b := &x.answer
+	f.c.srv.mem.put(x.out) // a stream may last; chunks take another
+	x.out, x.request = nil, nil
 	f.c.arm(f.stall())
 	if b.form == bodyLength && b.left >= spliceBytes && pc.tcp != nil && f.c.tcp != nil {
 		if ok, err := f.spliceAnswer(); ok {

@@ -219,7 +219,12 @@ func (x *Exchange) readPiece() error {
 
 // sendContinue invites the body, where the client waits for that.
 func (x *Exchange) sendContinue() error {
-	if !x.req.ExpectContinue || x.invited || x.started {
+	if !x.req.ExpectContinue {
+		return nil
+	}
+	x.interimMu.Lock()
+	defer x.interimMu.Unlock()
+	if x.invited || x.started {
 		return nil
 	}
 	x.invited = true

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strconv"
+	"sync"
 	"time"
 )
 
@@ -30,6 +31,8 @@ type Exchange struct {
 	fwd     forward
 
 	stallTimeout time.Duration // of the edit; 0: the server's
+
+	interimMu sync.Mutex // guards invited and started where a body is read beside the answer
 
 	answered bool // a final answer was begun or given up
 	started  bool // bytes of a final answer went out

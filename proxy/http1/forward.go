@@ -222,7 +222,7 @@ func (f *forward) composeRequest() []byte {
 	switch {
 	case upgrade:
 		dst = append(dst, "Connection: upgrade\r\n"...)
-	case r.teTraits:
+	case r.teTrailers:
 		dst = append(dst, "TE: trailers\r\nConnection: TE\r\n"...)
 	}
 	return append(dst, "\r\n"...)

@@ -23,8 +23,8 @@ type Request struct {
 	Upgrade        []byte // value of Upgrade where Connection asks for it in HTTP/1.1, else empty
 
 	head
-	options  connectionOptions
-	teTraits bool // TE: trailers
+	options    connectionOptions
+	teTrailers bool // TE: trailers
 }
 
 var (
@@ -52,7 +52,7 @@ func (r *Request) reset() {
 	r.head.reset()
 	r.Method, r.Target, r.Host, r.Upgrade, r.Fields = nil, nil, nil, nil, nil
 	r.Minor, r.ContentLength = 0, 0
-	r.Chunked, r.ExpectContinue, r.teTraits = false, false, false
+	r.Chunked, r.ExpectContinue, r.teTrailers = false, false, false
 	r.options = connectionOptions{}
 }
 
@@ -183,7 +183,7 @@ func (r *Request) readUpgradeAndTE() *ProtocolError {
 				var coding []byte
 				coding, rest, _ = bytes.Cut(rest, []byte{','})
 				if equalFold(trimOWS(coding), "trailers") {
-					r.teTraits = true
+					r.teTrailers = true
 				}
 			}
 		}
