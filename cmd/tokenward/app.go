@@ -172,7 +172,7 @@ func (a *app) buildAdmin() error {
 	if err != nil {
 		return err
 	}
-	handler := withRequestID(a.facesHandler(newGate(a.engine, rules, a.now), apiNames...))
+	handler := a.adminHandler(newGate(a.engine, rules, a.now))
 	t, l := a.cfg.Proxy.Timeouts, a.cfg.Proxy.Limits
 	a.adminHTTP2 = proxy.NewHTTP2(handler, t.Header, t.Idle, int(l.HeaderBytes), a.log)
 	a.adminServer = &http1.Server{

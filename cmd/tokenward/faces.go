@@ -39,13 +39,20 @@ func (a *app) newFace(name string, g *gate) face {
 }
 
 // facesHandler serves the named token APIs behind g. Their paths do not collide.
-func (a *app) facesHandler(g *gate, names ...string) http.Handler {
+func (a *app) facesHandler(g *gate, names ...string) *mux.Router {
 	router := admin.NewRouter()
 	for _, name := range names {
 		a.newFace(name, g).Register(router)
 	}
 	router.NotFoundHandler = http.HandlerFunc(noSuchPath)
 	return router
+}
+
+// adminHandler serves everything of the admin listener.
+func (a *app) adminHandler(g *gate) http.Handler {
+	router := a.facesHandler(g, apiNames...)
+	router.Path("/openapi.yaml").Handler(admin.OpenAPI())
+	return withRequestID(router)
 }
 
 // noSuchPath answers for paths that belong to no token API.
