@@ -130,8 +130,9 @@ func credentialDetail(d *Decision) string {
 		return "no token has this secret"
 	case StoreUnavailable:
 		return fmt.Sprintf("the store could not be asked: %v", d.Cause)
+	default:
+		return d.Reason.Detail()
 	}
-	return d.Reason.Detail()
 }
 
 func tokenDetail(m tokenstore.Match, now time.Time) string {

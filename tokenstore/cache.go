@@ -100,6 +100,7 @@ func (c *Cache) Find(ctx context.Context, text []byte) (Match, error) {
 		return Match{}, ErrBrokenSecret
 	case ClassForeign:
 		return Match{}, ErrNotFound // no store holds foreign secrets
+	case ClassOurs:
 	}
 	key := Digest(sha256.Sum256(text))
 	count := &c.lookups[key[0]&15]
