@@ -154,6 +154,7 @@ func newAdminHTTP() *http.Client {
 // call is one request to the native API.
 type call struct {
 	doing  string // completes "cannot …" in errors
+	id     string // the token it is about; "": none
 	method string
 	path   string // below /v1
 	query  url.Values
@@ -363,10 +364,17 @@ type lostError struct {
 
 func (e *lostError) Error() string {
 	text := fmt.Sprintf("cannot %s: the answer of %s was lost: %v", e.call.doing, e.client.base, e.cause)
+	if e.client.base.Scheme == "http" && errors.Is(e.cause, io.EOF) {
+		text += "\nIf TLS is spoken there, write https:// in " + e.client.baseFrom
+	}
 	if e.call.method == http.MethodGet {
 		return text + "\nTry again"
 	}
-	return text + "\nIt may have been done nevertheless: look with `tokenward token list` before you try again"
+	look := "`tokenward token list`"
+	if e.call.id != "" {
+		look = "`tokenward token show " + e.call.id + "`"
+	}
+	return text + "\nIt may have been done nevertheless: look with " + look + " before you try again"
 }
 
 func (e *lostError) Unwrap() error { return e.cause }
@@ -449,9 +457,9 @@ func (e *apiError) next() string {
 	case "not_found":
 		return "`tokenward token list` shows those that the token from " + e.client.secretFrom + " may see"
 	case "conflict":
-		return "`tokenward token show` with its id tells its state"
+		return "`tokenward token show " + e.call.id + "` tells its state"
 	case "precondition_failed":
-		return "Look at it with `tokenward token show`, then try again with its present revision"
+		return "Look at it with `tokenward token show " + e.call.id + "`, then try again with its present revision"
 	case "invalid", "bad_request":
 		return "Correct that and try again"
 	case "outcome_unknown":

@@ -36,6 +36,9 @@ func newDemoCommand() *cobra.Command {
 				return err
 			}
 			err = runDemo(cmd.Context(), dir, cmd.OutOrStdout())
+			if cmd.Context().Err() != nil && errors.Is(err, context.Canceled) {
+				err = nil // interrupted before the page was there
+			}
 			return errors.Join(err, remove(cmd.OutOrStdout()))
 		},
 	}

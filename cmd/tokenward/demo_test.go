@@ -84,6 +84,19 @@ func TestDemoLeavesNothingBehind(t *testing.T) {
 	}
 }
 
+func TestInterruptedBeforeItsPageADemoEndsCleanly(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir())
+	ctx, interrupt := context.WithCancel(t.Context())
+	interrupt()
+	var stderr strings.Builder
+	if code := run(ctx, []string{"demo"}, strings.NewReader(""), io.Discard, &stderr); code != exitFine {
+		t.Errorf("exit code %d: %s", code, stderr.String())
+	}
+	if left, err := os.ReadDir(os.TempDir()); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
 func TestDemoKeepsTheFolderItWasGiven(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "kept")
 	endDemo(t, "demo", "--keep", dir)

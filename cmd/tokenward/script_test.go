@@ -3,10 +3,17 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"math/big"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -16,6 +23,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
@@ -54,7 +62,7 @@ func scriptCommands() map[string]func(*testscript.TestScript, bool, []string) {
 	return map[string]func(*testscript.TestScript, bool, []string){
 		"exits": exits, "start": startServer, "stop": stopServer, "terminate": terminateServer,
 		"request": scriptRequest, "upstream": startUpstream, "hold": holdRequest, "release": releaseRequest,
-		"take": takeField, "put": putFile, "expand": expandFile, "nosecrets": noSecrets, "sameobject": sameObject,
+		"certificate": makeCertificate, "take": takeField, "put": putFile, "expand": expandFile, "nosecrets": noSecrets, "sameobject": sameObject,
 	}
 }
 
@@ -91,7 +99,7 @@ type scriptServer struct {
 }
 
 // start NAME CONFIG runs `tokenward serve`, waits until it is ready, and sets
-// $proxy, $admin, $metrics and $TOKENWARD_ADMIN to its URLs.
+// $proxy, $admin, $metrics and $TOKENWARD_ADMIN to its URLs, and $admin_address.
 func startServer(ts *testscript.TestScript, neg bool, args []string) {
 	usage(ts, neg, len(args) == 2, "start NAME CONFIG")
 	s := &scriptServer{lines: make(chan string, 1024)}
@@ -116,6 +124,7 @@ func startServer(ts *testscript.TestScript, neg bool, args []string) {
 	for name, address := range map[string]string{"proxy": ready.Proxy, "admin": ready.Admin, "metrics": ready.Metrics, envAdmin: ready.Admin} {
 		ts.Setenv(name, "http://"+address)
 	}
+	ts.Setenv("admin_address", ready.Admin)
 }
 
 func (s *scriptServer) read(stderr io.Reader) {
@@ -265,6 +274,29 @@ func releaseRequest(ts *testscript.TestScript, neg bool, args []string) {
 	fmt.Fprint(ts.Stdout(), answer.body)
 	if strconv.Itoa(answer.status) != args[0] {
 		ts.Fatalf("answered %d", answer.status)
+	}
+}
+
+// certificate CERT KEY makes a certificate for 127.0.0.1 that nobody signed.
+func makeCertificate(ts *testscript.TestScript, neg bool, args []string) {
+	usage(ts, neg, len(args) == 2, "certificate CERT KEY")
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	ts.Check(err)
+	now := time.Now()
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotBefore: now.Add(-time.Hour), NotAfter: now.Add(90 * 24 * time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	ts.Check(err)
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	ts.Check(err)
+	for _, file := range []struct {
+		name  string
+		block pem.Block
+	}{{args[0], pem.Block{Type: "CERTIFICATE", Bytes: cert}}, {args[1], pem.Block{Type: "PRIVATE KEY", Bytes: der}}} {
+		ts.Check(os.WriteFile(ts.MkAbs(file.name), pem.EncodeToMemory(&file.block), 0o600))
 	}
 }
 

@@ -218,7 +218,7 @@ func (t *tokenCommand) newShow() *cobra.Command {
 			}
 			shown := 0
 			return t.each(cmd, ids, func(id string) call {
-				return call{doing: "show " + tokenText(id), method: http.MethodGet, path: "/tokens/" + id}
+				return call{doing: "show " + tokenText(id), id: id, method: http.MethodGet, path: "/tokens/" + id}
 			}, func(v *tokenView) string {
 				separator := ""
 				if shown++; shown > 1 {
@@ -266,7 +266,7 @@ func (t *tokenCommand) newUpdate() *cobra.Command {
 			if revision == 0 && cmd.Flags().Changed("if-revision") {
 				return usageError{errors.New("--if-revision must be at least 1; leave it out to change any")}
 			}
-			one := call{doing: "change " + tokenText(ids[0]), method: http.MethodPatch, path: "/tokens/" + ids[0], body: body, match: revision, field: fields.names()}
+			one := call{doing: "change " + tokenText(ids[0]), id: ids[0], method: http.MethodPatch, path: "/tokens/" + ids[0], body: body, match: revision, field: fields.names()}
 			return t.one(cmd, one, func(v *tokenView) string { return fmt.Sprintf("Token %d is now:\n\n", v.ID) + tokenTable(v, t.now()) })
 		},
 	}
@@ -294,7 +294,7 @@ func (t *tokenCommand) newRotate() *cobra.Command {
 			case finish && given:
 				return usageError{errors.New("--finish ends the old secret now, so --old-ends has no meaning beside it: leave one out")}
 			case finish:
-				one := call{doing: "finish the rotation of " + tokenText(id), method: http.MethodPost, path: "/tokens/" + id + "/rotate/finish"}
+				one := call{doing: "finish the rotation of " + tokenText(id), id: id, method: http.MethodPost, path: "/tokens/" + id + "/rotate/finish"}
 				return t.one(cmd, one, func(v *tokenView) string {
 					return fmt.Sprintf("Only the newest secret of token %d is left.\n", v.ID)
 				})
@@ -307,7 +307,7 @@ func (t *tokenCommand) newRotate() *cobra.Command {
 				}
 				body["old_ends_at"] = wireTime(at)
 			}
-			one := call{doing: "rotate " + tokenText(id), path: "/tokens/" + id + "/rotate", body: body,
+			one := call{doing: "rotate " + tokenText(id), id: id, path: "/tokens/" + id + "/rotate", body: body,
 				field: fieldNames{"old_ends_at": {flag: "old-ends"}}}
 			return t.make(cmd, one, func(v *tokenView) string { return rotatedText(v, t.now()) })
 		},
@@ -343,7 +343,7 @@ func (t *tokenCommand) newReset() *cobra.Command {
 				}
 				body["expires_at"] = at
 			}
-			one := call{doing: "reset " + tokenText(ids[0]), path: "/tokens/" + ids[0] + "/reset", body: body,
+			one := call{doing: "reset " + tokenText(ids[0]), id: ids[0], path: "/tokens/" + ids[0] + "/reset", body: body,
 				field: fieldNames{"expires_at": {flag: "expires"}}}
 			return t.make(cmd, one, func(v *tokenView) string {
 				return fmt.Sprintf("Token %d takes the place of %s, which ends after the grace period.", v.ID, tokenText(ids[0]))
@@ -362,7 +362,7 @@ func (t *tokenCommand) newState(verb, short string) *cobra.Command {
 		Args:  tokenIDs(1, anyNumber),
 		RunE: func(cmd *cobra.Command, ids []string) error {
 			return t.each(cmd, ids, func(id string) call {
-				return call{doing: verb + " " + tokenText(id), method: http.MethodPost, path: "/tokens/" + id + "/" + verb}
+				return call{doing: verb + " " + tokenText(id), id: id, method: http.MethodPost, path: "/tokens/" + id + "/" + verb}
 			}, func(v *tokenView) string { return fmt.Sprintf("Token %d is now %s.\n", v.ID, stateText(v.State)) })
 		},
 	}
@@ -393,7 +393,7 @@ func (t *tokenCommand) newRevoke() *cobra.Command {
 }
 
 func (t *tokenCommand) revoke(ctx context.Context, cmd *cobra.Command, c *client, id string, descendants bool) error {
-	one := call{doing: "revoke " + tokenText(id), method: http.MethodDelete, path: "/tokens/" + id}
+	one := call{doing: "revoke " + tokenText(id), id: id, method: http.MethodDelete, path: "/tokens/" + id}
 	if descendants {
 		one.query = url.Values{"descendants": {"true"}}
 	}
