@@ -30,7 +30,7 @@ const Grace = 12 * time.Hour
 
 // World is a token service over a store.
 type World struct {
-	T       testing.TB
+	T       testing.TB // in a fuzz target, the target's maker: Token and Caller use it for failures alone
 	Store   *Counting // what the service uses
 	Service *admin.Service
 	Clock   *Clock
@@ -165,7 +165,6 @@ func (w *World) Make(spec admin.Spec) Holder {
 
 // Caller returns the holder as a verb's caller, as a gate would find it now.
 func (w *World) Caller(h Holder) admin.Caller {
-	w.T.Helper()
 	t := w.Token(h.ID)
 	digest, _ := (*tokenstore.Peppers)(nil).Digest(h.Secret.Reveal())
 	c := admin.Caller{Token: t, Presented: h.Secret, Remote: Client, API: "native", RequestID: "req-1"}
@@ -182,7 +181,6 @@ var Client = netip.MustParseAddr("192.0.2.1")
 
 // Token returns the token as the store has it.
 func (w *World) Token(id tokenstore.ID) *tokenstore.Token {
-	w.T.Helper()
 	t, err := w.Store.Store.ByID(context.Background(), id)
 	if err != nil {
 		w.T.Fatalf("token %d: %v", id, err)
