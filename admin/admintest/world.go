@@ -31,7 +31,7 @@ const Grace = 12 * time.Hour
 // World is a token service over a store.
 type World struct {
 	T       testing.TB // in a fuzz target, the target's maker: Token and Caller use it for failures alone
-	Store   *Counting // what the service uses
+	Store   *Counting  // what the service uses
 	Service *admin.Service
 	Clock   *Clock
 	Log     *slog.Logger
