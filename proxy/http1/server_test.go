@@ -656,3 +656,17 @@ func TestWrappedConnections(t *testing.T) {
 		_ = l.Close()
 	}
 }
+
+// TestPauseOfTheProcessIsNotThePeersFault: after a pause the sweeper must not
+// find all patience ended before anybody could read what has arrived.
+func TestPauseOfTheProcessIsNotThePeersFault(t *testing.T) {
+	s := &Server{}
+	s.init()
+	s.lookAtClock()
+	before := s.now.Load()
+	s.looked = s.looked.Add(-time.Hour)
+	s.lookAtClock()
+	if passed := time.Duration(s.now.Load() - before); passed > 4*s.tick {
+		t.Errorf("%v counted", passed)
+	}
+}
