@@ -19,6 +19,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -39,7 +40,7 @@ type world struct {
 	store    *boltstore.Store
 	upstream *upstream
 	secrets  map[string]string // by the name of the token
-	broken   bool              // the store does not answer
+	broken   atomic.Bool       // the store does not answer
 
 	mu       sync.Mutex
 	observed []enforce.Reason
@@ -124,7 +125,7 @@ type breakable struct {
 }
 
 func (b breakable) Find(ctx context.Context, text []byte) (tokenstore.Match, error) {
-	if b.w.broken {
+	if b.w.broken.Load() {
 		return tokenstore.Match{}, errors.New("disk gone")
 	}
 	return b.Cache.Find(ctx, text)
@@ -189,6 +190,15 @@ func (w *world) note(f func()) {
 	defer w.mu.Unlock()
 	f()
 	w.noted <- struct{}{}
+}
+
+// counts are what was told to the guard's observers.
+type counts struct{ failed, refused []string }
+
+func (w *world) counted() counts {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return counts{slices.Clone(w.failed), slices.Clone(w.refused)}
 }
 
 // mint stores a token called name and keeps its secret.
@@ -374,7 +384,7 @@ func TestEveryRowOfTheAnswerTable(t *testing.T) {
 		{name: "rate", raw: func(s map[string]string) string { return get("/accounts/1", "Api-Token: "+s["limited"]) },
 			status: 429, code: "rate_limited", before: func(w *world) {}},
 		{name: "store", raw: func(s map[string]string) string { return get("/accounts/1", "Api-Token: "+s["full"]) },
-			status: 503, code: "store_unavailable", before: func(w *world) { w.broken = true }},
+			status: 503, code: "store_unavailable", before: func(w *world) { w.broken.Store(true) }},
 		{name: "bad path", raw: func(s map[string]string) string { return get("/accounts/../admin", "Api-Token: "+s["full"]) },
 			status: 400, code: "bad_request"},
 		{name: "encoded slash", raw: func(s map[string]string) string { return get("/accounts/1%2f2", "Api-Token: "+s["full"]) },
@@ -457,8 +467,8 @@ func TestUpstreamThatIsDownIsABadGateway(t *testing.T) {
 			w.upstream.url = &url.URL{Scheme: "http", Host: ln.Addr().String()}
 			_ = ln.Close()
 			resp, body := ask(t, d.open(t, w), "GET /echo/ HTTP/1.1\r\nHost: a\r\nApi-Token: "+w.secrets["full"]+"\r\n\r\n")
-			if resp.StatusCode != 502 || !strings.Contains(body, `"code":"upstream_refused"`) || !slices.Contains(w.failed, "upstream_refused") {
-				t.Fatalf("%d %s, counted %v", resp.StatusCode, body, w.failed)
+			if resp.StatusCode != 502 || !strings.Contains(body, `"code":"upstream_refused"`) || !slices.Contains(w.counted().failed, "upstream_refused") {
+				t.Fatalf("%d %s, counted %v", resp.StatusCode, body, w.counted().failed)
 			}
 		})
 	}

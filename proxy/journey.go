@@ -20,12 +20,15 @@ type patience struct {
 	stall  time.Duration
 	cancel context.CancelCauseFunc
 	client *http.ResponseController // nil: the client's side is somebody else's
+	owes   atomic.Bool              // a piece of the request's body is waited for
 
 	mu      sync.Mutex // guards what follows; held for moments only
 	timer   *time.Timer
 	phase   phase
 	ended   bool
 	expired bool
+
+	clientStalled bool // expired while the client owed a piece of its body
 }
 
 type phase uint8
@@ -86,6 +89,7 @@ func (p *patience) expire() {
 		return
 	}
 	p.expired = true
+	p.clientStalled = p.phase == phaseSending && p.owes.Load()
 	if p.client != nil {
 		if p.phase != phaseWaiting {
 			_ = p.client.SetReadDeadline(past) // a stream that is gone waits for nothing
@@ -97,26 +101,38 @@ func (p *patience) expire() {
 	p.cancel(errImpatient)
 }
 
-// end stops the timer for good, and reports whether it had expired.
-func (p *patience) end() bool {
+// end stops the timer for good, and reports whether it had expired, and whether
+// that was the client's doing.
+func (p *patience) end() (expired, clientStalled bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.ended = true
 	if p.timer != nil {
 		p.timer.Stop()
 	}
-	return p.expired
+	return p.expired, p.clientStalled
+}
+
+// stalledClient reports whether the wait ended for the client's doing.
+func (p *patience) stalledClient() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.clientStalled
 }
 
 var past = time.Unix(1, 0)
 
-// sendingBody is the body of a request as it is read for the upstream.
+// sendingBody is the body of a request as it is read for the upstream. net/http may
+// read on for a moment when the request has been answered already and its passage
+// belongs to another one, so nothing here is the passage's.
 type sendingBody struct {
-	in, out *http.Request
-	journey *journey
-	body    io.ReadCloser
-	size    int64
-	touched atomic.Bool // something may have been read
+	in, out  *http.Request
+	body     io.ReadCloser
+	patience *patience
+	header   time.Duration // how long an answer may take, from the end of the body
+	bound    int64         // of the size; 0: none
+	size     int64
+	touched  atomic.Bool // something may have been read
 
 	mu  sync.Mutex // guards err
 	err error      // what the client's side failed with
@@ -127,19 +143,20 @@ var errBodyTooLarge = errors.New("the request's body is larger than allowed")
 // Read implements io.Reader.
 func (b *sendingBody) Read(p []byte) (int, error) {
 	b.touched.Store(true)
-	b.journey.patience.moved()
+	b.patience.moved()
+	b.patience.owes.Store(true)
 	n, err := b.body.Read(p)
+	b.patience.owes.Store(false)
 	b.size += int64(n)
-	bound := b.journey.lane.bodyBytes
 	switch {
-	case bound > 0 && b.size > bound:
+	case b.bound > 0 && b.size > b.bound:
 		n, err = 0, errBodyTooLarge
 		b.fail(err)
 	case err == io.EOF: //nolint:errorlint // io.Reader gives it bare
 		for name := range b.out.Trailer {
 			b.out.Trailer[name] = b.in.Trailer[name]
 		}
-		b.journey.patience.wait(b.journey.lane.responseHeader)
+		b.patience.wait(b.header)
 	case err != nil:
 		b.fail(err)
 	}
@@ -243,7 +260,7 @@ func (s sender) RoundTrip(r *http.Request) (*http.Response, error) {
 		}
 		_, dialing := errors.AsType[dialError](err)
 		switch {
-		case j.sending.failed() != nil, r.Context().Err() != nil && context.Cause(r.Context()) != errImpatient: //nolint:errorlint // it is set as it is
+		case j.sending.failed() != nil, j.patience.stalledClient(), r.Context().Err() != nil && context.Cause(r.Context()) != errImpatient: //nolint:errorlint // it is set as it is
 			return nil, err // that was the client
 		default:
 			s.guard.unanswered(up, err)
