@@ -56,8 +56,9 @@ const MinPepperBytes = 32
 type Peppers struct{ list []*pepper }
 
 type pepper struct {
-	id     PepperID
-	macKey []byte
+	id       PepperID
+	macKey   []byte
+	auditKey []byte
 	// hashers holds *keyed values: an HMAC keeps the compressed key between
 	// uses, which saves two of four SHA-256 blocks.
 	hashers sync.Pool
@@ -107,7 +108,11 @@ func newPepper(key []byte) (*pepper, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &pepper{id: PepperID(id), macKey: macKey}
+	auditKey, err := derive("tokenward audit chain", sha256.Size)
+	if err != nil {
+		return nil, err
+	}
+	p := &pepper{id: PepperID(id), macKey: macKey, auditKey: auditKey}
 	p.hashers.New = func() any { return &keyed{mac: hmac.New(sha256.New, digestKey)} }
 	return p, nil
 }
@@ -123,6 +128,20 @@ func (p *Peppers) IDs() []PepperID {
 		ids[i] = one.id
 	}
 	return ids
+}
+
+// AuditKeys returns the keys of the audit log's chain, one for each pepper, the
+// writing one first; none for the nil *Peppers. Whoever knows one of them knows
+// nothing of the pepper and of what else is derived from it.
+func (p *Peppers) AuditKeys() [][]byte {
+	if p == nil {
+		return nil
+	}
+	keys := make([][]byte, len(p.list))
+	for i, one := range p.list {
+		keys[i] = bytes.Clone(one.auditKey)
+	}
+	return keys
 }
 
 // Digest returns the digest under which a new secret is stored, and the pepper

@@ -25,6 +25,7 @@ func (c *Config) checkFiles(now time.Time) (faults, warnings []configFault) {
 	f.authorities("proxy.upstream_tls.ca_file", c.Proxy.UpstreamTLS.CAFile)
 	f.certificate("proxy.upstream_tls", TLSConfig{CertFile: c.Proxy.UpstreamTLS.CertFile, KeyFile: c.Proxy.UpstreamTLS.KeyFile})
 	f.peppers(c.TokenStore.PepperFiles)
+	f.signingKey("audit.signing_key_file", c.Audit.SigningKeyFile)
 	f.folder("tokenstore.path", c.TokenStore.Path)
 	f.folder("audit.path", c.Audit.Path)
 	return f.faults, f.warnings
@@ -113,6 +114,15 @@ func (f *fileChecker) peppers(paths []string) {
 	}
 	if _, err := tokenstore.NewPeppers(contents...); err != nil {
 		f.fault("tokenstore.pepper_files", "two of the files hold the same pepper", "list each pepper once")
+	}
+}
+
+func (f *fileChecker) signingKey(key, path string) {
+	if path == "" || !f.secret(key, path) {
+		return
+	}
+	if _, err := readSigningKey(path); err != nil {
+		f.fault(key, err.Error(), "make one with `openssl genpkey -algorithm ed25519`")
 	}
 }
 

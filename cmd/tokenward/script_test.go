@@ -63,6 +63,7 @@ func scriptCommands() map[string]func(*testscript.TestScript, bool, []string) {
 		"exits": exits, "start": startServer, "stop": stopServer, "terminate": terminateServer,
 		"request": scriptRequest, "upstream": startUpstream, "hold": holdRequest, "release": releaseRequest,
 		"certificate": makeCertificate, "take": takeField, "put": putFile, "expand": expandFile, "nosecrets": noSecrets, "sameobject": sameObject,
+		"edit": editFile, "truncateline": truncateLine,
 	}
 }
 
@@ -325,6 +326,23 @@ func expandFile(ts *testscript.TestScript, neg bool, args []string) {
 	for _, name := range args {
 		ts.Check(os.WriteFile(ts.MkAbs(name), []byte(os.Expand(ts.ReadFile(name), ts.Getenv)), 0o600))
 	}
+}
+
+// edit FILE OLD NEW puts one text in the place of another, where it first stands.
+func editFile(ts *testscript.TestScript, neg bool, args []string) {
+	usage(ts, neg, len(args) == 3, "edit FILE OLD NEW")
+	before, after, found := strings.Cut(ts.ReadFile(args[0]), args[1])
+	if !found {
+		ts.Fatalf("%s has no %q", args[0], args[1])
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(before+args[2]+after), 0o600))
+}
+
+// truncateline FILE cuts the last line off.
+func truncateLine(ts *testscript.TestScript, neg bool, args []string) {
+	usage(ts, neg, len(args) == 1, "truncateline FILE")
+	text := strings.TrimSuffix(ts.ReadFile(args[0]), "\n")
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(text[:strings.LastIndexByte(text, '\n')+1]), 0o600))
 }
 
 // nosecrets FILE… wants no secret of a token in the files, or in stdout or

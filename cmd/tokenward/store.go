@@ -67,14 +67,28 @@ func (v *vault) connect(cfg *Config, log *slog.Logger, observe func(audit.Progre
 		return err
 	}
 	var recovery audit.Recovery
-	if v.log, recovery, err = audit.Open(cfg.Audit.Path, v.now(), audit.Options{}); err != nil {
-		return fmt.Errorf("open audit log: %w", err)
+	if v.log, recovery, err = openAudit(cfg, v.peppers, v.now()); err != nil {
+		return err
 	}
 	if recovery.TornBytes > 0 {
 		log.Warn("the audit log ended in half a line, which was cut off: the process was killed while it wrote, nothing acknowledged is lost", "path", cfg.Audit.Path, "bytes", recovery.TornBytes)
 	}
 	v.startDrainer(log, observe)
 	return nil
+}
+
+// openAudit opens the audit log that cfg names: chained under keys that derive
+// from the peppers, with heads signed where there is a key for it.
+func openAudit(cfg *Config, peppers *tokenstore.Peppers, now time.Time) (*audit.Log, audit.Recovery, error) {
+	opts := audit.Options{MACKeys: peppers.AuditKeys()}
+	if path := cfg.Audit.SigningKeyFile; path != "" {
+		key, err := readSigningKey(path)
+		if err != nil {
+			return nil, audit.Recovery{}, fmt.Errorf("audit.signing_key_file: %w", err)
+		}
+		opts.SigningKey = key
+	}
+	return audit.Open(cfg.Audit.Path, now, opts)
 }
 
 // recordPrefix makes secrets with the prefix recognisable.
