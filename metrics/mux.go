@@ -19,6 +19,8 @@ type MuxOptions struct {
 	// PProf also serves /debug/pprof/. A profile shows how the program spends
 	// its time and memory, and costs some of both.
 	PProf bool
+	// Keys is served at /.well-known/jwks.json, asked anew each time; nil: nothing is.
+	Keys func() []byte
 	// Log is told of scrapes that fail; nil: nobody is.
 	Log *slog.Logger
 }
@@ -29,6 +31,7 @@ type MuxOptions struct {
 //	/healthz       200 as long as the process answers
 //	/readyz        200 if h is ready, else 503; in both cases every check as JSON
 //	/debug/pprof/  profiles, if asked for
+//	/.well-known/jwks.json  the keys that identities are signed with, if there are any
 //
 // All else is 404, and every method but GET and HEAD 405.
 func NewMux(r *Registry, h *Health, o MuxOptions) http.Handler {
@@ -36,13 +39,14 @@ func NewMux(r *Registry, h *Health, o MuxOptions) http.Handler {
 	if o.Log != nil {
 		opts.ErrorLog = slog.NewLogLogger(o.Log.Handler(), slog.LevelError)
 	}
-	return &mux{metrics: promhttp.HandlerFor(r.prom, opts), health: h, pprof: o.PProf, profiling: make(chan struct{}, 1)}
+	return &mux{metrics: promhttp.HandlerFor(r.prom, opts), health: h, keys: o.Keys, pprof: o.PProf, profiling: make(chan struct{}, 1)}
 }
 
 // mux compares paths as a whole: nothing is cleaned, redirected or inherited.
 type mux struct {
 	metrics   http.Handler
 	health    *Health
+	keys      func() []byte
 	pprof     bool
 	profiling chan struct{} // holds a value while a profile over time is taken
 }
@@ -66,6 +70,11 @@ func (m *mux) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+func (m *mux) jwks(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/jwk-set+json")
+	_, _ = w.Write(m.keys())
+}
+
 func (m *mux) route(path string) http.HandlerFunc {
 	switch path {
 	case "/metrics":
@@ -74,6 +83,11 @@ func (m *mux) route(path string) http.HandlerFunc {
 		return m.alive
 	case "/readyz":
 		return m.ready
+	case "/.well-known/jwks.json":
+		if m.keys == nil {
+			return nil
+		}
+		return m.jwks
 	}
 	profile, ok := strings.CutPrefix(path, "/debug/pprof/")
 	switch {

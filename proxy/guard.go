@@ -35,6 +35,7 @@ type Ruleset struct {
 	Canon    *canon.Rules
 	Policy   *enforce.Policy
 	Identity *identity.Headers
+	Signer   *identity.Signer // nil: identities are not signed
 	// Observe is told of every request that was judged, by the indexes of Policy's
 	// routes; nil observes nothing.
 	Observe Observer
@@ -106,6 +107,8 @@ type Guard struct {
 	Failed func(code string)
 	// Refused counts protocol refusals by their code; nil counts nothing.
 	Refused func(code string)
+	// Streams cuts exchanges whose token no longer allows them.
+	Streams *Streams
 
 	rules    atomic.Pointer[Ruleset]
 	passages sync.Pool
@@ -116,7 +119,7 @@ type Guard struct {
 
 // NewGuard returns a guard that refuses everything until it has rules.
 func NewGuard(engine *enforce.Engine, log *slog.Logger, now func() time.Time) *Guard {
-	return &Guard{Engine: engine, Log: log, Now: now, failures: rate.Sometimes{Interval: time.Second}}
+	return &Guard{Engine: engine, Log: log, Now: now, Streams: newStreams(now), failures: rate.Sometimes{Interval: time.Second}}
 }
 
 // SetRules puts a ruleset in force for all requests that arrive from now on.
@@ -146,6 +149,9 @@ type passage struct {
 	req      canon.Request
 	decision enforce.Decision
 	started  time.Time
+	changes  uint64 // number of the last change to a token when it started
+	live     live   // guarded by the list it is on
+	cutter   cutter // set by the door before hold
 	id       requestID
 	mount    http.Handler  // set when a mount takes the request
 	lane     *lane         // of the route; set when the request may go on to an upstream
@@ -172,12 +178,14 @@ func (g *Guard) enter() *passage {
 	g.inFlight.Add(1)
 	p.rules = g.rules.Load()
 	p.started = g.Now()
+	p.changes = g.Streams.changes.Load()
 	p.id = newRequestID()
 	return p
 }
 
 // leave ends the passage: it is observed and may not be used any more.
 func (g *Guard) leave(p *passage) {
+	g.Streams.release(p)
 	g.inFlight.Add(-1)
 	if p.gate != nil {
 		p.gate.leave()
@@ -203,6 +211,7 @@ func (g *Guard) leave(p *passage) {
 	p.scratch = p.scratch[:0]
 	p.rules, p.mount, p.lane, p.gate = nil, nil, nil, nil
 	p.decision, p.refusal = enforce.Decision{}, refusal{}
+	p.cutter = cutter{}
 	p.read, p.observed, p.untouched = false, false, false
 	p.took, p.status = 0, 0
 	g.passages.Put(p)
@@ -272,7 +281,11 @@ func (g *Guard) judge(ctx context.Context, p *passage) bool {
 		return false
 	}
 	p.lane = lane
-	p.prepare()
+	if err := p.prepare(); err != nil {
+		g.Log.ErrorContext(ctx, "an identity could not be signed, the request was refused", "error", err, "request_id", p.id.String())
+		p.refusal = internalError
+		return false
+	}
 	return true
 }
 
@@ -353,9 +366,12 @@ func (g *Guard) countFailure(code string, p *passage, err error) {
 
 // prepare makes the fields that only we set: identity, the believed way to us,
 // the request's id.
-func (p *passage) prepare() {
+func (p *passage) prepare() (err error) {
 	if t := p.decision.Match.Token; t != nil && !p.observed {
 		p.set, p.scratch = p.rules.Identity.Append(p.set, p.scratch, t)
+		if p.set, err = p.rules.Signer.Append(p.set, t, p.started); err != nil {
+			return err
+		}
 	}
 	add := func(name []byte, start int) {
 		if len(p.scratch) > start {
@@ -376,6 +392,7 @@ func (p *passage) prepare() {
 	if protocols, _ := p.subprotocols(); protocols != nil {
 		p.set = append(p.set, canon.Field{Name: nameSubprotocol, Value: protocols})
 	}
+	return nil
 }
 
 var (
@@ -399,6 +416,8 @@ type refusal struct {
 }
 
 var overloaded = refusal{status: http.StatusServiceUnavailable, code: "overloaded", detail: "The proxy cannot take the request just now: try again shortly.", retryAfter: time.Second}
+
+var internalError = refusal{status: http.StatusInternalServerError, code: "internal_error", detail: "The proxy could not forward the request."}
 
 func refusalOf(d *enforce.Decision) refusal {
 	r := refusal{status: d.Status(), code: d.Reason.Code(), detail: d.Detail(), retryAfter: d.RetryAfter}

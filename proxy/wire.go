@@ -45,6 +45,11 @@ func (w *Wire) Serve(x *http1.Exchange) {
 		http1.Adapter(p.mount)(x)
 		return
 	}
+	p.cutter.wire = x.Cutter()
+	if !w.guard.hold(context.Background(), p) {
+		w.refuse(x, p)
+		return
+	}
 	switch us := p.lane.upstreams; {
 	case us == nil:
 		p.refusal = noUpstream
@@ -173,7 +178,7 @@ func (w *Wire) answerFailure(x *http1.Exchange, p *passage, result *http1.Result
 		p.refusal = overloaded
 		w.guard.countFailure(p.refusal.code, p, err)
 	case http1.StageEdit:
-		p.refusal = refusal{status: 500, code: "internal_error", detail: "The proxy could not forward the request."}
+		p.refusal = internalError
 		w.guard.Log.Error("a request could not be edited for forwarding: this is a fault of tokenward", "error", err, "request_id", p.id.String())
 	case http1.StageDial:
 		p.refusal = upstreamRefusal(failureRefused)

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"runtime/debug"
 	"time"
 
@@ -146,6 +147,27 @@ func (c *Config) judgedBy() (*proxy.Ruleset, error) {
 	return &proxy.Ruleset{Canon: rules, Policy: policy, Identity: headers}, nil
 }
 
+// signer reads the keys of the signed identity; nil where it is off.
+func (c *Config) signer() (*identity.Signer, error) {
+	i := &c.Proxy.Identity
+	if i.Signed == headerOff {
+		return nil, nil //nolint:nilnil // the nil signer signs nothing
+	}
+	o := identity.SignerOptions{Name: i.Signed, Lifetime: i.SignedLifetime}
+	for _, path := range i.SigningKeyFiles {
+		key, err := os.ReadFile(path) //nolint:gosec // the operator names it
+		if err != nil {
+			return nil, fmt.Errorf("proxy.identity.signing_key_files: %w", err)
+		}
+		o.Keys = append(o.Keys, key)
+	}
+	s, err := identity.NewSigner(o)
+	if err != nil {
+		return nil, fmt.Errorf("proxy.identity: %w", err)
+	}
+	return s, nil
+}
+
 // ruleset makes the whole ruleset that cfg asks for, and tells the token service
 // the words of it.
 func (a *app) ruleset(cfg *Config) (*proxy.Ruleset, error) {
@@ -155,6 +177,9 @@ func (a *app) ruleset(cfg *Config) (*proxy.Ruleset, error) {
 	}
 	routes, others, err := a.upstreams.routeOptions(cfg)
 	if err != nil {
+		return nil, err
+	}
+	if rules.Signer, err = cfg.signer(); err != nil {
 		return nil, err
 	}
 	policy := rules.Policy
@@ -250,7 +275,7 @@ func (a *app) buildMetrics() {
 	a.health.Watch("audit", a.checkAudit)
 	a.health.Watch("upstreams", a.upstreams.check)
 	a.metricsServer = &http.Server{
-		Handler:           metrics.NewMux(a.registry, a.health, metrics.MuxOptions{PProf: a.cfg.Metrics.PProf, Log: a.log}),
+		Handler:           metrics.NewMux(a.registry, a.health, metrics.MuxOptions{PProf: a.cfg.Metrics.PProf, Keys: a.signingKeys, Log: a.log}),
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		IdleTimeout:       90 * time.Second,
@@ -268,3 +293,6 @@ func (a *app) observeAudit(p audit.Progress) {
 		a.log.Info("a head of the audit log was signed: keep it elsewhere", "head", p.Head.String())
 	}
 }
+
+// signingKeys are the public keys of the signed identity.
+func (a *app) signingKeys() []byte { return a.guard.Rules().Signer.JWKS() }

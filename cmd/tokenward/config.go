@@ -86,6 +86,13 @@ type IdentityConfig struct {
 	Name      string `yaml:"name" reload:"no"`
 	Scopes    string `yaml:"scopes" reload:"no"`
 	Resources string `yaml:"resources" reload:"no"`
+	// Signed is the header of a signed identity. It needs SigningKeyFiles, PEM
+	// files with one Ed25519 key each; the first signs, all are published at
+	// /.well-known/jwks.json of metrics.listen. A signature is good for
+	// SignedLifetime.
+	Signed          string        `yaml:"signed" reload:"no"`
+	SigningKeyFiles []string      `yaml:"signing_key_files" reload:"yes"`
+	SignedLifetime  time.Duration `yaml:"signed_lifetime" reload:"yes"`
 }
 
 const headerOff = "off"
@@ -219,6 +226,7 @@ func defaultConfig() *Config {
 			Identity: IdentityConfig{
 				ID: names.ID, Account: names.Account, Owner: names.Owner,
 				Name: names.Name, Scopes: names.Scopes, Resources: names.Resources,
+				Signed: headerOff, SigningKeyFiles: []string{}, SignedLifetime: identity.DefaultLifetime,
 			},
 			Timeouts: TimeoutsConfig{
 				Header:         10 * time.Second,
@@ -381,7 +389,7 @@ func (c *Config) identityNames() identity.Names {
 func (i *IdentityConfig) sets() (keys, names []string) {
 	for _, h := range []struct{ key, name string }{
 		{"id", i.ID}, {"account", i.Account}, {"owner", i.Owner},
-		{"name", i.Name}, {"scopes", i.Scopes}, {"resources", i.Resources},
+		{"name", i.Name}, {"scopes", i.Scopes}, {"resources", i.Resources}, {"signed", i.Signed},
 	} {
 		if h.name != headerOff {
 			keys, names = append(keys, h.key), append(names, h.name)

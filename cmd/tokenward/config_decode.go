@@ -31,9 +31,8 @@ type decoder struct {
 // to obey yet. They are refused rather than ignored, and leave this table with
 // the commit that builds them.
 var notBuilt = map[string]string{
-	"proxy.identity.signing_key": "the signed identity header",
-	"tokenstore.etcd":            "a cluster on etcd",
-	"routes[].parents":           "looking up the parent of a resource",
+	"tokenstore.etcd":  "a cluster on etcd",
+	"routes[].parents": "looking up the parent of a resource",
 }
 
 // notBuiltValues are values that keys of this version do not take yet, by key.

@@ -178,6 +178,10 @@ func (d *decoder) checkBounds(c *Config) {
 	if d.sound("proxy.limits.uri_bytes", "proxy.limits.header_bytes") && l.URIBytes > l.HeaderBytes {
 		d.report("proxy.limits.uri_bytes", ruleTarget, fmt.Sprintf("a target of %d bytes does not fit into a head of %d", l.URIBytes, l.HeaderBytes), "raise header_bytes or lower uri_bytes")
 	}
+	d.duration("proxy.identity.signed_lifetime", c.Proxy.Identity.SignedLifetime, 10*time.Second, time.Hour, false)
+	if i := &c.Proxy.Identity; d.sound("proxy.identity") && i.Signed != headerOff && len(i.SigningKeyFiles) == 0 {
+		d.report("proxy.identity.signed", ruleMissing, "there is no key to sign with", "name a file in signing_key_files: `openssl genpkey -algorithm ed25519 -out identity.pem` makes one")
+	}
 	d.count("log.requests_every", int64(c.Log.RequestsEvery), 1, 1_000_000)
 	d.count("tokenstore.cache_entries", int64(c.TokenStore.CacheEntries), 0, 100_000_000)
 	if d.sound("admin.default_account") && c.Admin.DefaultAccount == 0 {

@@ -57,6 +57,7 @@ func (a *app) fingerprint(path string) [sha256.Size]byte {
 	for _, t := range []TLSConfig{a.cfg.Proxy.TLS, a.cfg.Admin.TLS} {
 		files = append(files, t.CertFile, t.KeyFile, t.ClientCAFile)
 	}
+	files = append(files, a.cfg.Proxy.Identity.SigningKeyFiles...)
 	for _, f := range files {
 		if f == "" {
 			continue

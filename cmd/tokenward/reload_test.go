@@ -3,6 +3,10 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"log/slog"
@@ -43,26 +47,29 @@ type started struct {
 	*app
 	file  string
 	proxy string
+	root  string // the root token's secret
 	log   *lockedBuffer
 }
 
-// startApp serves an app with the routes, and counts on the upstream.
-func startApp(t *testing.T, routes string) *started {
+// startApp serves an app with the routes; more are further keys of proxy.
+func startApp(t *testing.T, routes string, more ...string) *started {
 	t.Helper()
 	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.URL.Path) }))
 	t.Cleanup(upstream.Close)
 	dir := t.TempDir()
 	s := &started{file: filepath.Join(dir, "tokenward.yaml"), log: &lockedBuffer{}}
-	s.write(t, upstream.URL, dir, routes)
+	s.write(t, upstream.URL, dir, routes, strings.Join(more, ""))
 	cfg, err := loadConfig(s.file)
 	if err != nil {
 		t.Fatal(err)
 	}
 	level := new(slog.LevelVar)
 	log := newLeveledLogger(cfg, s.log, level)
-	if _, _, err := initialise(t.Context(), cfg, log, false); err != nil {
+	made, _, err := initialise(t.Context(), cfg, log, false)
+	if err != nil {
 		t.Fatal(err)
 	}
+	s.root = made.Secret.Reveal()
 	if s.app, err = newApp(t.Context(), cfg, log, time.Now); err != nil {
 		t.Fatal(err)
 	}
@@ -80,10 +87,10 @@ func startApp(t *testing.T, routes string) *started {
 	return s
 }
 
-func (s *started) write(t *testing.T, upstream, dir, routes string) {
+func (s *started) write(t *testing.T, upstream, dir, routes, more string) {
 	t.Helper()
-	text := fmt.Sprintf("proxy: {listen: '127.0.0.1:0', upstream: '%s'}\nadmin: {listen: '127.0.0.1:0'}\nmetrics: {listen: '127.0.0.1:0'}\n"+
-		"tokenstore: {path: %s/t.db}\naudit: {path: %s/a.jsonl}\n%s", upstream, dir, dir, routes)
+	text := fmt.Sprintf("proxy: {%slisten: '127.0.0.1:0', upstream: '%s'}\nadmin: {listen: '127.0.0.1:0'}\nmetrics: {listen: '127.0.0.1:0'}\n"+
+		"tokenstore: {path: %s/t.db}\naudit: {path: %s/a.jsonl}\n%s", more, upstream, dir, dir, routes)
 	if err := os.WriteFile(s.file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -235,5 +242,52 @@ func TestTwoAppsLiveInOneProcess(t *testing.T) {
 		if _, err := net.Dial("tcp", s.metricsListener.Addr().String()); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+func TestSignedIdentityReachesTheUpstreamAndItsKeyIsPublished(t *testing.T) {
+	key := filepath.Join(t.TempDir(), "identity.pem")
+	_, private, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var jwt atomic.Pointer[string]
+	upstream := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		text := strings.Join(r.Header["X-Token-Jwt"], "|")
+		jwt.Store(&text)
+	}))
+	t.Cleanup(upstream.Close)
+	s := startApp(t, fmt.Sprintf("routes:\n  - {match: GET /a, restricted_tokens: allow, upstream: '%s'}\n", upstream.URL),
+		fmt.Sprintf("identity: {signed: X-Token-Jwt, signing_key_files: [%s]}, ", key))
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.proxy+"/a", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Api-Token", s.root)
+	req.Header.Set("X_Token_Jwt", "forged")
+	req.Header.Set("X-Token-Jwt", "forged")
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	if got := *jwt.Load(); resp.StatusCode != 200 || strings.Contains(got, "forged") || strings.Count(got, ".") != 2 {
+		t.Fatalf("%d, the upstream saw %q", resp.StatusCode, got)
+	}
+	keys, err := http.Get("http://" + s.metricsListener.Addr().String() + "/.well-known/jwks.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer keys.Body.Close()
+	body, err := io.ReadAll(keys.Body)
+	if x := base64.RawURLEncoding.EncodeToString(private.Public().(ed25519.PublicKey)); err != nil || !strings.Contains(string(body), x) {
+		t.Errorf("published: %s, %v", body, err)
 	}
 }

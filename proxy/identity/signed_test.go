@@ -1,0 +1,181 @@
+package identity
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"strings"
+	"testing"
+	"time"
+
+	"tokenward/tokenstore"
+)
+
+var noon = time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
+
+func pemKey(t testing.TB) []byte {
+	t.Helper()
+	_, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
+}
+
+func newSigner(t testing.TB, keys ...[]byte) *Signer {
+	t.Helper()
+	s, err := NewSigner(SignerOptions{Name: "X-Token-Jwt", Keys: keys})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// verify checks a JWT as an upstream would, with nothing but the published keys.
+func verify(t testing.TB, jwks, jwt []byte) map[string]any {
+	t.Helper()
+	var set struct {
+		Keys []struct{ Kty, Crv, Kid, X string }
+	}
+	if err := json.Unmarshal(jwks, &set); err != nil {
+		t.Fatal(err)
+	}
+	parts := strings.Split(string(jwt), ".")
+	if len(parts) != 3 {
+		t.Fatalf("%d parts", len(parts))
+	}
+	decode := func(s string) []byte {
+		b, err := base64.RawURLEncoding.DecodeString(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	var header struct{ Alg, Kid, Typ string }
+	if err := json.Unmarshal(decode(parts[0]), &header); err != nil || header.Alg != "EdDSA" {
+		t.Fatalf("header %+v, %v", header, err)
+	}
+	for _, k := range set.Keys {
+		if k.Kid == header.Kid && ed25519.Verify(decode(k.X), []byte(parts[0]+"."+parts[1]), decode(parts[2])) {
+			var claims map[string]any
+			if err := json.Unmarshal(decode(parts[1]), &claims); err != nil {
+				t.Fatal(err)
+			}
+			return claims
+		}
+	}
+	t.Fatal("no published key verifies it")
+	return nil
+}
+
+func sampleToken() *tokenstore.Token {
+	return &tokenstore.Token{ID: 7, Revision: 1, Account: 42, Owner: 3, Name: "Zoë", Scopes: []string{"a", "b"},
+		Resources: tokenstore.Resources{All: true}, Expiry: tokenstore.Never()}
+}
+
+func TestUpstreamCanCheckWhoAsks(t *testing.T) {
+	s := newSigner(t, pemKey(t))
+	fields, err := s.Append(nil, sampleToken(), noon)
+	if err != nil || len(fields) != 1 || string(fields[0].Name) != "X-Token-Jwt" {
+		t.Fatalf("%v, %v", fields, err)
+	}
+	c := verify(t, s.JWKS(), fields[0].Value)
+	want := map[string]any{"sub": "7", "account": 42.0, "owner": 3.0, "name": "Zoë", "scope": "a b", "resources": "all", "iss": "tokenward",
+		"iat": float64(noon.Unix()), "exp": float64(noon.Add(DefaultLifetime).Unix())}
+	for k, v := range want {
+		if c[k] != v {
+			t.Errorf("%s is %v, want %v", k, c[k], v)
+		}
+	}
+}
+
+func TestSignedIdentityServesHalfItsLife(t *testing.T) {
+	s := newSigner(t, pemKey(t))
+	tok := sampleToken()
+	at := func(d time.Duration) []byte {
+		fields, err := s.Append(nil, tok, noon.Add(d))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fields[0].Value
+	}
+	first := at(0)
+	if !bytes.Equal(first, at(DefaultLifetime/2-1)) {
+		t.Error("it was signed again before half of its life")
+	}
+	if bytes.Equal(first, at(DefaultLifetime/2)) {
+		t.Error("it was used after half of its life")
+	}
+	tok = tok.Clone()
+	tok.Revision, tok.Scopes = 2, []string{"b"}
+	if c := verify(t, s.JWKS(), at(DefaultLifetime/2)); c["scope"] != "b" {
+		t.Errorf("after a change the scope is %v", c["scope"])
+	}
+}
+
+func TestSignedIdentityEndsWithTheToken(t *testing.T) {
+	s := newSigner(t, pemKey(t))
+	tok := sampleToken()
+	tok.Expiry = tokenstore.EndsAt(noon.Add(time.Minute))
+	fields, err := s.Append(nil, tok, noon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c := verify(t, s.JWKS(), fields[0].Value); c["exp"] != float64(noon.Add(time.Minute).Unix()) {
+		t.Errorf("exp %v", c["exp"])
+	}
+}
+
+func TestReplacedKeyStaysPublished(t *testing.T) {
+	old, fresh := pemKey(t), pemKey(t)
+	before, err := newSigner(t, old).Append(nil, sampleToken(), noon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	both := newSigner(t, fresh, old)
+	after, err := both.Append(nil, sampleToken(), noon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	verify(t, both.JWKS(), before[0].Value)
+	verify(t, both.JWKS(), after[0].Value)
+}
+
+func TestUnusableSignersAreRefused(t *testing.T) {
+	for name, o := range map[string]SignerOptions{
+		"no key":    {Name: "X-J"},
+		"no PEM":    {Name: "X-J", Keys: [][]byte{[]byte("secret")}},
+		"no name":   {Keys: [][]byte{pemKey(t)}},
+		"name":      {Name: "Authorization", Keys: [][]byte{pemKey(t)}},
+		"short":     {Name: "X-J", Keys: [][]byte{pemKey(t)}, Lifetime: time.Second},
+		"long":      {Name: "X-J", Keys: [][]byte{pemKey(t)}, Lifetime: 2 * time.Hour},
+		"wrong PEM": {Name: "X-J", Keys: [][]byte{pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: []byte("x")})}},
+	} {
+		if _, err := NewSigner(o); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+	var none *Signer
+	if fields, err := none.Append(nil, sampleToken(), noon); len(fields) != 0 || err != nil || none.Name() != "" || string(none.JWKS()) != `{"keys":[]}` {
+		t.Error("the nil signer says something")
+	}
+}
+
+func TestKeptIdentityDoesNotAllocate(t *testing.T) {
+	s := newSigner(t, pemKey(t))
+	tok := sampleToken()
+	fields, err := s.Append(nil, tok, noon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := testing.AllocsPerRun(100, func() { fields, _ = s.Append(fields[:0], tok, noon) }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
