@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -620,4 +621,46 @@ func (s *stage) probe(send func() *httptest.ResponseRecorder) string {
 		fmt.Fprintf(&header, "%s: %q ", name, rec.Header()[name])
 	}
 	return fmt.Sprintf("%d, %s, %s, %d reads, %d changes", rec.Code, header.String(), rec.Body, s.Store.Reads.Load()-reads, s.Store.Changes.Load()-changes)
+}
+
+// TestAllAPIsAtOnce lets every API make, list and revoke tokens at the same
+// time: no id comes twice, and nothing is left.
+func TestAllAPIsAtOnce(t *testing.T) {
+	const callers, rounds = 4, 5
+	s := newStage(t)
+	by := s.maker()
+	at := homeOf(s.Token(by.ID))
+	var (
+		all  sync.WaitGroup
+		mu   sync.Mutex // guards seen
+		seen = make(map[tokenstore.ID]string)
+	)
+	for _, d := range dialects() {
+		for range callers {
+			all.Go(func() {
+				for range rounds {
+					rec := s.sendAt(d, toCreate, by, at, 0)
+					id, _ := d.made(rec.Body.Bytes())
+					mu.Lock()
+					if other, twice := seen[id]; twice || id == 0 {
+						t.Errorf("%s made token %d, as %q did: %d %s", d.name, id, other, rec.Code, rec.Body)
+					}
+					seen[id] = d.name
+					mu.Unlock()
+					if ids := d.shown(s.sendAt(d, toList, by, at, 0).Body.Bytes()); !slices.Contains(ids, id) {
+						t.Errorf("%s does not list token %d, which it made", d.name, id)
+					}
+					if rec := s.sendAt(d, toRevoke, by, at, id); rec.Code != d.success[toRevoke] {
+						t.Errorf("%s revokes token %d: %d %s", d.name, id, rec.Code, rec.Body)
+					}
+				}
+			})
+		}
+	}
+	all.Wait()
+	for id := range seen {
+		if got := s.Token(id).State; got != tokenstore.StateRevoked {
+			t.Errorf("token %d is left %v", id, got)
+		}
+	}
 }

@@ -6,8 +6,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"strings"
 	"testing"
@@ -33,7 +35,7 @@ type description struct {
 	used   map[string]bool // operations that answered with success
 }
 
-func readDescription(t *testing.T) *description {
+func readDescription(t testing.TB) *description {
 	t.Helper()
 	recorder := httptest.NewRecorder()
 	admin.OpenAPI().ServeHTTP(recorder, httptest.NewRequest("GET", "/openapi.yaml", nil))
@@ -256,4 +258,73 @@ func TestDescriptionIsServedAsItIs(t *testing.T) {
 	if rec.Code != http.StatusMethodNotAllowed || rec.Header().Get("Allow") == "" {
 		t.Errorf("POST gives %d", rec.Code)
 	}
+}
+
+// FuzzAnyRequestIsAnsweredAsDescribed sends what it likes to all four APIs: none
+// of it may be a fault of ours, and every refusal has the form of its API.
+func FuzzAnyRequestIsAnsweredAsDescribed(f *testing.F) {
+	d := readDescription(f)
+	var (
+		w     *admintest.World
+		h     http.Handler
+		by    admintest.Holder
+		calls int
+	)
+	fresh := func(t testing.TB) {
+		w = admintest.New(t)
+		w.Log = slog.New(slog.DiscardHandler)
+		by = w.Cast().Admin
+		h = describedFaces(w)
+	}
+	fresh(f)
+	for _, seed := range []struct{ method, target, media, body string }{
+		{"POST", "/users/1/api-tokens", "application/vnd.api+json", `{"data":{"type":"apiToken","attributes":{"description":"x","scope":"accounts","expiration":"2027-01-01T00:00:00Z"}}}`},
+		{"DELETE", "/users/1/api-tokens/3", "", ""},
+		{"GET", "/users/%31/api-tokens", "", ""},
+		{"GET", "/user/api-tokens?page=1&limit=2", "", ""},
+		{"POST", "/user/api-tokens", "application/json", `{"description":"abc","expiresAt":null}`},
+		{"DELETE", "/user/api-tokens/JGGRYCC8L6K042YXWL4W", "", ""},
+		{"POST", "/api/api_tokens", "application/json", `{"name":"x","resources":[{"resource_type":"inbox","resource_id":5,"access_level":10}]}`},
+		{"POST", "/api/accounts/1/api_tokens/3/reset", "application/x-www-form-urlencoded", ""},
+		{"GET", "/v1/tokens?state=active&limit=1&cursor=x", "", ""},
+		{"PATCH", "/v1/tokens/3", "application/merge-patch+json", `{"limits":{"rate":1.5,"quota":[{"count":1,"per":"day"}]}}`},
+		{"POST", "/v1/introspect", "application/x-www-form-urlencoded", "token=x"},
+		{"POST", "/v1/explain", "application/json", `{"method":"GET","target":"/a","headers":{"a":"b"}}`},
+		{"DELETE", "/v1/tokens/3?descendants=true", "", ""},
+	} {
+		f.Add(seed.method, seed.target, seed.media, seed.body)
+	}
+	f.Fuzz(func(t *testing.T, method, target, media, body string) {
+		if calls++; calls%1000 == 0 {
+			fresh(t) // nobody empties the outbox of a world
+		}
+		if !strings.HasPrefix(target, "/") || strings.Trim(method, "ABCDEFGHIJKLMNOPQRSTUVWXYZ") != "" || method == "" {
+			return // the engine refuses it
+		}
+		u, err := url.ParseRequestURI(target)
+		if err != nil {
+			return // likewise
+		}
+		r := httptest.NewRequest("GET", "/", strings.NewReader(body))
+		r.Method, r.URL, r.RequestURI = method, u, target
+		r.Header.Set("Api-Token", by.Secret.Reveal())
+		if media != "" {
+			r.Header.Set("Content-Type", media)
+		}
+		rec := httptest.NewRecorder()
+		h.ServeHTTP(rec, r)
+		switch {
+		case rec.Header().Get("Cache-Control") == "":
+			// no path of the APIs
+		case rec.Code >= 500:
+			t.Errorf("%s %q: %d %s", method, target, rec.Code, rec.Body)
+		case rec.Code >= 400:
+			if err := d.checkError(r, rec); err != nil {
+				t.Errorf("%s %q: %d %s: %v", method, target, rec.Code, rec.Body, err)
+			}
+		}
+		if self, err := w.Store.ByID(t.Context(), by.ID); err != nil || self.State != tokenstore.StateActive || self.ReplacedBy != 0 || len(self.Secrets) > 1 || !self.Expiry.Never {
+			fresh(t) // it has ended or replaced itself
+		}
+	})
 }
