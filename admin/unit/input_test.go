@@ -120,6 +120,24 @@ func TestBadInputNamesTheAttribute(t *testing.T) {
 	}
 }
 
+// TestBadIDsLeadNowhere: whatever stands in an id's place is an unknown id.
+func TestBadIDsLeadNowhere(t *testing.T) {
+	w := admintest.New(t)
+	c, h := w.Cast(), handler(w)
+	for _, id := range []string{"0", "-1", "01", "+3", "1e3", "3.0", "0x3", "%33", "3%20", "18446744073709551616", "18446744073709551619", "9007199254740992", "\u0663", strings.Repeat("9", 4000), "*", "self"} {
+		for _, by := range []admintest.Holder{c.Root, c.Admin} {
+			rec := admintest.Send(t, h, by, "DELETE", "/users/1/api-tokens/"+id, "")
+			if e := readErrors(t, rec); rec.Code != http.StatusBadRequest || e.Errors[0].Code != "not_found" {
+				t.Errorf("id %.40q gives %d %s", id, rec.Code, rec.Body)
+			}
+		}
+		rec := admintest.Send(t, h, c.Root, "GET", "/users/"+id+"/api-tokens", "")
+		if e := readErrors(t, rec); rec.Code != http.StatusBadRequest || e.Errors[0].Code != "invalid_value" || !strings.Contains(e.Errors[0].Detail, "userId") {
+			t.Errorf("user %.40q gives %d %s", id, rec.Code, rec.Body)
+		}
+	}
+}
+
 func TestBodyOverTheBoundIsNotRead(t *testing.T) {
 	w := admintest.New(t)
 	c, h := w.Cast(), handler(w)
