@@ -85,6 +85,7 @@ var identityKeys = map[string]func(name string) identity.Names{
 	"name":      func(s string) identity.Names { return identity.Names{Name: s} },
 	"scopes":    func(s string) identity.Names { return identity.Names{Scopes: s} },
 	"resources": func(s string) identity.Names { return identity.Names{Resources: s} },
+	"signed":    func(s string) identity.Names { return identity.Names{ID: s} }, // the same rule of names
 }
 
 func (d *decoder) checkIdentity(c *Config) {
