@@ -214,7 +214,7 @@ func (c *conn) handOn(read []byte) {
 	c.arm(-1)
 	c.settle()
 	if c.srv.HTTP2 == nil {
-		c.srv.turnAway(errPreface, c.nc.RemoteAddr())
+		c.srv.turnAway(errNoHTTP2, c.nc.RemoteAddr())
 		_ = c.nc.Close() // nothing more can be done for it
 		return
 	}

@@ -344,6 +344,7 @@ var (
 	errConnections = &ProtocolError{0, "connections", "too many connections are open"}
 	errSource      = &ProtocolError{0, "connections_per_source", "too many connections are open from this source"}
 	errHandshake   = &ProtocolError{0, "tls_handshake", "the TLS handshake failed"}
+	errNoHTTP2     = &ProtocolError{0, "http2", "HTTP/2 was negotiated, but nobody speaks it here"}
 	errSlowHead    = &ProtocolError{408, "header_timeout", "the head did not arrive in time (RFC 9110 §15.5.9)"}
 	errUnanswered  = &ProtocolError{500, "unanswered", "the request was not answered"}
 )
