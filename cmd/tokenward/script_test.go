@@ -67,7 +67,7 @@ func scriptCommands() map[string]func(*testscript.TestScript, bool, []string) {
 	}
 }
 
-func usage(ts *testscript.TestScript, neg bool, ok bool, text string) {
+func wantArgs(ts *testscript.TestScript, neg bool, ok bool, text string) {
 	if neg || !ok {
 		ts.Fatalf("usage: %s", text)
 	}
@@ -75,7 +75,7 @@ func usage(ts *testscript.TestScript, neg bool, ok bool, text string) {
 
 // exits CODE ARG… runs tokenward and wants its exit code.
 func exits(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, neg, len(args) > 0, "exits CODE ARG…")
+	wantArgs(ts, neg, len(args) > 0, "exits CODE ARG…")
 	code := 0
 	err := ts.Exec("tokenward", args[1:]...)
 	if e, ok := errors.AsType[*exec.ExitError](err); ok {
@@ -102,7 +102,7 @@ type scriptServer struct {
 // start NAME CONFIG runs `tokenward serve`, waits until it is ready, and sets
 // $proxy, $admin, $metrics and $TOKENWARD_ADMIN to its URLs, and $admin_address.
 func startServer(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, neg, len(args) == 2, "start NAME CONFIG")
+	wantArgs(ts, neg, len(args) == 2, "start NAME CONFIG")
 	s := &scriptServer{lines: make(chan string, 1024)}
 	s.cmd = exec.Command("tokenward", "serve", "--config", args[1]) //nolint:gosec // the test's own
 	s.cmd.Dir = ts.MkAbs(".")
@@ -161,7 +161,7 @@ func server(ts *testscript.TestScript, name string) *scriptServer {
 
 // terminate NAME sends SIGTERM and waits until the server says that it stops.
 func terminateServer(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, neg, len(args) == 1, "terminate NAME")
+	wantArgs(ts, neg, len(args) == 1, "terminate NAME")
 	s := server(ts, args[0])
 	ts.Check(s.cmd.Process.Signal(syscall.SIGTERM))
 	s.await(ts, "stopping")
@@ -169,7 +169,7 @@ func terminateServer(ts *testscript.TestScript, neg bool, args []string) {
 
 // stop NAME sends SIGTERM, wants exit code 0, and writes the log to NAME.log.
 func stopServer(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, neg, len(args) == 1, "stop NAME")
+	wantArgs(ts, neg, len(args) == 1, "stop NAME")
 	s := server(ts, args[0])
 	ts.Check(s.cmd.Process.Signal(syscall.SIGTERM))
 	for range s.lines { // to the end
@@ -186,7 +186,7 @@ func stopServer(ts *testscript.TestScript, neg bool, args []string) {
 // request METHOD URL STATUS [CODE] [HEADER…] makes a request and wants its
 // status, and its code where it is a problem. The body is its standard output.
 func scriptRequest(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, neg, len(args) >= 3, "request METHOD URL STATUS [CODE] [HEADER…]")
+	wantArgs(ts, neg, len(args) >= 3, "request METHOD URL STATUS [CODE] [HEADER…]")
 	req, err := http.NewRequest(args[0], args[1], nil)
 	ts.Check(err)
 	wanted, rest := args[2], args[3:]
@@ -238,7 +238,7 @@ func (a *slowAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // upstream starts an API to guard and sets $upstream to its URL.
 func startUpstream(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, neg, len(args) == 0, "upstream")
+	wantArgs(ts, neg, len(args) == 0, "upstream")
 	api := &slowAPI{arrived: make(chan struct{}), released: make(chan struct{})}
 	behind := httptest.NewServer(api)
 	ts.Defer(behind.Close)
@@ -248,7 +248,7 @@ func startUpstream(ts *testscript.TestScript, neg bool, args []string) {
 
 // hold URL HEADER… begins a request that the upstream keeps waiting.
 func holdRequest(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, neg, len(args) >= 1, "hold URL HEADER…")
+	wantArgs(ts, neg, len(args) >= 1, "hold URL HEADER…")
 	req, err := http.NewRequest(http.MethodGet, args[0], nil)
 	ts.Check(err)
 	for _, header := range args[1:] {
@@ -267,7 +267,7 @@ func holdRequest(ts *testscript.TestScript, neg bool, args []string) {
 
 // release STATUS lets the upstream answer the request that it holds.
 func releaseRequest(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, neg, len(args) == 1, "release STATUS")
+	wantArgs(ts, neg, len(args) == 1, "release STATUS")
 	s := scriptOf(ts)
 	s.slow.released <- struct{}{}
 	answer := <-s.held
@@ -280,7 +280,7 @@ func releaseRequest(ts *testscript.TestScript, neg bool, args []string) {
 
 // certificate CERT KEY makes a certificate for 127.0.0.1 that nobody signed.
 func makeCertificate(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, neg, len(args) == 2, "certificate CERT KEY")
+	wantArgs(ts, neg, len(args) == 2, "certificate CERT KEY")
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	ts.Check(err)
 	now := time.Now()
@@ -303,7 +303,7 @@ func makeCertificate(ts *testscript.TestScript, neg bool, args []string) {
 
 // take FILE FIELD VAR sets an environment variable to a field of a JSON object.
 func takeField(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, neg, len(args) == 3, "take FILE FIELD VAR")
+	wantArgs(ts, neg, len(args) == 3, "take FILE FIELD VAR")
 	fields := map[string]any{}
 	dec := json.NewDecoder(strings.NewReader(ts.ReadFile(args[0])))
 	dec.UseNumber()
@@ -316,13 +316,13 @@ func takeField(ts *testscript.TestScript, neg bool, args []string) {
 
 // put FILE TEXT writes a file that only its owner can read.
 func putFile(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, neg, len(args) == 2, "put FILE TEXT")
+	wantArgs(ts, neg, len(args) == 2, "put FILE TEXT")
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(args[1]+"\n"), 0o600))
 }
 
 // expand FILE… puts environment variables into files.
 func expandFile(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, neg, len(args) > 0, "expand FILE…")
+	wantArgs(ts, neg, len(args) > 0, "expand FILE…")
 	for _, name := range args {
 		ts.Check(os.WriteFile(ts.MkAbs(name), []byte(os.Expand(ts.ReadFile(name), ts.Getenv)), 0o600))
 	}
@@ -330,7 +330,7 @@ func expandFile(ts *testscript.TestScript, neg bool, args []string) {
 
 // edit FILE OLD NEW puts one text in the place of another, where it first stands.
 func editFile(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, neg, len(args) == 3, "edit FILE OLD NEW")
+	wantArgs(ts, neg, len(args) == 3, "edit FILE OLD NEW")
 	before, after, found := strings.Cut(ts.ReadFile(args[0]), args[1])
 	if !found {
 		ts.Fatalf("%s has no %q", args[0], args[1])
@@ -340,7 +340,7 @@ func editFile(ts *testscript.TestScript, neg bool, args []string) {
 
 // truncateline FILE cuts the last line off.
 func truncateLine(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, neg, len(args) == 1, "truncateline FILE")
+	wantArgs(ts, neg, len(args) == 1, "truncateline FILE")
 	text := strings.TrimSuffix(ts.ReadFile(args[0]), "\n")
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(text[:strings.LastIndexByte(text, '\n')+1]), 0o600))
 }
@@ -348,7 +348,7 @@ func truncateLine(ts *testscript.TestScript, neg bool, args []string) {
 // nosecrets FILE… wants no secret of a token in the files, or in stdout or
 // stderr.
 func noSecrets(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, neg, len(args) > 0, "nosecrets FILE…")
+	wantArgs(ts, neg, len(args) > 0, "nosecrets FILE…")
 	for _, name := range args {
 		if text := ts.ReadFile(name); secretInText.MatchString(text) {
 			ts.Fatalf("%s shows a secret:\n%s", name, text)
@@ -359,7 +359,7 @@ func noSecrets(ts *testscript.TestScript, neg bool, args []string) {
 // sameobject FILE URL TOKEN wants the file to hold what the server answers to a
 // GET, byte for byte but for the white space between values.
 func sameObject(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, neg, len(args) == 3, "sameobject FILE URL TOKEN")
+	wantArgs(ts, neg, len(args) == 3, "sameobject FILE URL TOKEN")
 	req, err := http.NewRequest(http.MethodGet, args[1], nil)
 	ts.Check(err)
 	req.Header.Set("Authorization", "Bearer "+args[2])
