@@ -44,7 +44,7 @@ enforce:
   known_scopes: [accounts, cards]
 tokenstore:
   path: tokens.db
-  reset_grace: 2s
+  reset_grace: 4s
 audit:
   path: audit.jsonl
 `
@@ -59,7 +59,7 @@ func TestVendorsOwnClientsWork(t *testing.T) {
 	}{
 		{
 			"unit.js",
-			[]string{"create", "list", "use what was made", "validation failure", "missing scope", "unknown id", "wrong token", "revoke", "revoke twice"},
+			[]string{"create", "list", "use what was made", "validation failure", "missing scope", "unknown id", "grace period", "wrong token", "revoke", "revoke twice"},
 			[]string{"another user", "more than the caller has"},
 		},
 		{
@@ -261,7 +261,7 @@ func (s *server) run(t *testing.T, node, script string, steps []string, env ...s
 	command := exec.CommandContext(ctx, node, append(args, script)...)
 	command.Env = append([]string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir(),
-		"BASE=http://" + s.address,
+		"BASE=http://" + s.address, "ADMIN=http://" + s.addresses["admin"],
 		"MAILTRAP_PORT=" + port, "NODE_EXTRA_CA_CERTS=" + authority,
 	}, env...)
 	var out, errs bytes.Buffer

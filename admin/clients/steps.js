@@ -26,9 +26,9 @@ async function refused(promise) {
   return assert.fail(`was not refused: ${JSON.stringify(value)}`);
 }
 
-// until repeats a call until it says yes, for ten seconds at most.
+// until repeats a call until it says yes, for half a minute at most.
 async function until(what, says) {
-  const deadline = Date.now() + 10_000;
+  const deadline = Date.now() + 30_000;
   while (!(await says())) {
     assert.ok(Date.now() < deadline, what);
     await new Promise((resolve) => setTimeout(resolve, 50));

@@ -4,7 +4,7 @@
 const { Unit, UnitError } = require("@unit-finance/unit-node-sdk");
 const { assert, step, refused, main } = require("./steps");
 
-const { BASE, SECRET, WITHOUT_SCOPE, USER, ROOT } = process.env;
+const { BASE, ADMIN, SECRET, WITHOUT_SCOPE, USER, ROOT } = process.env;
 const tokens = (secret) => new Unit(secret, BASE).orgTokens;
 const at = (days) => new Date(Date.now() + days * 86_400_000).toISOString();
 const request = (attributes) => ({
@@ -74,6 +74,18 @@ main(async () => {
       await failure(mine.create(USER, request({ scope: "accounts cards" })), "403", "forbidden");
     });
   }
+  await step("grace period", async () => {
+    const { data: old } = await mine.create(USER, request({ scope: "accounts user:api-token:read user:api-token:write" }));
+    const reset = await fetch(`${ADMIN}/v1/tokens/${old.id}/reset`, { method: "POST", headers: { "Api-Token": SECRET } }); // a verb that this API lacks
+    assert.equal(reset.status, 200);
+    const next = await reset.json();
+    const theirs = tokens(old.attributes.token);
+    assert.deepEqual((await theirs.list(USER)).data.map((t) => t.id), [old.id]); // it sees itself alone
+    await failure(theirs.create(USER, request({})), "403", "forbidden");
+    assert.equal((await theirs.revoke(USER, old.id)).data.id, old.id);
+    await failure(theirs.list(USER), "401", "unauthorized");
+    await tokens(next.token).revoke(USER, String(next.id));
+  });
   await step("wrong token", async () => {
     await failure(tokens("tw_wrong").list(USER), "401", "unauthorized");
   });
