@@ -27,6 +27,10 @@ type Finder interface {
 // configured routes, the admin listener by a built-in one. A nil Engine refuses
 // everything. All methods may be called at once from many goroutines.
 type Engine struct {
+	// Parents is asked where a policy says that a resource can be reached through
+	// its parent; nil: no parent is known. It is set before use.
+	Parents ParentFinder
+
 	finder Finder
 	limits *limitTable
 	shadow *limitTable // of requests that are only observed
@@ -64,7 +68,7 @@ func (e *Engine) Decide(ctx context.Context, p *Policy, q *canon.Request, now ti
 	if reason != Allowed {
 		return Decision{Reason: reason, Route: route, Cause: err}
 	}
-	return judge(p, route, &v, m, q, now)
+	return judge(p, route, &v, m, q, now, kinship{ctx, e.Parents, p.parents})
 }
 
 // irregular is what of the request's irregularities the route does not relax;

@@ -188,7 +188,7 @@ func TestDecide(t *testing.T) {
 			}
 			q := canonical(t, c.method, c.target, bearer(secret))
 			explained, steps := e.Explain(t.Context(), e.policy, q, start)
-			asToken, _ := ExplainAs(e.policy, q, tokenstore.Match{Token: tok, Secret: &tok.Secrets[0]}, start)
+			asToken, _ := e.ExplainAs(t.Context(), e.policy, q, tokenstore.Match{Token: tok, Secret: &tok.Secrets[0]}, start)
 			if explained.Reason != c.want || asToken.Reason != c.want {
 				t.Errorf("explained as %v, by token as %v, want %v", explained.Reason, asToken.Reason, c.want)
 			}
@@ -278,7 +278,7 @@ func TestZeroValuesDeny(t *testing.T) {
 func TestEveryReasonIsMapped(t *testing.T) {
 	codes := map[string]int{ // design section 6
 		"missing_token": 401, "invalid_token": 401, "ambiguous_credential": 400, "source_not_allowed": 403, "insufficient_scope": 403,
-		"resource_not_granted": 403, "no_route": 403, "rate_limited": 429, "store_unavailable": 503, "bad_request": 400,
+		"resource_not_granted": 403, "no_route": 403, "rate_limited": 429, "store_unavailable": 503, "upstream_lookup_failed": 502, "bad_request": 400,
 	}
 	seen := map[string]bool{}
 	for _, r := range Reasons() {

@@ -27,12 +27,12 @@ func (e *Engine) Explain(ctx context.Context, p *Policy, q *canon.Request, now t
 
 // ExplainAs judges the request as if it bore m's secret, whatever it bears. It
 // is for asking about a token whose secret one does not have.
-func ExplainAs(p *Policy, q *canon.Request, m tokenstore.Match, now time.Time) (Decision, []Step) {
-	d := decideFound(p, q, m, now)
+func (e *Engine) ExplainAs(ctx context.Context, p *Policy, q *canon.Request, m tokenstore.Match, now time.Time) (Decision, []Step) {
+	d := e.decideFound(ctx, p, q, m, now)
 	return d, steps(p, q, d, now)
 }
 
-func decideFound(p *Policy, q *canon.Request, m tokenstore.Match, now time.Time) Decision {
+func (e *Engine) decideFound(ctx context.Context, p *Policy, q *canon.Request, m tokenstore.Match, now time.Time) Decision {
 	if p == nil || q.Verdict() != canon.Accepted {
 		return Decision{}
 	}
@@ -44,7 +44,7 @@ func decideFound(p *Policy, q *canon.Request, m tokenstore.Match, now time.Time)
 	if route != nil && route.Public {
 		return Decision{Reason: Public, Route: route}
 	}
-	return judge(p, route, &v, m, q, now)
+	return judge(p, route, &v, m, q, now, kinship{ctx, e.Parents, p.parents})
 }
 
 // account collects steps until one of them decides.
@@ -96,7 +96,7 @@ func steps(p *Policy, q *canon.Request, d Decision, now time.Time) []Step {
 	}
 	if !a.add("scopes", fmt.Sprintf("the route needs %s; the token has %s", allOf(r.scopes), listOf(t.Scopes)), ScopeMissing) ||
 		!a.add("account", r.accountDetail(t), OtherAccount) ||
-		!a.add("resources", r.resourceDetail(p, t, q), RestrictedToken, ResourceNotGranted, LevelTooLow, AmbiguousQuery) {
+		!a.add("resources", r.resourceDetail(p, t, q), RestrictedToken, ResourceNotGranted, LevelTooLow, AmbiguousQuery, ParentUnavailable) {
 		return a.steps
 	}
 	a.add("limits", limitsDetail(&t.Limits), RateLimited, LimitsFull)
@@ -197,7 +197,11 @@ func (r *Route) resourceDetail(p *Policy, t *tokenstore.Token, q *canon.Request)
 			if !ok {
 				return "a query parameter that the route reads is not there exactly once"
 			}
-			alternatives = append(alternatives, fmt.Sprintf("%s:%s", either[i].typ, strconv.QuoteToASCII(string(id))))
+			text := fmt.Sprintf("%s:%s", either[i].typ, strconv.QuoteToASCII(string(id)))
+			if parent := p.parents[either[i].typ]; parent != "" {
+				text += " (or the " + parent + " that the API names as its parent)"
+			}
+			alternatives = append(alternatives, text)
 		}
 		items = append(items, strings.Join(alternatives, " or "))
 	}

@@ -56,10 +56,10 @@ func (d *Decision) Detail() string {
 // a route, it learns only with a valid token used from an allowed address.
 func Judge(p *Policy, m tokenstore.Match, q *canon.Request, now time.Time) Decision {
 	var v vars
-	return judge(p, p.match(q, &v), &v, m, q, now)
+	return judge(p, p.match(q, &v), &v, m, q, now, kinship{})
 }
 
-func judge(p *Policy, route *Route, v *vars, m tokenstore.Match, q *canon.Request, now time.Time) Decision {
+func judge(p *Policy, route *Route, v *vars, m tokenstore.Match, q *canon.Request, now time.Time, k kinship) Decision {
 	d := Decision{Route: route, Match: m}
 	d.Reason = judgeToken(m, now)
 	if d.Reason != Allowed {
@@ -78,7 +78,7 @@ func judge(p *Policy, route *Route, v *vars, m tokenstore.Match, q *canon.Reques
 			return d
 		}
 	}
-	d.Reason = route.judgeReach(m.Token, q, v)
+	d.Reason, d.Cause = route.judgeReach(m.Token, q, v, k)
 	return d
 }
 
@@ -125,28 +125,33 @@ func hasAny(t *tokenstore.Token, either []string) bool {
 }
 
 // judgeReach checks account and resources.
-func (r *Route) judgeReach(t *tokenstore.Token, q *canon.Request, v *vars) Reason {
+func (r *Route) judgeReach(t *tokenstore.Token, q *canon.Request, v *vars, k kinship) (Reason, error) {
 	if r.tokenAccount >= 0 && !t.IsRoot() {
 		var decimal [20]byte
 		own := strconv.AppendUint(decimal[:0], t.Account, 10)
 		s := v[r.tokenAccount]
 		if !canon.EqualDecoded(q.Path[s.start:s.end], string(own)) {
-			return OtherAccount
+			return OtherAccount, nil
 		}
 	}
 	if len(r.resources) == 0 {
 		if t.Resources.Restricted() && !r.restrictedTokens {
-			return RestrictedToken
+			return RestrictedToken, nil
 		}
-		return Allowed
+		return Allowed, nil
 	}
 	level := r.level(q)
 	for _, either := range r.resources {
-		if reason := judgeItem(either, t, q, v, level); reason != Allowed {
-			return reason
+		reason := judgeItem(either, t, q, v, level)
+		var err error
+		if reason == ResourceNotGranted || reason == LevelTooLow {
+			reason, err = k.judgeParents(either, t, q, v, level, reason)
+		}
+		if reason != Allowed {
+			return reason, err
 		}
 	}
-	return Allowed
+	return Allowed, nil
 }
 
 // level is what the request needs of its resources. An upgraded connection

@@ -2,6 +2,7 @@ package enforce
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -19,6 +20,10 @@ type Options struct {
 	// Reserved are paths below which no route may lie: they are taken before
 	// routes are looked at.
 	Reserved []string
+	// Parents says for a resource type that a grant on its parent's type reaches it
+	// as well, such as account for card. Which parent a resource has, the engine's
+	// ParentFinder knows.
+	Parents map[string]string
 }
 
 // Policy is the compiled set of routes: immutable, and safe for concurrent use.
@@ -29,6 +34,7 @@ type Policy struct {
 	asterisk          []*Route
 	scopes            []string
 	resourceTypes     []string
+	parents           map[string]string
 	notFoundOnNoRoute bool
 }
 
@@ -45,7 +51,7 @@ type node struct {
 func Compile(specs []RouteSpec, opts Options) (*Policy, []SpecFault) {
 	var faults []SpecFault
 	report := func(f SpecFault) { faults = append(faults, f) }
-	p := &Policy{notFoundOnNoRoute: opts.NotFoundOnNoRoute}
+	p := &Policy{notFoundOnNoRoute: opts.NotFoundOnNoRoute, parents: maps.Clone(opts.Parents)}
 	for i := range specs {
 		p.routes = append(p.routes, compileRoute(i, &specs[i], report))
 	}
@@ -75,6 +81,9 @@ func (p *Policy) ResourceTypes() []string { return slices.Clone(p.resourceTypes)
 
 func (p *Policy) vocabulary(opts Options) (scopes, types []string) {
 	scopes, types = slices.Clone(opts.KnownScopes), slices.Clone(opts.ResourceTypes)
+	for typ, parent := range opts.Parents {
+		types = append(types, typ, parent)
+	}
 	for _, r := range p.routes {
 		for _, either := range r.scopes {
 			scopes = append(scopes, either...)

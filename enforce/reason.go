@@ -34,6 +34,7 @@ const (
 	RestrictedToken    // the route names no resource, the token has only some
 	ResourceNotGranted // the resource is not among the token's
 	LevelTooLow        // it is, but for reading only
+	ParentUnavailable  // the resource's parent could not be looked up
 	RateLimited        // the token's rate is used up
 	LimitsFull         // no room to account for another token's rate
 
@@ -81,6 +82,7 @@ var reasons = [reasonCount]struct {
 	RestrictedToken:     {"restricted_token", codeResource, 403, resourceRefused},
 	ResourceNotGranted:  {"resource_not_granted", codeResource, 403, resourceRefused},
 	LevelTooLow:         {"level_too_low", codeResource, 403, resourceRefused},
+	ParentUnavailable:   {"parent_unavailable", "upstream_lookup_failed", 502, "The API behind this proxy did not say what the resource belongs to: try again shortly."},
 	RateLimited:         {"rate_limited", codeRateLimited, 429, "The token's rate limit is used up: try again later."},
 	LimitsFull:          {"limits_full", codeRateLimited, 429, "Too many tokens are in use at once: try again later."},
 }

@@ -39,6 +39,10 @@ type Ruleset struct {
 	// Observe is told of every request that was judged, by the indexes of Policy's
 	// routes; nil observes nothing.
 	Observe Observer
+	// Used is told of every request that its token lets through, when it goes on to
+	// the upstream; nil is told nothing. It must not keep anything of a request, and
+	// must be quick.
+	Used func(d *enforce.Decision, q *canon.Request, userAgent []byte, now time.Time)
 	// Routes say how the requests of each route travel, by the indexes of Policy's
 	// routes, and Default how those do of which it says nothing.
 	Routes  []RouteOptions
@@ -119,7 +123,9 @@ type Guard struct {
 
 // NewGuard returns a guard that refuses everything until it has rules.
 func NewGuard(engine *enforce.Engine, log *slog.Logger, now func() time.Time) *Guard {
-	return &Guard{Engine: engine, Log: log, Now: now, Streams: newStreams(now), failures: rate.Sometimes{Interval: time.Second}}
+	g := &Guard{Engine: engine, Log: log, Now: now, failures: rate.Sometimes{Interval: time.Second}}
+	g.Streams = newStreams(func() time.Time { return g.Now() })
+	return g
 }
 
 // SetRules puts a ruleset in force for all requests that arrive from now on.
@@ -275,12 +281,17 @@ func (g *Guard) judge(ctx context.Context, p *passage) bool {
 	p.untouched = observed && (!allowed || !p.rules.StripObserved)
 	if !allowed && !p.observed {
 		if d.Cause != nil {
-			g.Log.ErrorContext(ctx, "the token store cannot be read, requests are refused", "error", d.Cause, "request_id", p.id.String())
+			g.failures.Do(func() {
+				g.Log.ErrorContext(ctx, "what a judgement depends on cannot be read, requests are refused; see tokenward_decisions_total for how often", "reason", d.Reason, "error", d.Cause, "request_id", p.id.String())
+			})
 		}
 		p.refusal = refusalOf(&d)
 		return false
 	}
 	p.lane = lane
+	if allowed && p.rules.Used != nil && p.decision.Match.Token != nil {
+		p.rules.Used(&p.decision, &p.req, p.first(nameUserAgent), p.started)
+	}
 	if err := p.prepare(); err != nil {
 		g.Log.ErrorContext(ctx, "an identity could not be signed, the request was refused", "error", err, "request_id", p.id.String())
 		p.refusal = internalError
@@ -364,6 +375,16 @@ func (g *Guard) countFailure(code string, p *passage, err error) {
 	})
 }
 
+// first returns the value of the first line of a field.
+func (p *passage) first(name []byte) []byte {
+	for i := range p.head.Fields {
+		if f := &p.head.Fields[i]; len(f.Name) == len(name) && bytes.EqualFold(f.Name, name) {
+			return f.Value
+		}
+	}
+	return nil
+}
+
 // prepare makes the fields that only we set: identity, the believed way to us,
 // the request's id.
 func (p *passage) prepare() (err error) {
@@ -401,6 +422,7 @@ var (
 	nameForwardedHost  = []byte("X-Forwarded-Host")
 	nameForwardedProto = []byte("X-Forwarded-Proto")
 	nameRequestID      = []byte(headerRequestID)
+	nameUserAgent      = []byte("User-Agent")
 	nameSubprotocol    = []byte("Sec-Websocket-Protocol")
 )
 

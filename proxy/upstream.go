@@ -290,3 +290,14 @@ func (g *Guard) unanswered(u *Upstream, err error) {
 // speaksHTTP2 reports whether the list speaks HTTP/2 from the first byte. The nil
 // list does not.
 func (us *Upstreams) speaksHTTP2() bool { return us != nil && us.http2 }
+
+// RoundTrip sends a request of our own, over the connections that requests of
+// clients use too. It implements http.RoundTripper.
+func (u *Upstream) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.URL.Scheme == "h2c" {
+		out := r.Clone(r.Context())
+		out.URL.Scheme = "http"
+		r = out
+	}
+	return u.transport.RoundTrip(r)
+}

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"tokenward/admin"
@@ -95,6 +96,9 @@ func (a *app) buildProxy() error {
 	if a.upstreams, err = newUpstreamSet(a.cfg); err != nil {
 		return err
 	}
+	if a.engine.Parents, err = a.cfg.parents(a.upstreams, a.now); err != nil {
+		return err
+	}
 	rules, err := a.ruleset(a.cfg)
 	if err != nil {
 		return err
@@ -104,7 +108,7 @@ func (a *app) buildProxy() error {
 	a.guard.Failed = a.countFailure
 	a.guard.SetRules(rules)
 	if len(a.cfg.Admin.Mount) > 0 {
-		g := newGate(a.engine, rules.Canon, a.now)
+		g := newGate(a.engine, rules.Canon, a.vault.usage, a.now)
 		for _, name := range a.cfg.Admin.Mount {
 			handler := withRequestID(a.facesHandler(g, name))
 			a.guard.Mounts = append(a.guard.Mounts, proxy.PrefixMount(handler, mountedPaths[name]...))
@@ -147,6 +151,31 @@ func (c *Config) judgedBy() (*proxy.Ruleset, error) {
 	return &proxy.Ruleset{Canon: rules, Policy: policy, Identity: headers}, nil
 }
 
+// parents knows what resources belong to, by asking the first upstream; nil where
+// nothing is configured.
+func (c *Config) parents(upstreams *upstreamSet, now func() time.Time) (enforce.ParentFinder, error) {
+	if len(c.Enforce.Parents) == 0 {
+		return nil, nil //nolint:nilnil // the engine then asks nobody
+	}
+	rules := make(map[string]proxy.ParentRule, len(c.Enforce.Parents))
+	for typ, p := range c.Enforce.Parents {
+		rule := proxy.ParentRule{Get: p.Get, Pointer: p.Pointer, TTL: p.TTL}
+		if p.CredentialFile != "" {
+			b, err := os.ReadFile(p.CredentialFile)
+			if err != nil {
+				return nil, fmt.Errorf("enforce.parents.%s.credential_file: %w", typ, err)
+			}
+			rule.Authorization = strings.TrimSpace(string(b))
+		}
+		rules[typ] = rule
+	}
+	first, err := upstreams.server(c.Proxy.Upstream[0])
+	if err != nil {
+		return nil, err
+	}
+	return proxy.NewParents(upstreamURL(c.Proxy.Upstream[0]), first, rules, now)
+}
+
 // signer reads the keys of the signed identity; nil where it is off.
 func (c *Config) signer() (*identity.Signer, error) {
 	i := &c.Proxy.Identity
@@ -185,6 +214,7 @@ func (a *app) ruleset(cfg *Config) (*proxy.Ruleset, error) {
 	policy := rules.Policy
 	a.vault.service.SetVocabulary(admin.Vocabulary{Scopes: policy.Scopes(), ResourceTypes: policy.ResourceTypes()})
 	rules.Observe = a.observer(policy)
+	rules.Used = a.usedBy(policy)
 	rules.Routes, rules.Default, rules.InFlight = routes, others, cfg.Proxy.Limits.InFlight
 	rules.StripObserved = cfg.Enforce.ObserveCredentials == "remove"
 	rules.Record = cfg.recording()
@@ -197,7 +227,7 @@ func (a *app) buildAdmin() error {
 	if err != nil {
 		return err
 	}
-	handler := a.adminHandler(newGate(a.engine, rules, a.now))
+	handler := a.adminHandler(newGate(a.engine, rules, a.vault.usage, a.now))
 	t, l := a.cfg.Proxy.Timeouts, a.cfg.Proxy.Limits
 	a.adminHTTP2 = proxy.NewHTTP2(handler, t.Header, t.Idle, int(l.HeaderBytes), a.log)
 	a.adminServer = &http1.Server{

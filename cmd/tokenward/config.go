@@ -130,6 +130,19 @@ type EnforceConfig struct {
 	OnNoRoute          int      `yaml:"on_no_route" reload:"yes"` // 403 or 404
 	KnownScopes        []string `yaml:"known_scopes" reload:"yes"`
 	ResourceTypes      []string `yaml:"resource_types" reload:"yes"`
+	// Parents say by resource type how the API tells what a resource belongs to: a
+	// grant on the parent reaches it.
+	Parents map[string]ParentConfig `yaml:"parents" reload:"no"`
+}
+
+// ParentConfig says how the API tells which resource another belongs to.
+type ParentConfig struct {
+	Get     string        `yaml:"get" reload:"no"`     // path with {id}, asked of the first upstream of proxy
+	Pointer string        `yaml:"pointer" reload:"no"` // JSON pointer to the parent's id
+	Type    string        `yaml:"type" reload:"no"`    // the parent's resource type
+	TTL     time.Duration `yaml:"ttl" reload:"no"`     // how long an answer is believed; 0: 5m
+	// CredentialFile holds the Authorization value that is sent; empty: none is.
+	CredentialFile string `yaml:"credential_file" reload:"no"`
 }
 
 // AdminConfig configures the listener of token APIs and dashboard.
@@ -241,6 +254,7 @@ func defaultConfig() *Config {
 		Enforce: EnforceConfig{
 			Mode:               "enforce",
 			ObserveCredentials: "keep",
+			Parents:            map[string]ParentConfig{},
 			OnNoRoute:          403,
 			KnownScopes:        []string{},
 			ResourceTypes:      []string{},
@@ -299,6 +313,15 @@ var mountedPaths = map[string][]string{
 	"native":   {"/v1"},
 }
 
+// parentTypes are the types of the parents, by the type that has one.
+func (c *Config) parentTypes() map[string]string {
+	types := make(map[string]string, len(c.Enforce.Parents))
+	for typ, p := range c.Enforce.Parents {
+		types[typ] = p.Type
+	}
+	return types
+}
+
 // enforceOptions go with routeSpecs into [enforce.Compile].
 func (c *Config) enforceOptions() enforce.Options {
 	var reserved []string
@@ -309,6 +332,7 @@ func (c *Config) enforceOptions() enforce.Options {
 		KnownScopes:       c.Enforce.KnownScopes,
 		ResourceTypes:     c.Enforce.ResourceTypes,
 		NotFoundOnNoRoute: c.Enforce.OnNoRoute == 404,
+		Parents:           c.parentTypes(),
 		Reserved:          reserved,
 	}
 }

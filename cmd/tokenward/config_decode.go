@@ -31,8 +31,7 @@ type decoder struct {
 // to obey yet. They are refused rather than ignored, and leave this table with
 // the commit that builds them.
 var notBuilt = map[string]string{
-	"tokenstore.etcd":  "a cluster on etcd",
-	"routes[].parents": "looking up the parent of a resource",
+	"tokenstore.etcd": "a cluster on etcd",
 }
 
 // notBuiltValues are values that keys of this version do not take yet, by key.
@@ -114,6 +113,8 @@ func (d *decoder) value(path string, node ast.Node, dst reflect.Value) {
 		dst.Set(one)
 	case reflect.Struct:
 		d.mapping(path, node, dst)
+	case reflect.Map:
+		d.named(path, node, dst)
 	case reflect.Slice:
 		d.list(path, node, dst)
 	case reflect.String:
@@ -124,6 +125,31 @@ func (d *decoder) value(path string, node ast.Node, dst reflect.Value) {
 		d.number(path, node, dst)
 	default:
 		panic("configuration has a field of a kind that is not read: " + path)
+	}
+}
+
+// named decodes a section whose keys are names of the operator's own.
+func (d *decoder) named(path string, node ast.Node, dst reflect.Value) {
+	m, ok := node.(ast.MapNode)
+	if !ok {
+		d.wrongType(path, node, aSection)
+		return
+	}
+	dst.Set(reflect.MakeMap(dst.Type()))
+	for iter := m.MapRange(); iter.Next(); {
+		keyNode := iter.Key()
+		if _, merge := keyNode.(*ast.MergeKeyNode); merge {
+			continue // reported with its token
+		}
+		key, at := keyNode.GetToken().Value, nodePosition(keyNode)
+		child := joinPath(path, key)
+		if dst.MapIndex(reflect.ValueOf(key)).IsValid() {
+			d.fault(child, at, ruleDuplicateKey, "the key stands here a second time", "keep one of the two")
+			continue
+		}
+		one := reflect.New(dst.Type().Elem()).Elem()
+		d.value(child, iter.Value(), one)
+		dst.SetMapIndex(reflect.ValueOf(key), one)
 	}
 }
 

@@ -40,6 +40,7 @@ const (
 	ruleDuration     rule = "bad_duration"
 	ruleTime         rule = "bad_time"
 	ruleObserve      rule = "observe"
+	ruleParent       rule = "bad_parent"
 	ruleSize         rule = "bad_size"
 	ruleNetwork      rule = "bad_network"
 	ruleChoice       rule = "bad_choice"
@@ -69,7 +70,7 @@ const (
 var allRules = []rule{
 	ruleFile, ruleTooLarge, ruleEmpty, ruleByteOrder, ruleNotUTF8, ruleHidden, ruleTab, ruleLongLine, ruleNesting, ruleTooMany,
 	ruleNotPlain, ruleMultiLine, ruleDocument, ruleSyntax, ruleUnknownKey, ruleDuplicateKey, ruleNotSupported, ruleType, ruleMissing,
-	ruleDuration, ruleTime, ruleObserve, ruleSize, ruleNetwork, ruleChoice, ruleBounds, ruleListen, ruleSameListen, ruleUpstream, ruleLoop, rulePath,
+	ruleDuration, ruleTime, ruleObserve, ruleParent, ruleSize, ruleNetwork, ruleChoice, ruleBounds, ruleListen, ruleSameListen, ruleUpstream, ruleLoop, rulePath,
 	ruleSameFile, ruleSecretInline, ruleHalfTLS, ruleExposed, ruleProfiles, ruleTarget, ruleProxies, ruleCredentials, ruleIdentity,
 	ruleName, ruleTwice, ruleRoute, ruleConflict, ruleCORS, ruleNamedFile,
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"net/url"
@@ -14,6 +15,7 @@ import (
 
 	"tokenward/enforce"
 	"tokenward/enforce/canon"
+	"tokenward/proxy"
 	"tokenward/proxy/identity"
 	"tokenward/tokenstore"
 )
@@ -183,6 +185,7 @@ func (d *decoder) checkBounds(c *Config) {
 	if i := &c.Proxy.Identity; d.sound("proxy.identity") && i.Signed != headerOff && len(i.SigningKeyFiles) == 0 {
 		d.report("proxy.identity.signed", ruleMissing, "there is no key to sign with", "name a file in signing_key_files: `openssl genpkey -algorithm ed25519 -out identity.pem` makes one")
 	}
+	d.checkParents(c)
 	d.count("log.requests_every", int64(c.Log.RequestsEvery), 1, 1_000_000)
 	d.count("tokenstore.cache_entries", int64(c.TokenStore.CacheEntries), 0, 100_000_000)
 	if d.sound("admin.default_account") && c.Admin.DefaultAccount == 0 {
@@ -369,6 +372,30 @@ func (d *decoder) checkChoices(c *Config) {
 		if r := &c.Routes[i]; r.Mode != "" {
 			d.choiceOf("routes[].mode", itemPath("routes", i)+".mode", r.Mode)
 		}
+	}
+}
+
+// checkParents compiles each rule by itself.
+func (d *decoder) checkParents(c *Config) {
+	for _, typ := range slices.Sorted(maps.Keys(c.Enforce.Parents)) {
+		path, p := "enforce.parents."+typ, c.Enforce.Parents[typ]
+		if !d.sound(path) {
+			continue
+		}
+		for _, name := range []string{typ, p.Type} {
+			if detail := tokenstore.CheckResourceType(name); detail != "" {
+				d.report(path, ruleParent, "the resource type "+quote(name)+" "+detail, "write get, pointer and type, as in parents: {card: {get: \"/cards/{id}\", pointer: /data/account/id, type: account}}")
+				break
+			}
+		}
+		if !d.sound(path) {
+			continue
+		}
+		rule := proxy.ParentRule{Get: p.Get, Pointer: p.Pointer, TTL: p.TTL}
+		if _, err := proxy.NewParents(&url.URL{}, nil, map[string]proxy.ParentRule{typ: rule}, time.Now); err != nil {
+			d.report(path, ruleParent, err.Error(), "correct get, pointer or ttl")
+		}
+		d.checkFileReference(path+".credential_file", p.CredentialFile)
 	}
 }
 

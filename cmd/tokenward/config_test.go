@@ -319,6 +319,10 @@ func showDefault(v reflect.Value) string {
 			return `""`
 		}
 		return x
+	case map[string]ParentConfig:
+		if len(x) == 0 {
+			return "{}"
+		}
 	case instant:
 		if x.IsZero() {
 			return `""`

@@ -108,7 +108,7 @@ func (f *explainFlags) judge(ctx context.Context, stdin io.Reader, v *vault, rul
 			return native.Explanation{}, fmt.Errorf("token %d: %w", f.tokenID, err)
 		}
 		q.Token = t
-		return explainAs(rules, q, time.Now()), nil
+		return explainAs(ctx, enforce.NewEngine(v.cache, 1), rules, q, time.Now()), nil
 	}
 	in := stdin
 	if f.tokenFile != "-" {
@@ -136,17 +136,17 @@ func (noTokens) Find(context.Context, []byte) (tokenstore.Match, error) {
 }
 
 // explain answers `POST /v1/explain` on a running server.
-func (a *app) explain(_ context.Context, q native.Question) (native.Explanation, error) {
-	return explainAs(a.guard.Rules(), &q, a.now()), nil
+func (a *app) explain(ctx context.Context, q native.Question) (native.Explanation, error) {
+	return explainAs(ctx, a.engine, a.guard.Rules(), &q, a.now()), nil
 }
 
 // explainAs judges the question as its token's current secret would be.
-func explainAs(rules *proxy.Ruleset, q *native.Question, now time.Time) native.Explanation {
+func explainAs(ctx context.Context, engine *enforce.Engine, rules *proxy.Ruleset, q *native.Question, now time.Time) native.Explanation {
 	m := tokenstore.Match{Token: q.Token}
 	if q.Token != nil && len(q.Token.Secrets) > 0 {
 		m.Secret = &q.Token.Secrets[0]
 	}
-	d, steps := enforce.ExplainAs(rules.Policy, canonicalQuestion(rules.Canon, q), m, now)
+	d, steps := engine.ExplainAs(ctx, rules.Policy, canonicalQuestion(rules.Canon, q), m, now)
 	return explanationOf(&d, steps)
 }
 

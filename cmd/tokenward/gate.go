@@ -10,6 +10,7 @@ import (
 	"tokenward/enforce/canon"
 	"tokenward/proxy"
 	"tokenward/tokenstore"
+	"tokenward/tokenstore/usage"
 )
 
 // gate judges who calls a token API by the same engine as every other door,
@@ -19,6 +20,8 @@ type gate struct {
 	engine *enforce.Engine
 	canon  *canon.Rules
 	policy *enforce.Policy
+	usage  *usage.Recorder
+	words  *usage.Vocabulary
 	now    func() time.Time
 	visits sync.Pool // of *visit
 }
@@ -32,12 +35,12 @@ type visit struct {
 // adminRoutes are the built-in policy.
 var adminRoutes = []enforce.RouteSpec{{Match: "* /{path...}", RestrictedTokens: true}}
 
-func newGate(engine *enforce.Engine, rules *canon.Rules, now func() time.Time) *gate {
+func newGate(engine *enforce.Engine, rules *canon.Rules, used *usage.Recorder, now func() time.Time) *gate {
 	policy, faults := enforce.Compile(adminRoutes, enforce.Options{})
 	if len(faults) > 0 {
 		panic("built-in policy: " + faults[0].Error())
 	}
-	return &gate{engine: engine, canon: rules, policy: policy, now: now}
+	return &gate{engine: engine, canon: rules, policy: policy, usage: used, words: newAPIWords(), now: now}
 }
 
 // Authenticate implements [admin.Gate].
@@ -56,6 +59,7 @@ func (g *gate) Authenticate(r *http.Request) (admin.Caller, *admin.Error) {
 	if !g.engine.Admit(&d, now) {
 		return admin.Caller{}, gateError(&d)
 	}
+	g.used(&d, v, r, now)
 	return admin.Caller{
 		Token:     d.Match.Token,
 		Secret:    d.Match.Secret,
@@ -88,6 +92,7 @@ var gateKinds = map[enforce.Reason]admin.Kind{
 	enforce.RestrictedToken:     admin.KindAccess,
 	enforce.ResourceNotGranted:  admin.KindAccess,
 	enforce.LevelTooLow:         admin.KindAccess,
+	enforce.ParentUnavailable:   admin.KindBadGateway,
 	enforce.RateLimited:         admin.KindRateLimited,
 	enforce.LimitsFull:          admin.KindRateLimited,
 }

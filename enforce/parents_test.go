@@ -1,0 +1,81 @@
+package enforce
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"tokenward/tokenstore"
+)
+
+// family answers from a table, and counts.
+type family struct {
+	of    map[string]string
+	err   error
+	asked int
+}
+
+func (f *family) Parent(_ context.Context, typ string, id []byte) (string, error) {
+	f.asked++
+	if f.err != nil {
+		return "", f.err
+	}
+	parent, ok := f.of[typ+":"+string(id)]
+	if !ok {
+		return "", ErrNoParent
+	}
+	return parent, nil
+}
+
+func TestGrantOnTheParentReachesTheResource(t *testing.T) {
+	read, write := tokenstore.LevelRead, tokenstore.LevelWrite
+	account := func(id string, l tokenstore.Level) func(*tokenstore.Token) {
+		return grants(tokenstore.Grant{Type: "account", ID: id, Level: l})
+	}
+	for _, c := range []struct {
+		name   string
+		token  func(*tokenstore.Token)
+		method string
+		target string
+		broken bool
+		want   Reason
+		asked  int
+	}{
+		{"own account's card", account("1", read), "GET", "/cards/7", false, Allowed, 1},
+		{"another account's card", account("2", read), "GET", "/cards/7", false, ResourceNotGranted, 1},
+		{"every account", account("*", read), "GET", "/cards/7", false, Allowed, 1},
+		{"no such card", account("1", read), "GET", "/cards/8", false, ResourceNotGranted, 1},
+		{"level too low", account("1", read), "POST", "/cards/7", false, LevelTooLow, 1},
+		{"level write", account("1", write), "POST", "/cards/7", false, Allowed, 1},
+		{"not asked for an unrestricted token", nil, "GET", "/cards/7", false, Allowed, 0},
+		{"not asked for the card's own grant", grants(tokenstore.Grant{Type: "card", ID: "7", Level: read}), "GET", "/cards/7", false, Allowed, 0},
+		{"not asked for a token without such grants", grants(tokenstore.Grant{Type: "card", ID: "8", Level: read}), "GET", "/cards/7", false, ResourceNotGranted, 0},
+		{"fails closed", account("1", read), "GET", "/cards/7", true, ParentUnavailable, 1},
+		{"a failure does not matter where it is not asked", nil, "GET", "/cards/7", true, Allowed, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			tok, secret := token(c.token)
+			j := engineFor(t, &oneToken{token: tok})
+			p, faults := Compile([]RouteSpec{{Match: "* /cards/{card}", Resources: []string{"card:{card}"}}}, Options{Parents: map[string]string{"card": "account"}})
+			if faults != nil {
+				t.Fatal(faults)
+			}
+			f := &family{of: map[string]string{"card:7": "1"}}
+			if c.broken {
+				f.err = errors.New("gone")
+			}
+			j.policy, j.Parents = p, f
+			d := j.Decide(t.Context(), canonical(t, c.method, c.target, bearer(secret)), start)
+			if d.Reason != c.want || f.asked != c.asked {
+				t.Errorf("%v after %d questions, want %v after %d", d.Reason, f.asked, c.want, c.asked)
+			}
+			if (d.Cause != nil) != (c.want == ParentUnavailable) {
+				t.Errorf("cause %v", d.Cause)
+			}
+			j.Parents = nil
+			if d := j.Decide(t.Context(), canonical(t, c.method, c.target, bearer(secret)), start); c.asked > 0 && d.Allowed() {
+				t.Error("allowed although nobody knows the parent")
+			}
+		})
+	}
+}
