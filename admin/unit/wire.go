@@ -147,7 +147,7 @@ func decodeScopes(text string, known *admin.Vocabulary, fault func(detail string
 	for i, scope := range scopes {
 		switch {
 		case tokenstore.CheckScope(scope) != "":
-			fault("must consist of scopes separated by single spaces, each of printable ASCII")
+			fault("must consist of scopes separated by spaces, each of printable ASCII")
 			return nil
 		case !known.KnowsScope(scope):
 			fault("names the scope " + scope + ", which does not exist")
