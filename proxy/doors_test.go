@@ -38,6 +38,7 @@ type world struct {
 	guard    *proxy.Guard
 	rules    *proxy.Ruleset // put in force when the door is opened
 	store    *boltstore.Store
+	cache    *tokenstore.Cache
 	upstream *upstream
 	secrets  map[string]string // by the name of the token
 	broken   atomic.Bool       // the store does not answer
@@ -144,7 +145,7 @@ func newWorld(t testing.TB, opts canon.Options) *world {
 	t.Helper()
 	w := &world{upstream: newUpstream(t), secrets: make(map[string]string), noted: make(chan struct{}, 1000)}
 	var cache *tokenstore.Cache
-	store, err := boltstore.Create(boltstore.Options{Path: filepath.Join(t.TempDir(), "t.db"), OnChange: func(c tokenstore.Change) { cache.Changed(c) }})
+	store, err := boltstore.Create(boltstore.Options{Path: filepath.Join(t.TempDir(), "t.db"), OnChange: func(c tokenstore.Change) { cache.Changed(c); w.guard.Streams.Changed(c) }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -153,6 +154,7 @@ func newWorld(t testing.TB, opts canon.Options) *world {
 	if cache, err = tokenstore.NewCache(store, nil, tokenstore.NewFormats("tw"), 100); err != nil {
 		t.Fatal(err)
 	}
+	w.cache = cache
 	w.guard = proxy.NewGuard(enforce.NewEngine(breakable{cache, w}, 0), slog.New(slog.DiscardHandler), time.Now)
 	w.guard.Failed = func(code string) { w.note(func() { w.failed = append(w.failed, code) }) }
 	w.guard.Refused = func(code string) { w.note(func() { w.refused = append(w.refused, code) }) }

@@ -114,11 +114,16 @@ func (h *HTTP) forward(w http.ResponseWriter, r *http.Request, p *passage, from 
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
 	j := &journey{passage: p, patience: newPatience(p.lane.stall, cancel)}
-	defer j.patience.end()
+	defer j.patience.finish()
 	client := http.NewResponseController(w)
 	switch from {
 	case fromNetHTTP:
 		j.patience.client = client
+		p.cutter.patience = j.patience
+		if !h.guard.hold(ctx, p) {
+			h.refuse(w, r, p)
+			return
+		}
 	case fromWire:
 		// The engine takes a deadline for the length of each wait.
 		if p.lane.stall > 0 {
@@ -255,6 +260,9 @@ func (h *HTTP) upstreamFailed(w http.ResponseWriter, r *http.Request, err error)
 		bodyErr = os.ErrDeadlineExceeded
 	}
 	switch {
+	case context.Cause(r.Context()) == errCut: //nolint:errorlint // it is set as it is
+		p.took = -1
+		panic(http.ErrAbortHandler) // an answer would look like the upstream's
 	case errors.Is(err, errNoUpstream):
 		p.refusal = noUpstream
 		h.guard.countFailure(p.refusal.code, p, err)

@@ -26,6 +26,7 @@ type patience struct {
 	timer   *time.Timer
 	phase   phase
 	ended   bool
+	over    bool // the exchange is, and not just the waiting
 	expired bool
 
 	clientStalled bool // expired while the client owed a piece of its body
@@ -38,6 +39,8 @@ const (
 	phaseWaiting                // for the head of the answer
 	phaseAnswering              // the answer is on its way
 )
+
+var errCut = errors.New("the token does not allow the exchange any more")
 
 var errImpatient = errors.New("nothing moved for too long")
 
@@ -99,6 +102,30 @@ func (p *patience) expire() {
 		}
 	}
 	p.cancel(errImpatient)
+}
+
+// cut ends the exchange at once, whatever it waits for, if it is not over yet; it
+// reports whether it did. After an upgrade it ends what the two sides still say.
+func (p *patience) cut() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.over {
+		return false
+	}
+	p.cancel(errCut) // first: whoever fails by what follows asks why
+	if p.client != nil && !p.ended {
+		_ = p.client.SetReadDeadline(past)  // a stream that is gone waits for nothing
+		_ = p.client.SetWriteDeadline(past) // likewise
+	}
+	return true
+}
+
+// finish notes that the exchange is over.
+func (p *patience) finish() {
+	p.mu.Lock()
+	p.over = true
+	p.mu.Unlock()
+	p.end()
 }
 
 // end stops the timer for good, and reports whether it had expired, and whether
