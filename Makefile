@@ -16,7 +16,9 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 FUZZ_SECONDS ?= 75
 SOAK_FUZZ_SECONDS ?= 14400
 
-# What `make bench` runs.
+# What `make bench` and `make microbench` run.
+ROUNDS ?= 7
+CASES ?=
 BENCH ?= .
 BENCH_COUNT ?= 1
 BENCH_PACKAGES ?= ./...
@@ -77,7 +79,12 @@ soak: ## The long runs: thousands of kills, millions of model steps, hours of fu
 	@$(STEP) "long fuzzing" tools/fuzz $(SOAK_FUZZ_SECONDS)
 
 .PHONY: bench
-bench: $(BENCHSTAT) ## Run the benchmarks that hold the promised numbers (BENCH=regexp BENCH_COUNT=6)
+bench: build ## Measure side by side with nginx, HAProxy and the standard reverse proxy (CASES=cpu,idle ROUNDS=7)
+	go build -o bin/bench ./bench
+	bin/bench -rounds $(ROUNDS) -cases '$(CASES)'
+
+.PHONY: microbench
+microbench: $(BENCHSTAT) ## Run the Go benchmarks that hold the promised numbers (BENCH=regexp BENCH_COUNT=6)
 	@mkdir -p bin
 	go test -run '^$$' -bench '$(BENCH)' -benchmem -count $(BENCH_COUNT) -timeout 1h $(BENCH_PACKAGES) | tee bin/bench.txt
 	@$(BENCHSTAT) bin/bench.txt
