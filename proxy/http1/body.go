@@ -204,12 +204,15 @@ func (r *bodyReader) Read(p []byte) (int, error) {
 // readPiece gets the next piece of data, without its framing.
 func (x *Exchange) readPiece() error {
 	x.body.decode = true
-	piece, refusal := x.body.take()
-	if refusal != nil {
-		return refusal
-	}
-	if x.piece = piece; len(piece) > 0 || x.body.done {
-		return nil
+	for had := -1; had != x.c.in.r; { // framing alone is progress too
+		had = x.c.in.r
+		piece, refusal := x.body.take()
+		if refusal != nil {
+			return refusal
+		}
+		if x.piece = piece; len(piece) > 0 || x.body.done {
+			return nil
+		}
 	}
 	if err := x.sendContinue(); err != nil {
 		return err

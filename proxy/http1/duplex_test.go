@@ -75,3 +75,32 @@ func TestContinueNeverFollowsTheAnswer(t *testing.T) {
 		t.Fatalf("%q, %v", rest, err)
 	}
 }
+
+// TestTrailersInTheirOwnSegment: they arrive with nothing but framing before them.
+func TestTrailersInTheirOwnSegment(t *testing.T) {
+	addr := start(t, &Server{Handler: Adapter(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		one := make([]byte, 3)
+		if _, err := io.ReadFull(r.Body, one); err != nil {
+			t.Error(err)
+		}
+		w.WriteHeader(200)
+		w.(http.Flusher).Flush() // the rest is sent once this has arrived
+		if r.URL.Path == "/read" {
+			if rest, err := io.ReadAll(r.Body); err != nil || len(rest) > 0 {
+				t.Errorf("%q, %v", rest, err)
+			}
+			_, _ = io.WriteString(w, r.Trailer.Get("X-Sum"))
+		}
+	}))})
+	for path, want := range map[string]string{"/read": "45", "/leave": ""} {
+		c := dial(t, addr).send("POST " + path + " HTTP/1.1\r\nHost: h\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+		resp, err := http.ReadResponse(c.br, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.send("0\r\nX-Sum: 45\r\n\r\n")
+		if body, err := io.ReadAll(resp.Body); err != nil || string(body) != want {
+			t.Errorf("%s: %q, %v", path, body, err)
+		}
+	}
+}

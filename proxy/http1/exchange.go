@@ -332,7 +332,8 @@ func (x *Exchange) finish() bool {
 	if !x.close {
 		c.arm(c.srv.timeouts.Header)
 		for !x.body.done {
-			if piece, err := x.body.take(); err != nil || len(piece) == 0 && !x.body.done && x.readBody() != nil {
+			had := c.in.r
+			if _, err := x.body.take(); err != nil || c.in.r == had && !x.body.done && x.readBody() != nil {
 				return false
 			}
 		}
