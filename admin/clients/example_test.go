@@ -2,9 +2,11 @@ package clients
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path"
 	"strings"
 	"testing"
 	"time"
@@ -25,7 +27,11 @@ const (
 // that has every path.
 func TestExampleForUnitWorks(t *testing.T) {
 	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("X-Seen", r.URL.Path)
+		account := map[string]string{"6": "10000", "1": "10000"}[path.Base(r.URL.Path)]
+		if account == "" {
+			account = "10001"
+		}
+		_, _ = fmt.Fprintf(w, `{"data":{"relationships":{"account":{"data":{"type":"depositAccount","id":%q}}}}}`, account)
 	}))
 	defer upstream.Close()
 	example, err := os.ReadFile("../../deploy/examples/unit.yaml")
@@ -48,6 +54,7 @@ func TestExampleForUnitWorks(t *testing.T) {
 		"GET /cards/5/secure-data/pan":           200,
 		"POST /payments":                         200,
 		"PATCH /customers/7":                     200,
+		"POST /payments/5/cancel":                200,
 		"GET /statements/1/pdf":                  200,
 		"DELETE /statements/1":                   404,
 		"GET /nothing":                           404,
@@ -60,7 +67,7 @@ func TestExampleForUnitWorks(t *testing.T) {
 		s.expect(t, secret, target, want)
 	}
 
-	restricted := s.unitToken(t, "accounts cards transactions", `,"resources":[{"type":"account","ids":["10000"]},{"type":"card","ids":["5"]}]`)
+	restricted := s.unitToken(t, "accounts cards transactions payments", `,"resources":[{"type":"account","ids":["10000"]},{"type":"card","ids":["5"]}]`)
 	for target, want := range map[string]int{
 		"GET /accounts/10000":                200,
 		"GET /accounts/10000/limits":         200,
@@ -68,10 +75,15 @@ func TestExampleForUnitWorks(t *testing.T) {
 		"GET /accounts/10000/cards/6":        200, // through its account
 		"GET /accounts/10001/cards/5":        200, // by itself
 		"GET /accounts/10001":                403,
-		"GET /accounts/10001/cards/6":        403,
+		"GET /accounts/10001/cards/7":        403,
 		"GET /accounts":                      403, // names no resource
 		"GET /cards/5":                       200,
-		"GET /cards/6":                       403,
+		"GET /cards/6":                       200, // the API tells its account
+		"GET /cards/7":                       403,
+		"GET /payments/1":                    200,
+		"GET /payments/2":                    403,
+		"POST /payments/1/cancel":            403,
+		"GET /payments":                      403,
 		"GET /cards/5/secure-data/pan":       403, // another scope
 		"POST /accounts/10000/close":         403, // write does not follow from read
 	} {
