@@ -39,6 +39,7 @@ type Registry struct {
 	Decisions   *Decisions // by route, reason, outcome; and how long requests took
 	Refusals    *Counters  // by Options.Refusals
 	Upstream    *Counters  // by Options.Upstream
+	Cut         *Counters  // exchanges, by Options.Reasons
 	InFlight    *Gauges    // requests, by Options.Listeners
 	Connections *Gauges    // by Options.Listeners
 	Admin       *Admin     // by API, verb, outcome
@@ -55,6 +56,8 @@ func New(o Options) *Registry {
 			"Requests refused as HTTP, before any decision.", "code", o.Refusals),
 		Upstream: newCounters("tokenward_upstream_failures_total",
 			"Requests that an upstream refused, broke or did not answer in time.", "kind", o.Upstream),
+		Cut: newCounters("tokenward_streams_cut_total",
+			"Exchanges cut because their token no longer allowed them, by the reason that a request would be refused for.", "reason", o.Reasons),
 		InFlight: newGauges("tokenward_requests_in_flight",
 			"Requests being served.", "listener", o.Listeners),
 		Connections: newGauges("tokenward_connections",
@@ -69,7 +72,7 @@ func New(o Options) *Registry {
 		ConstLabels: prometheus.Labels{"version": o.Version, "revision": o.Revision, "goversion": runtime.Version()},
 	})
 	build.Set(1)
-	r.prom.MustRegister(r.Decisions, r.Refusals, r.Upstream, r.InFlight, r.Connections, r.Admin, r.Reload, build,
+	r.prom.MustRegister(r.Decisions, r.Refusals, r.Upstream, r.Cut, r.InFlight, r.Connections, r.Admin, r.Reload, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return r
 }

@@ -39,6 +39,7 @@ func populate(r *Registry) {
 	rs.Observe(-1, 3, Observed, time.Hour)
 	r.Refusals.Add(1)
 	r.Upstream.Add(0)
+	r.Cut.Add(3)
 	r.InFlight.Add(0, 1)
 	r.Connections.Add(2, 5)
 	r.Admin.Add(0, 1, AdminDone)
@@ -100,6 +101,10 @@ func TestEveryFamilyHasItsNameLabelsAndValue(t *testing.T) {
 		"tokenward_protocol_refusals_total{code=encoded_slash}":                                                   1,
 		"tokenward_upstream_failures_total{kind=dial}":                                                            1,
 		"tokenward_upstream_failures_total{kind=timeout}":                                                         0,
+		"tokenward_streams_cut_total{reason=none}":                                                                0,
+		"tokenward_streams_cut_total{reason=ok}":                                                                  0,
+		"tokenward_streams_cut_total{reason=missing_token}":                                                       0,
+		"tokenward_streams_cut_total{reason=revoked}":                                                             1,
 		"tokenward_requests_in_flight{listener=proxy}":                                                            1,
 		"tokenward_requests_in_flight{listener=admin}":                                                            0,
 		"tokenward_requests_in_flight{listener=metrics}":                                                          0,

@@ -41,6 +41,8 @@ type app struct {
 
 	upstreams *upstreamSet
 
+	stopStreams func() // the cutting of streams, waiting for its end
+
 	proxyServer   *http1.Server
 	proxyHTTP2    *proxy.HTTP2
 	adminServer   *http1.Server
@@ -87,6 +89,7 @@ func newApp(ctx context.Context, cfg *Config, log *slog.Logger, now func() time.
 	if err := a.bind(ctx); err != nil {
 		return nil, err
 	}
+	a.startStreams()
 	return a, nil
 }
 
@@ -288,6 +291,7 @@ func (a *app) shutdown() error {
 	}
 	_ = a.metricsServer.Close()
 	a.upstreams.closeIdle()
+	a.stopStreams()
 	if err := a.vault.close(); err != nil {
 		return fmt.Errorf("close store: %w", err)
 	}

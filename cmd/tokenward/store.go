@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"tokenward/admin"
@@ -26,10 +27,23 @@ type vault struct {
 	service *admin.Service
 	peppers *tokenstore.Peppers
 
+	told atomic.Pointer[func(tokenstore.Change)] // of changes, after the cache; nil: nobody
+
 	drained chan error // what the drainer of the outbox ended with
 	stop    context.CancelFunc
 	now     func() time.Time
 }
+
+// changed is told of every change before it is acknowledged.
+func (v *vault) changed(c tokenstore.Change) {
+	v.cache.Changed(c)
+	if tell := v.told.Load(); tell != nil {
+		(*tell)(c)
+	}
+}
+
+// onChange has f told of every change from now on, once the cache knows of it.
+func (v *vault) onChange(f func(tokenstore.Change)) { v.told.Store(&f) }
 
 // openVault opens the store that cfg names, or with create makes it first.
 func openVault(cfg *Config, log *slog.Logger, now func() time.Time, create bool, observe func(audit.Progress)) (*vault, error) {
@@ -39,7 +53,7 @@ func openVault(cfg *Config, log *slog.Logger, now func() time.Time, create bool,
 	}
 	v := &vault{peppers: peppers, now: now, drained: make(chan error, 1)}
 	opts := boltstore.Options{Path: cfg.TokenStore.Path, Peppers: peppers, Logger: log,
-		OnChange: func(c tokenstore.Change) { v.cache.Changed(c) }}
+		OnChange: v.changed}
 	open := boltstore.Open
 	if create {
 		open = boltstore.Create

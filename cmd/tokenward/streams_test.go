@@ -1,0 +1,93 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestRevokedTokensStreamEndsAndIsAudited goes the whole way: a stream through the
+// proxy, a revocation by the admin API, the end of the stream, its metric and event.
+func TestRevokedTokensStreamEndsAndIsAudited(t *testing.T) {
+	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, "data: 1\n\n")
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	}))
+	t.Cleanup(upstream.Close)
+	s := startApp(t, "routes:\n  - {match: GET /stream, restricted_tokens: allow, upstream: '"+upstream.URL+"'}\n")
+	admin := "http://" + s.adminListener.Addr().String()
+
+	var made struct {
+		ID     uint64 `json:"id"`
+		Secret string `json:"token"`
+	}
+	if err := json.Unmarshal([]byte(send(t, "POST", admin+"/v1/tokens", s.root, `{"name":"stream"}`)), &made); err != nil || made.Secret == "" {
+		t.Fatalf("%+v, %v", made, err)
+	}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.proxy+"/stream", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+made.Secret)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatal(resp, err)
+	}
+	defer resp.Body.Close()
+	send(t, "DELETE", fmt.Sprintf("%s/v1/tokens/%d", admin, made.ID), s.root, "")
+	if _, err := io.ReadAll(resp.Body); err == nil {
+		t.Error("the stream looks whole")
+	}
+
+	want := fmt.Sprintf(`"verb":"cut","outcome":"success","reason":"revoked_token: 1 exchanges","target":{"token":%d,`, made.ID)
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		log, err := os.ReadFile(s.cfg.Audit.Path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(log), want) {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the audit log does not have %s:\n%s", want, log)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	scrape := send(t, "GET", "http://"+s.metricsListener.Addr().String()+"/metrics", "", "")
+	if want := `tokenward_streams_cut_total{reason="revoked_token"} 1`; !strings.Contains(scrape, want) {
+		t.Errorf("no %s", want)
+	}
+}
+
+// send asks and returns the body of an answer that must be a success.
+func send(t *testing.T, method, url, secret, body string) string {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if secret != "" {
+		req.Header.Set("Authorization", "Bearer "+secret)
+	}
+	if body != "" {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode >= 300 {
+		t.Fatalf("%s %s: %d %s, %v", method, url, resp.StatusCode, b, err)
+	}
+	return string(b)
+}
