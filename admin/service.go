@@ -37,6 +37,7 @@ import (
 
 	"tokenward/audit"
 	"tokenward/tokenstore"
+	"tokenward/tokenstore/usage"
 )
 
 // The defaults of [Options].
@@ -80,6 +81,9 @@ type Options struct {
 	// half of tokenstore.MaxOutbox wait, refusals are not added. nil: not known,
 	// and the rate alone bounds them.
 	Backlog func() int
+
+	// Usage returns what is known of the use of a token. nil: nothing is.
+	Usage func(t *tokenstore.Token) (usage.Record, error)
 }
 
 // Vocabulary is what the configuration knows by name. It is replaced whole when

@@ -68,6 +68,15 @@ type Route struct {
 	readsQuery       bool // a resource depends on a query parameter
 }
 
+// Scopes returns every scope that the route asks for, of all alternatives.
+func (r *Route) Scopes() []string {
+	var all []string
+	for _, either := range r.scopes {
+		all = append(all, either...)
+	}
+	return all
+}
+
 // resource is one alternative of a resource item.
 type resource struct {
 	typ      string

@@ -17,6 +17,7 @@ import (
 
 	"tokenward/admin"
 	"tokenward/tokenstore"
+	"tokenward/tokenstore/usage"
 )
 
 // Name is the API's name in Caller.API, admin.mount and audit events.
@@ -326,7 +327,11 @@ func (f *Face) whoami(w http.ResponseWriter, r *http.Request, c admin.Caller) er
 	if err != nil {
 		return err
 	}
-	answer := whoami{Token: render(t, f.service.Now()), Address: addressText(c.Remote), Left: []Left{}}
+	shown, err := f.shown(t)
+	if err != nil {
+		return err
+	}
+	answer := whoami{Token: shown, Address: addressText(c.Remote), Left: []Left{}}
 	if f.options.Seen != nil {
 		seen := f.options.Seen(r, c)
 		answer.Peer, answer.Hop = addressText(seen.Peer), seen.Hop
@@ -416,7 +421,7 @@ func ifMatch(r *http.Request) (revision uint64, err error) {
 }
 
 func (f *Face) renderMade(made admin.Made) token {
-	wire := render(made.Token, f.service.Now())
+	wire := render(made.Token, &usage.Record{}, f.service.Now())
 	wire.Token = made.Secret.Reveal()
 	return wire
 }
@@ -429,6 +434,19 @@ func (f *Face) writeMade(w http.ResponseWriter, status int, made admin.Made) err
 }
 
 func (f *Face) writeToken(w http.ResponseWriter, t *tokenstore.Token) error {
+	shown, err := f.shown(t)
+	if err != nil {
+		return err
+	}
 	w.Header().Set("ETag", etag(t))
-	return admin.WriteJSON(w, http.StatusOK, mediaType, render(t, f.service.Now()))
+	return admin.WriteJSON(w, http.StatusOK, mediaType, shown)
+}
+
+// shown is a token with what is known of its use.
+func (f *Face) shown(t *tokenstore.Token) (token, error) {
+	used, err := f.service.Usage(t)
+	if err != nil {
+		return token{}, err
+	}
+	return render(t, &used, f.service.Now()), nil
 }

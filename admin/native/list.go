@@ -6,9 +6,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"tokenward/admin"
 	"tokenward/tokenstore"
+	"tokenward/tokenstore/usage"
 )
 
 // The bounds of a page.
@@ -27,6 +29,15 @@ type filter struct {
 	owner uint64
 	state string
 	name  string // part of the name, in any case
+	// unused selects those that were not used from then on, and not made either;
+	// zero: all.
+	unused time.Time
+}
+
+// unusedSince reports whether a token existed at since and was not used from then
+// on.
+func unusedSince(t *tokenstore.Token, used *usage.Record, since time.Time) bool {
+	return t.CreatedAt.Before(since) && used.Last.Before(since)
 }
 
 func (f *filter) holds(t *tokenstore.Token, state string) bool {
@@ -51,7 +62,8 @@ func (f *Face) list(w http.ResponseWriter, r *http.Request, c admin.Caller) erro
 	q := f.listQuery(values, c)
 	limit := values.between("limit", 1, maxLimit, defaultLimit)
 	which := filter{owner: q.Owner, state: values.oneOf("state", states()...), name: strings.ToLower(values.Get("name"))}
-	if values.Get("unused_since") != "" {
+	which.unused = values.time("unused_since")
+	if !which.unused.IsZero() && !f.service.TracksUsage() {
 		values.fault("unused_since", "is not available: this server does not record when tokens are used")
 	}
 	selection := values.selection()
@@ -122,8 +134,15 @@ func (f *Face) page(r *http.Request, c admin.Caller, q admin.ListQuery, which *f
 		}
 		examined++
 		seen = t.ID
-		if which.holds(t, t.Status(now).String()) {
-			p.items = append(p.items, render(t, now))
+		if !which.holds(t, t.Status(now).String()) {
+			continue
+		}
+		used, err := f.service.Usage(t)
+		if err != nil {
+			return page{}, err
+		}
+		if which.unused.IsZero() || unusedSince(t, &used, which.unused) {
+			p.items = append(p.items, render(t, &used, now))
 		}
 	}
 	return p, nil
@@ -181,12 +200,26 @@ func (q *query) oneOf(name string, allowed ...string) string {
 	return text
 }
 
+// time reads an instant (RFC 3339); zero where there is none.
+func (q *query) time(name string) time.Time {
+	text := q.Get(name)
+	if text == "" {
+		return time.Time{}
+	}
+	at, err := time.Parse(time.RFC3339, text)
+	if err != nil || at.Before(time.Unix(0, 0)) || at.After(tokenstore.MaxTime()) {
+		q.fault(name, "must be a time such as 2026-11-21T12:00:00Z, with the plus sign of an offset as %2B")
+		return time.Time{}
+	}
+	return at
+}
+
 func (q *query) bool(name string) bool { return q.oneOf(name, "true", "false") == "true" }
 
 // selection returns what a cursor belongs to, in a canonical form.
 func (q *query) selection() string {
 	s := url.Values{}
-	for _, name := range []string{"account", "owner", "state", "name"} {
+	for _, name := range []string{"account", "owner", "state", "name", "unused_since"} {
 		if value := q.Get(name); value != "" {
 			s.Set(name, value)
 		}

@@ -9,6 +9,7 @@ import (
 
 	"tokenward/admin"
 	"tokenward/tokenstore"
+	"tokenward/tokenstore/usage"
 )
 
 const (
@@ -67,10 +68,20 @@ type creator struct {
 }
 
 type secret struct {
-	Last4     string  `json:"last4"`
-	CreatedAt string  `json:"created_at"`
-	EndsAt    *string `json:"ends_at"`
-	LastUsed  *string `json:"last_used"`
+	Last4     string   `json:"last4"`
+	CreatedAt string   `json:"created_at"`
+	EndsAt    *string  `json:"ends_at"`
+	LastUsed  *lastUse `json:"last_used"`
+}
+
+// lastUse is when, from where, with what and on which route a secret was last
+// used, and how often it ever was.
+type lastUse struct {
+	At        string  `json:"at"`
+	From      *string `json:"from"`       // null: not known
+	UserAgent string  `json:"user_agent"` // as the client claims
+	Route     string  `json:"route"`      // the pattern
+	Uses      uint64  `json:"uses"`
 }
 
 type whoami struct {
@@ -114,8 +125,9 @@ func introspected(m tokenstore.Match, now time.Time) introspection {
 	return answer
 }
 
-// render shows a token in full. now tells its state.
-func render(t *tokenstore.Token, now time.Time) token {
+// render shows a token in full. now tells its state, and used what is known of its
+// use.
+func render(t *tokenstore.Token, used *usage.Record, now time.Time) token {
 	wire := token{
 		ID: uint64(t.ID), Account: t.Account, Owner: t.Owner, Name: t.Name, State: t.Status(now).String(),
 		Scopes: append([]string{}, t.Scopes...), Resources: "all", Sources: "any",
@@ -138,9 +150,16 @@ func render(t *tokenstore.Token, now time.Time) token {
 	}
 	for i := range t.Secrets {
 		s := &t.Secrets[i]
-		wire.Secrets = append(wire.Secrets, secret{Last4: s.Last4, CreatedAt: timeText(s.CreatedAt), EndsAt: expiryText(s.Ends)})
+		wire.Secrets = append(wire.Secrets, secret{Last4: s.Last4, CreatedAt: timeText(s.CreatedAt), EndsAt: expiryText(s.Ends), LastUsed: renderUse(used.Of(s.Digest))})
 	}
 	return wire
+}
+
+func renderUse(u usage.Secret) *lastUse {
+	if u.Last.IsZero() {
+		return nil
+	}
+	return &lastUse{At: timeText(u.Last), From: addressText(u.From), UserAgent: u.UserAgent, Route: u.Route, Uses: u.Uses}
 }
 
 func renderLimits(l *tokenstore.Limits) limits {

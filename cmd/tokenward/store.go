@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"tokenward/audit"
 	"tokenward/tokenstore"
 	"tokenward/tokenstore/boltstore"
+	"tokenward/tokenstore/usage"
 )
 
 // vault is the token store with everything that hangs on its file: the cache
@@ -25,6 +27,7 @@ type vault struct {
 	cache   *tokenstore.Cache
 	log     *audit.Log
 	service *admin.Service
+	usage   *usage.Recorder
 	peppers *tokenstore.Peppers
 
 	told atomic.Pointer[func(tokenstore.Change)] // of changes, after the cache; nil: nobody
@@ -32,6 +35,16 @@ type vault struct {
 	drained chan error // what the drainer of the outbox ended with
 	stop    context.CancelFunc
 	now     func() time.Time
+
+	// Of the background tasks, for as long as the vault is open.
+	tasks  sync.WaitGroup
+	ctx    context.Context //nolint:containedctx // see above
+	cancel context.CancelFunc
+}
+
+// background runs a task until the vault is closed, which waits for it.
+func (v *vault) background(task func(ctx context.Context)) {
+	v.tasks.Go(func() { task(v.ctx) })
 }
 
 // changed is told of every change before it is acknowledged.
@@ -52,6 +65,7 @@ func openVault(cfg *Config, log *slog.Logger, now func() time.Time, create bool,
 		return nil, err
 	}
 	v := &vault{peppers: peppers, now: now, drained: make(chan error, 1)}
+	v.ctx, v.cancel = context.WithCancel(context.Background())
 	opts := boltstore.Options{Path: cfg.TokenStore.Path, Peppers: peppers, Logger: log,
 		OnChange: v.changed}
 	open := boltstore.Open
@@ -72,7 +86,11 @@ func (v *vault) connect(cfg *Config, log *slog.Logger, observe func(audit.Progre
 	if v.cache, err = tokenstore.NewCache(v.store, v.peppers, v.store.Formats(), cfg.TokenStore.CacheEntries); err != nil {
 		return err
 	}
+	if v.usage, err = usage.NewRecorder(v.store); err != nil {
+		return err
+	}
 	opts := cfg.serviceOptions()
+	opts.Usage = v.usage.Of
 	opts.Prefixes = map[string]string{fynn.Name: "api"} // as that API's clients expect
 	opts.AccountTypes = mailtrap.AccountTypes()
 	opts.RecordPrefix = v.recordPrefix
@@ -88,6 +106,7 @@ func (v *vault) connect(cfg *Config, log *slog.Logger, observe func(audit.Progre
 		log.Warn("the audit log ended in half a line, which was cut off: the process was killed while it wrote, nothing acknowledged is lost", "path", cfg.Audit.Path, "bytes", recovery.TornBytes)
 	}
 	v.startDrainer(log, observe)
+	v.runUsage(log)
 	return nil
 }
 
@@ -132,6 +151,8 @@ func (v *vault) startDrainer(log *slog.Logger, observe func(audit.Progress)) {
 
 // close writes what waits for the audit log and closes everything.
 func (v *vault) close() error {
+	v.cancel()
+	v.tasks.Wait()
 	v.stop()
 	return errors.Join(<-v.drained, v.log.Close(v.now()), v.store.Close())
 }

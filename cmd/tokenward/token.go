@@ -119,7 +119,7 @@ func (t *tokenCommand) oneOf(cmd *cobra.Command, c *client, one call, say func(*
 
 func (t *tokenCommand) newList() *cobra.Command {
 	var account, owner uint64
-	var state, name, cursor string
+	var state, name, unused, cursor string
 	var limit int
 	cmd := &cobra.Command{
 		Use:   "list",
@@ -139,6 +139,13 @@ func (t *tokenCommand) newList() *cobra.Command {
 			set("owner", strconv.FormatUint(owner, 10))
 			set("state", state)
 			set("name", name)
+			if cmd.Flags().Changed("unused-since") {
+				at, err := parseAgo(unused, t.now())
+				if err != nil {
+					return usageError{fmt.Errorf("--unused-since %q %w", unused, err)}
+				}
+				query.Set("unused_since", wireTime(at))
+			}
 			set("cursor", cursor)
 			if limit < 0 || limit == 0 && cmd.Flags().Changed("limit") {
 				return usageError{errors.New("--limit must be at least 1; leave it out to list all")}
@@ -151,6 +158,7 @@ func (t *tokenCommand) newList() *cobra.Command {
 	f.Uint64Var(&owner, "owner", 0, "only this owner's `number`")
 	f.StringVar(&state, "state", "", "only this `state`: "+strings.Join(tokenStates(), ", "))
 	f.StringVar(&name, "name", "", "only names with this `text` in them, in any case")
+	f.StringVar(&unused, "unused-since", "", "only those not used since `then`: a time (RFC 3339), or a duration ago such as 90d or 12h")
 	f.IntVar(&limit, "limit", 0, "at most this `number` (default: all)")
 	f.StringVar(&cursor, "cursor", "", "go on at the `cursor` where an earlier list ended")
 	mustComplete(cmd.RegisterFlagCompletionFunc("state", cobra.FixedCompletions(tokenStates(), cobra.ShellCompDirectiveNoFileComp)))

@@ -252,6 +252,18 @@ func parseWhen(text string, now time.Time) (time.Time, error) {
 	return now.Add(d), nil
 }
 
+// parseAgo reads a time, or how long ago it was.
+func parseAgo(text string, now time.Time) (time.Time, error) {
+	if at, err := time.Parse(time.RFC3339, text); err == nil {
+		return at, nil
+	}
+	d, err := parseDuration(text)
+	if err != nil || d <= 0 {
+		return time.Time{}, errors.New("is no time and no duration: write 2027-01-31T00:00:00Z, or 90d for 90 days ago")
+	}
+	return now.Add(-d), nil
+}
+
 func wireTime(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000Z") }
 
 // names tells which flag stands for which field of the body.
@@ -280,5 +292,6 @@ func listFieldNames() fieldNames {
 	for _, name := range []string{"account", "owner", "state", "name", "limit", "cursor"} {
 		names[name] = fieldName{flag: name}
 	}
+	names["unused_since"] = fieldName{flag: "unused-since"}
 	return names
 }

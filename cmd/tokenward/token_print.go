@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -130,6 +131,13 @@ type secretView struct {
 	Last4     string     `json:"last4"`
 	CreatedAt time.Time  `json:"created_at"`
 	EndsAt    *time.Time `json:"ends_at"`
+	LastUsed  *struct {
+		At        time.Time `json:"at"`
+		From      *string   `json:"from"`
+		UserAgent string    `json:"user_agent"`
+		Route     string    `json:"route"`
+		Uses      uint64    `json:"uses"`
+	} `json:"last_used"`
 }
 
 // listText is a list in one line.
@@ -228,6 +236,7 @@ func tokenTable(v *tokenView, now time.Time) string {
 			name = "Old secret"
 		}
 		row(name, "…%s, made %s%s", shownText(s.Last4), timeText(s.CreatedAt, now), secretEndText(s, now))
+		row("", "%s", lastUsedText(s, now))
 	}
 	_ = table.Flush() // a strings.Builder takes everything
 	return b.String()
@@ -256,6 +265,25 @@ func secretEndText(s secretView, now time.Time) string {
 		return ", ends " + timeText(*s.EndsAt, now)
 	}
 	return ", ENDED " + timeText(*s.EndsAt, now)
+}
+
+// lastUsedText says when, from where and how often a secret was used.
+func lastUsedText(s secretView, now time.Time) string {
+	u := s.LastUsed
+	if u == nil {
+		return "never used"
+	}
+	text := "last used " + timeText(u.At, now)
+	if u.From != nil {
+		text += " from " + shownText(*u.From)
+	}
+	if u.UserAgent != "" {
+		text += fmt.Sprintf(" with %q", shownText(u.UserAgent))
+	}
+	if u.Route != "" {
+		text += fmt.Sprintf(" on %q", shownText(u.Route))
+	}
+	return text + "; " + counted(int(min(u.Uses, math.MaxInt)), "use") + " in all" //nolint:gosec // bounded
 }
 
 // listWriter prints a list while it comes in: a table page by page, or one JSON

@@ -29,6 +29,11 @@ func (b *batch) apply(o *overlay) error {
 			return err
 		}
 	}
+	if o.direct != nil {
+		if err := o.direct(b.tx); err != nil {
+			return err
+		}
+	}
 	return errors.Join(b.applyEvents(o), b.applyAnswers(o))
 }
 
@@ -47,7 +52,7 @@ func (b *batch) applyToken(id tokenstore.ID, t *staged) error {
 	if t.after != nil {
 		err = tokens.Put(number(uint64(id)), t.value)
 	} else {
-		err = tokens.Delete(number(uint64(id)))
+		err = errors.Join(tokens.Delete(number(uint64(id))), sweepUsage(b.tx, id))
 	}
 	if err != nil {
 		return err

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"time"
 
+	bolt "go.etcd.io/bbolt"
+
 	"tokenward/tokenstore"
 )
 
@@ -26,9 +28,10 @@ type overlay struct {
 	now     time.Time // as KeepAnswer was told
 
 	// What only the store itself does.
-	meta    [][]byte            // keys to add to the meta bucket
-	formats *tokenstore.Formats // the prefixes once this is committed
-	taken   uint64              // the outbox is emptied up to this number
+	meta    [][]byte             // keys to add to the meta bucket
+	formats *tokenstore.Formats  // the prefixes once this is committed
+	taken   uint64               // the outbox is emptied up to this number
+	direct  func(*bolt.Tx) error // writes to buckets that hold nothing of tokens; nil: none
 }
 
 // staged is a token before and after the change. Both are never modified.
@@ -284,5 +287,5 @@ func (o *overlay) check() error {
 // empty reports whether there is nothing to commit.
 func (o *overlay) empty() bool {
 	return len(o.tokens) == 0 && len(o.events) == 0 && len(o.answers) == 0 && o.now.IsZero() &&
-		len(o.meta) == 0 && o.taken == 0
+		len(o.meta) == 0 && o.taken == 0 && o.direct == nil
 }

@@ -1,0 +1,68 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"tokenward/enforce"
+	"tokenward/enforce/canon"
+	"tokenward/tokenstore"
+	"tokenward/tokenstore/usage"
+)
+
+// runUsage writes what has come together of the use of tokens, until the vault is
+// closed.
+func (v *vault) runUsage(log *slog.Logger) {
+	v.background(func(ctx context.Context) {
+		v.usage.Run(ctx, usage.DefaultEvery, func(err error) {
+			log.Warn("how tokens are used could not be written; it is tried again, and lost if the program ends before", "error", err)
+		})
+	})
+}
+
+// usedBy records the requests that a policy lets through.
+func (a *app) usedBy(p *enforce.Policy) func(*enforce.Decision, *canon.Request, []byte, time.Time) {
+	words := vocabularyOf(p)
+	return func(d *enforce.Decision, q *canon.Request, userAgent []byte, now time.Time) {
+		a.vault.usage.Record(words, &usage.Use{
+			Token: d.Match.Token.ID, Secret: d.Match.Secret.Digest, At: now,
+			From: q.Client.Addr, UserAgent: userAgent, Route: d.Route.Index,
+		})
+	}
+}
+
+func vocabularyOf(p *enforce.Policy) *usage.Vocabulary {
+	routes := make([]usage.Route, 0, len(p.Routes()))
+	for _, r := range p.Routes() {
+		routes = append(routes, usage.Route{Pattern: r.Pattern, Scopes: r.Scopes()})
+	}
+	return usage.NewVocabulary(routes)
+}
+
+// The token APIs count as two routes, whatever their paths.
+const (
+	apiReading = iota
+	apiChanging
+)
+
+// newAPIWords returns the vocabulary of the token APIs.
+func newAPIWords() *usage.Vocabulary {
+	return usage.NewVocabulary([]usage.Route{
+		apiReading:  {Pattern: "token API, reading", Scopes: []string{tokenstore.ScopeTokenRead}},
+		apiChanging: {Pattern: "token API, changing", Scopes: []string{tokenstore.ScopeTokenWrite}},
+	})
+}
+
+// used records a call of a token API.
+func (g *gate) used(d *enforce.Decision, v *visit, r *http.Request, now time.Time) {
+	route := apiChanging
+	if r.Method == http.MethodGet || r.Method == http.MethodHead {
+		route = apiReading
+	}
+	g.usage.Record(g.words, &usage.Use{
+		Token: d.Match.Token.ID, Secret: d.Match.Secret.Digest, At: now,
+		From: v.req.Client.Addr, UserAgent: []byte(r.UserAgent()), Route: route,
+	})
+}

@@ -1,0 +1,497 @@
+// Package usage remembers how tokens are used: when, from where, with what and on
+// which routes each secret was last used, how often, and which routes and scopes
+// a token has ever exercised.
+//
+// It is written behind: a request leaves its trace in memory, and a [Recorder]
+// writes what has come together to the store every so often, in batches. A crash
+// loses what came since. Nothing that is written takes part in the judgement of a
+// request, or can bring back or change a token.
+//
+// # What it costs
+//
+// [Recorder.Record] takes one of 64 locks, by the token, for a map access and two
+// small copies, and allocates nothing once the token was seen. Memory is bounded:
+// only tokens used since the last write are held, at most [MaxTracked]. When one
+// of the parts is nearly full everything is written early; what comes while it is
+// quite full is counted as lost, and whoever draws conclusions from silence asks
+// [Recorder.LostSince].
+package usage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"tokenward/tokenstore"
+)
+
+// Store is where a recorder writes: *boltstore.Store.
+type Store interface {
+	// UsageNames returns the names that stored values refer to by number, from 1 on.
+	UsageNames() ([]string, error)
+	// Usage returns the stored value of a token, nil for none.
+	Usage(id tokenstore.ID) ([]byte, error)
+	// MergeUsage adds names from number first on, unless they are there, and
+	// replaces the values of the tokens that exist, all in one durable commit. It
+	// can be called again after any error. merge may run more than once.
+	MergeUsage(ctx context.Context, first uint64, names []string, ids []tokenstore.ID, merge func(id tokenstore.ID, old []byte) []byte) error
+}
+
+// DefaultEvery is how often a recorder writes.
+const DefaultEvery = 10 * time.Second
+
+const (
+	// MaxTracked bounds the secrets whose use is held in memory, and likewise the
+	// tokens that wait to be written while the store cannot be: about 500 bytes
+	// each.
+	MaxTracked = shards * perShard
+
+	shards   = 64
+	perShard = 1024
+	nearFull = perShard * 3 / 4
+
+	// batchTokens bounds the tokens of one commit: other changes get their turn
+	// between two.
+	batchTokens = 512
+)
+
+// Recorder gathers uses and writes them behind. All methods may be called at once
+// from many goroutines. A nil Recorder records nothing and knows nothing.
+type Recorder struct {
+	store  Store
+	shards [shards]shard
+	full   chan struct{} // a shard is nearly full
+
+	early    atomic.Uint64
+	lost     atomic.Uint64
+	lastLost atomic.Int64 // Unix milliseconds
+	failures atomic.Uint64
+
+	// mu guards what follows. It is held while the store is written, and by no
+	// request.
+	mu      sync.RWMutex
+	pending map[tokenstore.ID]*stored
+	names   *names
+}
+
+// shard's mutex guards the fields below it and is held for a map access.
+type shard struct {
+	mu      sync.Mutex
+	entries map[Key]*entry
+	retired []*entry // of a vocabulary that is not in force any more, or of an equal key
+	spare   map[Key]*entry
+	free    []*entry
+	_       [40]byte // a cache line of its own, as good as
+}
+
+type place struct {
+	id  tokenstore.ID
+	key Key
+}
+
+// entry is the use of one secret since the last write. What each use touches lies
+// in its first two cache lines, but for the user agent.
+type entry struct {
+	place    place
+	words    *Vocabulary
+	uses     uint64
+	last     int64
+	bits     []uint64 // by index of the vocabulary's routes
+	from     netip.Addr
+	route    int
+	agentLen int
+	agent    [rawAgent]byte
+}
+
+// NewRecorder returns a recorder over store. [Recorder.Run] makes it write.
+func NewRecorder(store Store) (*Recorder, error) {
+	texts, err := store.UsageNames()
+	if err != nil {
+		return nil, err
+	}
+	r := &Recorder{store: store, full: make(chan struct{}, 1), pending: map[tokenstore.ID]*stored{}, names: newNames(texts)}
+	for i := range r.shards {
+		r.shards[i].entries = map[Key]*entry{}
+		r.shards[i].spare = map[Key]*entry{}
+	}
+	return r, nil
+}
+
+// Use is one request that was let through.
+type Use struct {
+	Token     tokenstore.ID
+	Secret    tokenstore.Digest
+	At        time.Time
+	From      netip.Addr // invalid: not known
+	UserAgent []byte     // as received; not kept
+	Route     int        // index in the vocabulary; -1: none
+}
+
+// Record notes a use.
+func (r *Recorder) Record(v *Vocabulary, u *Use) {
+	if r == nil {
+		return
+	}
+	at := u.At.UnixMilli()
+	where := place{u.Token, KeyOf(u.Secret)}
+	s := &r.shards[uint64(u.Token)%shards]
+	s.mu.Lock()
+	e := s.entries[where.key]
+	if e == nil || e.words != v || e.place != where {
+		if e = s.add(where, v, e); e == nil {
+			s.mu.Unlock()
+			r.lose(at)
+			return
+		}
+		if len(s.entries)+len(s.retired) == nearFull {
+			r.early.Add(1)
+			select {
+			case r.full <- struct{}{}:
+			default:
+			}
+		}
+	}
+	e.uses++
+	if at >= e.last {
+		e.last, e.from, e.route = at, u.From, u.Route
+		e.agentLen = copy(e.agent[:], u.UserAgent)
+	}
+	if word := u.Route >> 6; u.Route >= 0 && word < len(e.bits) {
+		e.bits[word] |= 1 << (u.Route & 63)
+	}
+	s.mu.Unlock()
+}
+
+// add returns a fresh entry, nil when there is no room. old is the present one of
+// another vocabulary, or nil.
+func (s *shard) add(where place, v *Vocabulary, old *entry) *entry {
+	if len(s.entries)+len(s.retired) >= perShard {
+		return nil
+	}
+	if old != nil {
+		s.retired = append(s.retired, old)
+	}
+	var e *entry
+	if n := len(s.free); n > 0 {
+		e, s.free = s.free[n-1], s.free[:n-1]
+	} else {
+		e = &entry{}
+	}
+	bits := slices.Grow(e.bits[:0], v.words())[:v.words()]
+	clear(bits)
+	e.place, e.words, e.bits, e.route = where, v, bits, -1
+	e.uses, e.last, e.agentLen = 0, 0, 0
+	s.entries[where.key] = e
+	return e
+}
+
+func (r *Recorder) lose(at int64) {
+	r.lost.Add(1)
+	for {
+		before := r.lastLost.Load()
+		if at <= before || r.lastLost.CompareAndSwap(before, at) {
+			return
+		}
+	}
+}
+
+// LostSince reports whether a use from t on went unrecorded for want of room.
+func (r *Recorder) LostSince(t time.Time) bool {
+	return r != nil && r.lost.Load() > 0 && r.lastLost.Load() >= t.UnixMilli()
+}
+
+// Of returns what is known of the use of t, up to the latest request.
+func (r *Recorder) Of(t *tokenstore.Token) (Record, error) {
+	if r == nil {
+		return Record{}, nil
+	}
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	value, err := r.store.Usage(t.ID)
+	if err != nil {
+		return Record{}, err
+	}
+	known, err := decode(value)
+	if err != nil {
+		return Record{}, fmt.Errorf("token %d: %w", t.ID, err)
+	}
+	if p := r.pending[t.ID]; p != nil {
+		known.merge(p)
+	}
+	record := known.named(r.names)
+	for i := range t.Secrets {
+		r.shards[uint64(t.ID)%shards].latest(place{t.ID, KeyOf(t.Secrets[i].Digest)}, &record)
+	}
+	return record, nil
+}
+
+// latest adds to a record what has not been written of one secret.
+func (s *shard) latest(where place, record *Record) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.entries[where.key]
+	for _, one := range append([]*entry{e}, s.retired...) {
+		if one == nil || one.place != where {
+			continue
+		}
+		record.add(one)
+	}
+}
+
+func (r *Record) add(e *entry) {
+	last := instant(e.last)
+	r.Uses += e.uses
+	if last.After(r.Last) {
+		r.Last = last
+	}
+	i := slices.IndexFunc(r.Secrets, func(s Secret) bool { return s.Key == e.place.key })
+	if i < 0 {
+		r.Secrets = append(r.Secrets, Secret{Key: e.place.key})
+		i = len(r.Secrets) - 1
+	}
+	s := &r.Secrets[i]
+	s.Uses += e.uses
+	if !last.Before(s.Last) {
+		s.Last, s.From, s.UserAgent, s.Route = last, e.from, printable(e.agent[:e.agentLen]), e.pattern()
+	}
+	slices.SortStableFunc(r.Secrets, func(a, b Secret) int { return b.Last.Compare(a.Last) })
+	for route := range e.exercised() {
+		r.Routes = include(r.Routes, route.Pattern)
+		for _, scope := range route.Scopes {
+			r.Scopes = include(r.Scopes, scope)
+		}
+	}
+}
+
+// include adds s to a sorted set.
+func include(set []string, s string) []string {
+	at, found := slices.BinarySearch(set, s)
+	if found {
+		return set
+	}
+	return slices.Insert(set, at, s)
+}
+
+func (e *entry) pattern() string {
+	if e.route < 0 || e.route >= len(e.words.routes) {
+		return ""
+	}
+	return e.words.routes[e.route].Pattern
+}
+
+// exercised yields the routes that were taken.
+func (e *entry) exercised() func(func(*Route) bool) {
+	return func(yield func(*Route) bool) {
+		for i := range e.words.routes {
+			if i>>6 < len(e.bits) && e.bits[i>>6]&(1<<(i&63)) != 0 && !yield(&e.words.routes[i]) {
+				return
+			}
+		}
+	}
+}
+
+// Run writes what has come together every so often, and once more when ctx ends.
+// failed is told of writes that did not succeed, which are tried again.
+func (r *Recorder) Run(ctx context.Context, every time.Duration, failed func(error)) {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			if err := r.Flush(context.WithoutCancel(ctx)); err != nil {
+				failed(err)
+			}
+			return
+		case <-tick.C:
+		case <-r.full:
+		}
+		if err := r.Flush(ctx); err != nil && ctx.Err() == nil {
+			failed(err)
+		}
+	}
+}
+
+// Flush writes what has come together. What could not be written is kept for the
+// next time.
+func (r *Recorder) Flush(ctx context.Context) error {
+	if r == nil {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	resolved := map[*Vocabulary][]resolvedRoute{}
+	for i := range r.shards {
+		r.drain(&r.shards[i], resolved)
+	}
+	err := r.write(ctx)
+	if err != nil {
+		r.failures.Add(1)
+	}
+	return err
+}
+
+// resolvedRoute is a route by the numbers of its names; 0: it has none.
+type resolvedRoute struct {
+	pattern uint32
+	names   []uint32
+	more    bool // not all of them have a number
+}
+
+func (r *Recorder) resolve(v *Vocabulary, resolved map[*Vocabulary][]resolvedRoute) []resolvedRoute {
+	if all, ok := resolved[v]; ok {
+		return all
+	}
+	resolved[v] = make([]resolvedRoute, len(v.routes))
+	return resolved[v]
+}
+
+// drain moves what a shard holds to pending.
+func (r *Recorder) drain(s *shard, resolved map[*Vocabulary][]resolvedRoute) {
+	s.mu.Lock()
+	if len(s.entries) == 0 && len(s.retired) == 0 {
+		s.mu.Unlock()
+		return
+	}
+	entries, retired := s.entries, s.retired
+	s.entries, s.retired = s.spare, nil
+	s.mu.Unlock()
+	used := make([]*entry, 0, len(entries)+len(retired))
+	for _, e := range entries {
+		used = append(used, e)
+	}
+	used = append(used, retired...)
+	for _, e := range used {
+		r.gather(e, r.resolve(e.words, resolved))
+		e.words = nil
+	}
+	clear(entries)
+	s.mu.Lock()
+	s.spare = entries
+	s.free = append(s.free, used[:min(len(used), max(0, perShard-len(s.free)))]...)
+	s.mu.Unlock()
+}
+
+func (r *Recorder) gather(e *entry, routes []resolvedRoute) {
+	p := r.pending[e.place.id]
+	if p == nil {
+		if len(r.pending) >= MaxTracked {
+			r.lose(e.last)
+			return
+		}
+		p = &stored{}
+		r.pending[e.place.id] = p
+	}
+	add := stored{uses: e.uses, last: e.last}
+	secret := storedSecret{key: e.place.key, uses: e.uses, last: e.last, from: e.from, agent: printable(e.agent[:e.agentLen])}
+	for i := range e.words.routes {
+		if i>>6 >= len(e.bits) || e.bits[i>>6]&(1<<(i&63)) == 0 {
+			continue
+		}
+		route := &routes[i]
+		r.number(route, &e.words.routes[i])
+		add.names = append(add.names, route.names...)
+		add.more = add.more || route.more
+	}
+	if e.route >= 0 && e.route < len(routes) {
+		r.number(&routes[e.route], &e.words.routes[e.route])
+		secret.route = routes[e.route].pattern
+	}
+	add.secrets = []storedSecret{secret}
+	p.merge(&add)
+}
+
+// number finds the numbers of a route's names.
+func (r *Recorder) number(resolved *resolvedRoute, route *Route) {
+	if resolved.names != nil || resolved.more {
+		return
+	}
+	add := func(k kind, text string) uint32 {
+		n := r.names.number(k, text)
+		if n == 0 {
+			resolved.more = true
+		} else {
+			resolved.names = append(resolved.names, n)
+		}
+		return n
+	}
+	resolved.pattern = add(kindRoute, route.Pattern)
+	for _, scope := range route.Scopes {
+		add(kindScope, scope)
+	}
+}
+
+// write writes pending in batches, the names with the first.
+func (r *Recorder) write(ctx context.Context) error {
+	ids := make([]tokenstore.ID, 0, len(r.pending))
+	for id := range r.pending {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	for batch := range slices.Chunk(ids, batchTokens) {
+		first, texts := r.names.unstored()
+		count := len(r.names.list)
+		if err := r.store.MergeUsage(ctx, first, texts, batch, r.merged); err != nil {
+			if errors.Is(err, tokenstore.ErrOutcomeUnknown) {
+				// Better not counted than counted twice.
+				for _, id := range batch {
+					r.lose(r.pending[id].last)
+				}
+				r.forget(batch)
+			}
+			return err
+		}
+		r.names.stored = count
+		r.forget(batch)
+	}
+	return nil
+}
+
+func (r *Recorder) forget(batch []tokenstore.ID) {
+	for _, id := range batch {
+		delete(r.pending, id)
+	}
+}
+
+// merged is the value of a token with what is pending. One that cannot be read is
+// begun anew: it says nothing that matters more than going on.
+func (r *Recorder) merged(id tokenstore.ID, old []byte) []byte {
+	known, err := decode(old)
+	if err != nil {
+		known = stored{more: true}
+	}
+	known.merge(r.pending[id])
+	return known.encode()
+}
+
+// Stats are what a recorder tells of itself.
+type Stats struct {
+	Tracked  int    // secrets used since the last write
+	Pending  int    // tokens that a failed write left
+	Early    uint64 // times that a part was nearly full before its time
+	Lost     uint64 // uses without room
+	Failures uint64 // writes that did not succeed
+}
+
+// Stats returns the counts. They are read one after another, not at one instant.
+func (r *Recorder) Stats() Stats {
+	if r == nil {
+		return Stats{}
+	}
+	st := Stats{Early: r.early.Load(), Lost: r.lost.Load(), Failures: r.failures.Load()}
+	for i := range r.shards {
+		s := &r.shards[i]
+		s.mu.Lock()
+		st.Tracked += len(s.entries) + len(s.retired)
+		s.mu.Unlock()
+	}
+	if r.mu.TryRLock() { // not while the store is written
+		st.Pending = len(r.pending)
+		r.mu.RUnlock()
+	}
+	return st
+}

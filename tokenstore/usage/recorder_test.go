@@ -1,0 +1,400 @@
+package usage_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"tokenward/tokenstore"
+	"tokenward/tokenstore/boltstore"
+	"tokenward/tokenstore/storetest"
+	"tokenward/tokenstore/usage"
+)
+
+var (
+	client = netip.MustParseAddr("192.0.2.7")
+	routes = usage.NewVocabulary([]usage.Route{
+		{Pattern: "GET /accounts/{account}", Scopes: []string{"accounts:read"}},
+		{Pattern: "* /cards/{card}", Scopes: []string{"cards", "cards:write"}},
+		{Pattern: "GET /healthz"},
+	})
+)
+
+func at(seconds int) time.Time { return storetest.Epoch.Add(time.Duration(seconds) * time.Second) }
+
+// world is a recorder over a real store with tokens in it.
+type world struct {
+	store    *boltstore.Store
+	recorder *usage.Recorder
+	tokens   []*tokenstore.Token
+}
+
+func newWorld(t *testing.T, tokens int) *world {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "tokens.db")
+	store, err := boltstore.Create(boltstore.Options{Path: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = store.Close() })
+	w := &world{store: store}
+	for range tokens {
+		w.tokens = append(w.tokens, w.add(t))
+	}
+	w.restart(t)
+	return w
+}
+
+func (w *world) add(t *testing.T) *tokenstore.Token {
+	t.Helper()
+	var made *tokenstore.Token
+	err := w.store.Change(t.Context(), func(tx tokenstore.Tx) error {
+		id, err := tx.NewID()
+		if err != nil {
+			return err
+		}
+		made = storetest.Sample(id, 1, 1)
+		tx.Emit([]byte("made"))
+		return tx.Put(made)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return made
+}
+
+// restart begins with a recorder that remembers nothing.
+func (w *world) restart(t *testing.T) {
+	t.Helper()
+	var err error
+	if w.recorder, err = usage.NewRecorder(w.store); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (w *world) use(token *tokenstore.Token, when time.Time, route int, agent string) {
+	w.recorder.Record(routes, &usage.Use{
+		Token: token.ID, Secret: token.Secrets[0].Digest, At: when, From: client, UserAgent: []byte(agent), Route: route,
+	})
+}
+
+func (w *world) flush(t *testing.T) {
+	t.Helper()
+	if err := w.recorder.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	check(t, w.store)
+}
+
+func check(t *testing.T, s *boltstore.Store) {
+	t.Helper()
+	if err := s.Check(context.Background(), func(fault string) { t.Error(fault) }); err != nil {
+		t.Error(err)
+	}
+}
+
+func (w *world) want(t *testing.T, token *tokenstore.Token, want usage.Record) {
+	t.Helper()
+	got, err := w.recorder.Of(token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}), cmpopts.EquateEmpty()); diff != "" {
+		t.Errorf("usage (-want +got):\n%s", diff)
+	}
+}
+
+func TestUseIsKnownBeforeAndAfterItIsWritten(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 2)
+	token := w.tokens[0]
+	w.want(t, token, usage.Record{})
+	w.use(token, at(1), 0, "curl/8")
+	w.use(token, at(2), 1, "curl/9")
+	want := usage.Record{
+		Uses: 2, Last: at(2), Routes: []string{"* /cards/{card}", "GET /accounts/{account}"}, Scopes: []string{"accounts:read", "cards", "cards:write"},
+		Secrets: []usage.Secret{{Key: usage.KeyOf(token.Secrets[0].Digest), Uses: 2, Last: at(2), From: client, UserAgent: "curl/9", Route: "* /cards/{card}"}},
+	}
+	w.want(t, token, want)
+	w.flush(t)
+	w.want(t, token, want)
+	w.restart(t)
+	w.want(t, token, want)
+	w.use(token, at(3), 2, "")
+	want.Uses, want.Last = 3, at(3)
+	want.Routes = append(want.Routes, "GET /healthz")
+	want.Secrets[0].Uses, want.Secrets[0].Last, want.Secrets[0].UserAgent, want.Secrets[0].Route = 3, at(3), "", "GET /healthz"
+	w.want(t, token, want)
+	w.flush(t)
+	w.want(t, token, want)
+	w.want(t, w.tokens[1], usage.Record{})
+}
+
+func TestLateUseDoesNotHideALaterOne(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1)
+	w.use(w.tokens[0], at(9), 0, "late")
+	w.flush(t)
+	w.use(w.tokens[0], at(3), 1, "early")
+	w.flush(t)
+	got, err := w.recorder.Of(w.tokens[0])
+	if err != nil || got.Secrets[0].UserAgent != "late" || !got.Last.Equal(at(9)) || got.Uses != 2 {
+		t.Errorf("usage is %+v, %v", got, err)
+	}
+}
+
+func TestExercisedNamesOutliveThePolicy(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1)
+	token := w.tokens[0]
+	w.use(token, at(1), 1, "")
+	// The same index means another route in the next policy, before and after a write.
+	next := usage.NewVocabulary([]usage.Route{{Pattern: "GET /a", Scopes: []string{"a"}}, {Pattern: "GET /b", Scopes: []string{"b"}}})
+	for range 2 {
+		w.recorder.Record(next, &usage.Use{Token: token.ID, Secret: token.Secrets[0].Digest, At: at(2), Route: 1})
+		got, err := w.recorder.Of(token)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff([]string{"* /cards/{card}", "GET /b"}, got.Routes); diff != "" {
+			t.Errorf("routes (-want +got):\n%s", diff)
+		}
+		if diff := cmp.Diff([]string{"b", "cards", "cards:write"}, got.Scopes); diff != "" {
+			t.Errorf("scopes (-want +got):\n%s", diff)
+		}
+		w.flush(t)
+	}
+	w.restart(t)
+	if got, err := w.recorder.Of(token); err != nil || got.Uses != 3 || !got.Exercised("cards:*") || got.Exercised("accounts:read") || !got.Exercised("*") {
+		t.Errorf("after a restart usage is %+v, %v", got, err)
+	}
+}
+
+func TestUserAgentCannotCarryASecretOrControls(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1)
+	secret := tokenstore.NewSecret("tw").Reveal()
+	for i, test := range []struct{ agent, want string }{
+		{"a\r\nb\x00\xffc", "a??b??c"},
+		{"x " + secret, "x [secret]"},
+		{strings.Repeat("a", 500), strings.Repeat("a", 128)},
+		{strings.Repeat(" ", 120) + secret, strings.Repeat(" ", 120) + "[secret]"},
+		{strings.Repeat("-", 127) + " " + secret, strings.Repeat("-", 127) + " "},
+	} {
+		w.use(w.tokens[0], at(i), 0, test.agent)
+		got, err := w.recorder.Of(w.tokens[0])
+		if err != nil || got.Secrets[0].UserAgent != test.want {
+			t.Errorf("%q is kept as %q, %v", test.agent, got.Secrets[0].UserAgent, err)
+		}
+		w.flush(t)
+	}
+}
+
+func TestWriteBackNeitherRevivesNorTouchesTokens(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 2)
+	revoked, swept := w.tokens[0], w.tokens[1]
+	w.use(revoked, at(1), 0, "")
+	w.use(swept, at(1), 0, "")
+	w.flush(t)
+	w.use(revoked, at(2), 0, "")
+	w.use(swept, at(2), 0, "")
+	err := w.store.Change(t.Context(), func(tx tokenstore.Tx) error {
+		dead, err := tx.Token(revoked.ID)
+		if err != nil {
+			return err
+		}
+		dead.State, dead.EndedAt = tokenstore.StateRevoked, at(2)
+		tx.Emit([]byte("gone"))
+		return errors.Join(tx.Put(dead), tx.Sweep(swept.ID))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := w.store.Stats()
+	w.flush(t)
+	got, err := w.store.ByID(t.Context(), revoked.ID)
+	if err != nil || got.State != tokenstore.StateRevoked || got.Revision != 2 {
+		t.Errorf("the revoked token is %+v, %v", got, err)
+	}
+	if _, err := w.store.ByID(t.Context(), swept.ID); !errors.Is(err, tokenstore.ErrNotFound) {
+		t.Errorf("the swept token: %v", err)
+	}
+	if value, err := w.store.Usage(swept.ID); err != nil || value != nil {
+		t.Errorf("usage of the swept token is %x, %v", value, err)
+	}
+	if after := w.store.Stats(); after.Outbox != before.Outbox || after.Active != before.Active {
+		t.Errorf("the write changed the store from %+v to %+v", before, after)
+	}
+}
+
+// faulty fails writes as it is told.
+type faulty struct {
+	usage.Store
+	fail func() error
+}
+
+func (f *faulty) MergeUsage(ctx context.Context, first uint64, names []string, ids []tokenstore.ID, merge func(tokenstore.ID, []byte) []byte) error {
+	err := f.fail()
+	if err == nil || errors.Is(err, tokenstore.ErrOutcomeUnknown) {
+		err = errors.Join(err, f.Store.MergeUsage(ctx, first, names, ids, merge))
+	}
+	return err
+}
+
+func TestFailedWriteIsMadeUpForOnce(t *testing.T) {
+	t.Parallel()
+	for name, fault := range map[string]error{"not applied": errors.New("disk full"), "applied": tokenstore.ErrOutcomeUnknown} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, 1)
+			err := fault
+			recorder, rerr := usage.NewRecorder(&faulty{w.store, func() error { return err }})
+			if rerr != nil {
+				t.Fatal(rerr)
+			}
+			w.recorder = recorder
+			w.use(w.tokens[0], at(1), 0, "a")
+			if got := recorder.Flush(t.Context()); !errors.Is(got, fault) {
+				t.Fatalf("flush: %v", got)
+			}
+			w.use(w.tokens[0], at(2), 1, "b")
+			err = nil
+			w.flush(t)
+			w.restart(t)
+			got, oerr := w.recorder.Of(w.tokens[0])
+			if oerr != nil || got.Uses != 2 || got.Secrets[0].UserAgent != "b" || len(got.Routes) != 2 {
+				t.Errorf("usage is %+v, %v", got, oerr)
+			}
+		})
+	}
+}
+
+func TestMemoryIsBoundedAndWhatIsLostIsTold(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 0)
+	digest := tokenstore.Digest{1}
+	for i := range usage.MaxTracked + 64 {
+		w.recorder.Record(routes, &usage.Use{Token: tokenstore.ID(i + 1), Secret: digest, At: at(i), Route: 0})
+	}
+	st := w.recorder.Stats()
+	if st.Tracked != usage.MaxTracked || st.Lost != 64 || st.Early != 64 {
+		t.Errorf("stats are %+v", st)
+	}
+	if !w.recorder.LostSince(at(usage.MaxTracked)) || w.recorder.LostSince(at(usage.MaxTracked+64)) {
+		t.Error("the time of the loss is wrong")
+	}
+	w.flush(t)
+	if st := w.recorder.Stats(); st.Tracked != 0 || st.Pending != 0 {
+		t.Errorf("after the write stats are %+v", st)
+	}
+}
+
+func TestRunWritesEverySoOftenAndAtTheEnd(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 1)
+		ctx, cancel := context.WithCancel(t.Context())
+		var done sync.WaitGroup
+		done.Go(func() { w.recorder.Run(ctx, usage.DefaultEvery, func(err error) { t.Error(err) }) })
+		stored := func() bool {
+			synctest.Wait()
+			value, err := w.store.Usage(w.tokens[0].ID)
+			return err == nil && value != nil
+		}
+		w.use(w.tokens[0], at(1), 0, "")
+		time.Sleep(usage.DefaultEvery - time.Millisecond)
+		if stored() {
+			t.Error("it was written before its time")
+		}
+		time.Sleep(time.Millisecond)
+		if !stored() {
+			t.Error("it was not written in time")
+		}
+		w.use(w.tokens[0], at(2), 0, "")
+		cancel()
+		done.Wait()
+		w.restart(t)
+		if got, err := w.recorder.Of(w.tokens[0]); err != nil || got.Uses != 2 {
+			t.Errorf("after the end usage is %+v, %v", got, err)
+		}
+		_ = w.store.Close()
+	})
+}
+
+func TestConcurrentUsesAreAllCounted(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 4)
+	const each, workers = 500, 4
+	var wg sync.WaitGroup
+	for range workers {
+		wg.Go(func() {
+			for i := range each {
+				w.use(w.tokens[i%len(w.tokens)], at(i), i%3, "x")
+			}
+		})
+	}
+	for range 5 {
+		w.flush(t)
+		if _, err := w.recorder.Of(w.tokens[0]); err != nil {
+			t.Error(err)
+		}
+	}
+	wg.Wait()
+	w.flush(t)
+	sum := uint64(0)
+	for _, token := range w.tokens {
+		got, err := w.recorder.Of(token)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum += got.Uses
+	}
+	if sum != each*workers {
+		t.Errorf("%d uses were counted, %d made", sum, each*workers)
+	}
+}
+
+func TestRecordDoesNotAllocate(t *testing.T) {
+	w := newWorld(t, 1)
+	u := usage.Use{Token: w.tokens[0].ID, Secret: w.tokens[0].Secrets[0].Digest, At: at(1), From: client, UserAgent: []byte("curl/8.5.0"), Route: 1}
+	w.recorder.Record(routes, &u)
+	if n := testing.AllocsPerRun(1000, func() { w.recorder.Record(routes, &u) }); n != 0 {
+		t.Errorf("%v allocations for a use", n)
+	}
+}
+
+// BenchmarkRecord is what tracking adds to a request: at most 100 ns.
+func BenchmarkRecord(b *testing.B) {
+	store, err := boltstore.Create(boltstore.Options{Path: filepath.Join(b.TempDir(), "tokens.db")})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = store.Close() }()
+	r, err := usage.NewRecorder(store)
+	if err != nil {
+		b.Fatal(err)
+	}
+	agent := []byte("Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0")
+	for _, tokens := range []int{1, 100, 10_000} {
+		b.Run(fmt.Sprintf("tokens=%d", tokens), func(b *testing.B) {
+			b.ReportAllocs()
+			i := 0
+			for b.Loop() {
+				i++
+				id := tokenstore.ID(i%tokens + 1) //nolint:gosec // not negative
+				r.Record(routes, &usage.Use{Token: id, Secret: tokenstore.Digest{byte(id), byte(id >> 8)}, At: storetest.Epoch, From: client, UserAgent: agent, Route: i % 3})
+			}
+		})
+	}
+}
