@@ -4,8 +4,8 @@ import "bytes"
 
 // LookupQuery finds the parameter name in a raw query. The value is still form-encoded: compare it with [EqualFormDecoded].
 //
-// n counts every parameter that some backend may take for name: whatever its case, with '_', '.', ' ' and '-' alike (PHP), and as an
-// array (name[], name[x]). The value is that of the parameter whose decoded name is exactly name; found says that there is one. A rule that
+// n counts every parameter that some backend may take for name: whatever its case, with '_', '.', ' ' and '-' alike (PHP), behind
+// spaces (PHP), as an array (name[], name[x]) and in brackets ([name], Express). The value is that of the parameter whose decoded name is exactly name; found says that there is one. A rule that
 // reads a parameter must see found and n == 1, or what it compares may not be what the upstream uses.
 func LookupQuery(query []byte, name string) (value []byte, found bool, n int) {
 	for rest, more := query, len(query) > 0; more; {
@@ -51,21 +51,47 @@ func AppendFormDecoded(dst, value []byte) ([]byte, bool) {
 	return dst, true
 }
 
-// looksLike compares folded, and takes an array suffix. Escapes that are broken stand for themselves, as lenient parsers read them.
+// looksLike compares folded, and takes an array suffix. Before the name it passes over spaces, which PHP drops, and an opening bracket:
+// "[name]" is name to the parser that Express uses. Escapes that are broken stand for themselves, as lenient parsers read them.
 func looksLike(key []byte, name string) bool {
+	key = skipBefore(key)
 	i := 0
 	for len(key) > 0 {
 		c, n, _ := formByte(key)
 		if i == len(name) {
-			return c == '[' || c == 0
+			return c == '[' || c == ']' || c <= ' '
 		}
 		if foldTable[c] != foldTable[name[i]] {
 			return false
 		}
 		key = key[n:]
 		i++
+		if c == ']' { // "[a][b]" is "a[b]" to that parser
+			if c, n, _ := formByteOrNone(key); c == '[' {
+				key = key[n:]
+			}
+		}
 	}
 	return i == len(name)
+}
+
+// skipBefore passes over what parsers leave out before a name.
+func skipBefore(key []byte) []byte {
+	for {
+		c, n, _ := formByteOrNone(key)
+		if n == 0 || c > ' ' && c != '[' {
+			return key
+		}
+		key = key[n:]
+	}
+}
+
+// formByteOrNone is formByte for text that may be empty; n is 0 then.
+func formByteOrNone(text []byte) (c byte, n int, ok bool) {
+	if len(text) == 0 {
+		return 0, 0, false
+	}
+	return formByte(text)
 }
 
 // formByte decodes the first character of form-encoded text and says how long it was.
