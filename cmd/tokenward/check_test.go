@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
@@ -162,6 +163,20 @@ func writeCertificate(t *testing.T, dir, name string, from, to time.Time) (certF
 		writeFile(t, filepath.Join(dir, name+".key"), encode("PRIVATE KEY", der), 0o600)
 }
 
+// ed25519PEM is a new signing key.
+func ed25519PEM(t *testing.T) string {
+	t.Helper()
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+}
+
 func TestNamedFilesAreLookedAt(t *testing.T) {
 	dir := t.TempDir()
 	now := time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
@@ -176,6 +191,7 @@ func TestNamedFilesAreLookedAt(t *testing.T) {
 	}
 	good := strings.Repeat("pepper", 8)
 	pepper := writeFile(t, at("pepper"), good, 0o600)
+	signing := ed25519PEM(t)
 	if err := os.Mkdir(at("shared"), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -209,6 +225,11 @@ func TestNamedFilesAreLookedAt(t *testing.T) {
 			c.TokenStore.PepperFiles = []string{pepper, writeFile(t, at("copy"), good+"\n", 0o600)}
 		}, fault: "tokenstore.pepper_files: the same pepper"},
 		{name: "pepper is a folder", change: func(c *Config) { c.TokenStore.PepperFiles = []string{dir} }, fault: "tokenstore.pepper_files[0]: is a directory"},
+		{name: "identity key for everybody", change: func(c *Config) {
+			c.Proxy.Identity.SigningKeyFiles = []string{writeFile(t, at("identity.pem"), signing, 0o644)}
+		}, fault: "proxy.identity.signing_key_files[0]: everybody"},
+		{name: "identity key of another kind", change: func(c *Config) { c.Proxy.Identity.SigningKeyFiles = []string{key} }, fault: "proxy.identity.signing_key_files[0]: no Ed25519 private key"},
+		{name: "audit key for everybody", change: func(c *Config) { c.Audit.SigningKeyFile = writeFile(t, at("audit.pem"), signing, 0o644) }, fault: "audit.signing_key_file: everybody"},
 		{name: "store in a missing folder", change: func(c *Config) { c.TokenStore.Path = at("no/tokens.db") }, fault: "tokenstore.path: no such file"},
 		{name: "store below a file", change: func(c *Config) { c.TokenStore.Path = filepath.Join(pepper, "tokens.db") }, fault: "tokenstore.path: not a folder"},
 		{name: "store is a folder", change: func(c *Config) { c.TokenStore.Path = dir }, fault: "tokenstore.path: is a directory"},

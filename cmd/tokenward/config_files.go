@@ -26,6 +26,9 @@ func (c *Config) checkFiles(now time.Time) (faults, warnings []configFault) {
 	f.certificate("proxy.upstream_tls", TLSConfig{CertFile: c.Proxy.UpstreamTLS.CertFile, KeyFile: c.Proxy.UpstreamTLS.KeyFile})
 	f.peppers(c.TokenStore.PepperFiles)
 	f.signingKey("audit.signing_key_file", c.Audit.SigningKeyFile)
+	for i, path := range c.Proxy.Identity.SigningKeyFiles {
+		f.signingKey(itemPath("proxy.identity.signing_key_files", i), path)
+	}
 	f.folder("tokenstore.path", c.TokenStore.Path)
 	f.folder("audit.path", c.Audit.Path)
 	return f.faults, f.warnings
