@@ -70,6 +70,22 @@ func (o *Once) replay(tx tokenstore.Tx, c Caller, now time.Time) (Made, error) {
 	return Made{Answer: answer, Replayed: true}, nil
 }
 
+// replayOwn is replay for a caller that was refused. Who replaced its own secret
+// manages no more, but if the answer was lost on the way it has no other secret:
+// it gets that answer again, and else refused.
+func (o *Once) replayOwn(tx tokenstore.Tx, c Caller, m *manager, target Target, now time.Time, refused error) (Made, error) {
+	before := *m
+	before.grace = false
+	if !m.grace || target.ID != m.token.ID || before.mayWrite() != nil {
+		return Made{}, refused
+	}
+	made, err := o.replay(tx, c, now)
+	if err == nil && !made.Replayed {
+		err = refused
+	}
+	return made, err
+}
+
 // keep renders the answer and keeps it, in the transaction of the change.
 func (o *Once) keep(tx tokenstore.Tx, c Caller, made *Made, now time.Time) error {
 	if o == nil {

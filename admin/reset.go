@@ -42,6 +42,7 @@ func (s *Service) Reset(ctx context.Context, c Caller, target Target, spec Reset
 			return err
 		}
 		if err := m.mayWrite(); err != nil {
+			made, err = spec.Once.replayOwn(tx, c, m, target, now, err)
 			return err
 		}
 		if made, err = spec.Once.replay(tx, c, now); err != nil || made.Replayed {
@@ -112,7 +113,10 @@ func (s *Service) successor(tx tokenstore.Tx, m *manager, old *tokenstore.Token,
 // RotateSpec says when the old secret of a rotation ends.
 type RotateSpec struct {
 	OldEnds time.Time // zero: after the grace period
-	Once    *Once
+	// OldSilence ends it, instead, once it has not been used for so long: whole
+	// seconds, a minute to tokenstore.MaxSilence. 0: silence does not end it.
+	OldSilence time.Duration
+	Once       *Once
 }
 
 // Rotate gives the target a second secret, beside which the old one works until
@@ -131,6 +135,7 @@ func (s *Service) Rotate(ctx context.Context, c Caller, target Target, spec Rota
 			return err
 		}
 		if err := m.mayWrite(); err != nil {
+			made, err = spec.Once.replayOwn(tx, c, m, target, now, err)
 			return err
 		}
 		if made, err = spec.Once.replay(tx, c, now); err != nil || made.Replayed {
@@ -142,16 +147,14 @@ func (s *Service) Rotate(ctx context.Context, c Caller, target Target, spec Rota
 		if len(before.Secrets) > 1 && !before.Secrets[1].Ends.Ended(now) {
 			return refuse(KindConflict, "The token is being rotated already: finish that first.")
 		}
-		ends, err := s.oldEnds(spec.OldEnds, now)
-		if err != nil {
+		old := before.Secrets[0]
+		if err := s.endOld(&old, &spec, now); err != nil {
 			return err
 		}
 		if err := m.mayYield(before); err != nil {
 			return err
 		}
 		after := before.Clone()
-		old := before.Secrets[0]
-		old.Ends = ends
 		after.Secrets = []tokenstore.SecretRecord{s.secretRecord(secret, now), old}
 		if err := s.put(tx, c, m, verbRotate, now, before, after); err != nil {
 			return err
@@ -165,16 +168,31 @@ func (s *Service) Rotate(ctx context.Context, c Caller, target Target, spec Rota
 	return made, nil
 }
 
-func (s *Service) oldEnds(asked, now time.Time) (tokenstore.Expiry, error) {
-	if asked.IsZero() {
-		return tokenstore.EndsAt(now.Add(s.opts.ResetGrace)), nil
+// endOld says in the record of a replaced secret when it ends.
+func (s *Service) endOld(old *tokenstore.SecretRecord, spec *RotateSpec, now time.Time) error {
+	at := spec.OldEnds.UTC().Truncate(time.Millisecond)
+	switch {
+	case spec.OldSilence != 0 && !spec.OldEnds.IsZero():
+		return invalid(tokenstore.FieldFault{Field: "old_ends_after_silence", Detail: "and old_ends_at exclude each other"})
+	case spec.OldSilence != 0 && !s.TracksUsage():
+		return invalid(tokenstore.FieldFault{Field: "old_ends_after_silence", Detail: "is not available: this server does not record when tokens are used"})
+	case spec.OldSilence != 0:
+		if spec.OldSilence < minSilence || spec.OldSilence > tokenstore.MaxSilence || spec.OldSilence%time.Second != 0 {
+			return invalid(tokenstore.FieldFault{Field: "old_ends_after_silence", Detail: "must be a minute to 90 days, in whole seconds"})
+		}
+		old.Ends, old.Silence = tokenstore.Never(), spec.OldSilence
+		return nil
+	case spec.OldEnds.IsZero():
+		at = now.Add(s.opts.ResetGrace)
+	case !at.After(now) || at.After(tokenstore.MaxTime()):
+		return invalid(tokenstore.FieldFault{Field: "old_ends_at", Detail: "must lie in the future"})
 	}
-	at := asked.UTC().Truncate(time.Millisecond)
-	if !at.After(now) || at.After(tokenstore.MaxTime()) {
-		return tokenstore.Expiry{}, invalid(tokenstore.FieldFault{Field: "old_ends_at", Detail: "must lie in the future"})
-	}
-	return tokenstore.EndsAt(at), nil
+	old.Ends = tokenstore.EndsAt(at)
+	return nil
 }
+
+// minSilence is well above the interval in which uses are written.
+const minSilence = time.Minute
 
 // FinishRotation ends the old secret of a rotation now. Without one it changes
 // nothing and succeeds. It needs visibility and the right to write.

@@ -585,6 +585,50 @@ func TestAnswerLostOnTheWayCanBeAskedForAgain(t *testing.T) {
 	}
 }
 
+// TestWhoReplacesItselfCanAskForALostAnswer: the old secret manages no more, and
+// the new one was in the answer that got lost.
+func TestWhoReplacesItselfCanAskForALostAnswer(t *testing.T) {
+	for name, replace := range map[string]func(*admin.Service, admin.Caller, admin.Target, *admin.Once) (admin.Made, error){
+		"rotate": func(s *admin.Service, c admin.Caller, own admin.Target, o *admin.Once) (admin.Made, error) {
+			return s.Rotate(ctx, c, own, admin.RotateSpec{Once: o})
+		},
+		"reset": func(s *admin.Service, c admin.Caller, own admin.Target, o *admin.Once) (admin.Made, error) {
+			return s.Reset(ctx, c, own, admin.ResetSpec{Once: o})
+		},
+	} {
+		w := admintest.New(t)
+		cast := w.Cast()
+		own, old := at(cast.Admin.ID), w.Caller(cast.Admin)
+		peer, err := w.Service.Rotate(ctx, old, at(cast.Peer.ID), admin.RotateSpec{Once: once("peer", "")})
+		if err != nil {
+			t.Fatal(name, err)
+		}
+		first, err := replace(w.Service, old, own, once("k", ""))
+		if err != nil {
+			t.Fatal(name, err)
+		}
+		again, err := replace(w.Service, old, own, once("k", ""))
+		if err != nil || !again.Replayed || !bytes.Equal(again.Answer, first.Answer) {
+			t.Errorf("%s: again: %+v, %v", name, again, err)
+		}
+		for what, o := range map[string]*admin.Once{"another key": once("other", ""), "no key": nil} {
+			if got := kindOf(drop(replace(w.Service, old, own, o))); got != admin.KindGrace {
+				t.Errorf("%s: %s: %s", name, what, got)
+			}
+		}
+		if got := kindOf(drop(replace(w.Service, old, own, once("k", "other")))); got != admin.KindKeyReused {
+			t.Errorf("%s: another request: %s", name, got)
+		}
+		if got := kindOf(drop(w.Service.Rotate(ctx, old, at(cast.Peer.ID), admin.RotateSpec{Once: once("peer", "")}))); got != admin.KindGrace || len(peer.Answer) == 0 {
+			t.Errorf("%s: what was made of another token: %s", name, got)
+		}
+		w.Clock.Advance(admin.AnswerKept)
+		if got := kindOf(drop(replace(w.Service, old, own, once("k", "")))); got != admin.KindGrace {
+			t.Errorf("%s: too late: %s", name, got)
+		}
+	}
+}
+
 // TestStoreCannotOpenKeptAnswers looks into the store for what is kept of an
 // answer: neither the secret nor the key is there, and another name opens
 // nothing.
