@@ -8,6 +8,8 @@ import (
 	"net"
 	"os"
 	"sync/atomic"
+
+	"tokenward/proxy/http1"
 )
 
 // ClientAuth says whether a TLS client has to show a certificate.
@@ -45,7 +47,7 @@ func NewServerTLS(files ServerTLSFiles) (*ServerTLS, error) {
 // Listener returns a listener of TLS connections over l. The handshake is done
 // in the connection's own time, not in Accept.
 func (s *ServerTLS) Listener(l net.Listener) net.Listener {
-	return tls.NewListener(l, &tls.Config{
+	return tls.NewListener(http1.Direct(l), &tls.Config{
 		MinVersion: tls.VersionTLS12,
 		NextProtos: serverProtocols,
 		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {

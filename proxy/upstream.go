@@ -62,8 +62,16 @@ func NewUpstream(target *url.URL, config *ClientTLS, t Timeouts) (*Upstream, err
 	secured := func(ctx context.Context, protocols ...string) (net.Conn, error) {
 		ctx, cancel := context.WithTimeout(ctx, t.Dial) // of connecting and handshake together
 		defer cancel()
-		d := tls.Dialer{NetDialer: dialer, Config: config.forHost(target.Hostname(), protocols)}
-		return d.DialContext(ctx, "tcp", address)
+		nc, err := plain(ctx)
+		if err != nil {
+			return nil, err
+		}
+		tc := tls.Client(http1.DirectConn(nc), config.forHost(target.Hostname(), protocols))
+		if err := tc.HandshakeContext(ctx); err != nil {
+			_ = nc.Close()
+			return nil, err
+		}
+		return tc, nil
 	}
 	transport := &http.Transport{
 		DialContext:            asDialing(plain),

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"strings"
 
 	"tokenward/enforce/canon"
 	"tokenward/proxy/http1"
@@ -208,8 +209,12 @@ func requestRefusal(err error) refusal {
 // Refuse renders the engine's own refusals in the form of all others: it is the
 // Refused hook of an [http1.Server].
 func (w *Wire) Refuse(r http1.Refusal) http1.Answer {
-	if r.Status == 0 { // too many connections: closed without an answer
-		w.guard.countRefusal(overloaded.code)
+	if r.Status == 0 { // closed without an answer
+		code := protocolCodes[400]
+		if strings.HasPrefix(r.Code, "connections") {
+			code = overloaded.code
+		}
+		w.guard.countRefusal(code)
 		return http1.Answer{}
 	}
 	id := newRequestID()
