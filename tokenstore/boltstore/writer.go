@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"syscall"
 
 	bolt "go.etcd.io/bbolt"
@@ -317,12 +318,17 @@ func (s *Store) RecordPrefix(ctx context.Context, prefix string) error {
 	if !tokenstore.ValidPrefix(prefix) {
 		return fmt.Errorf("secret prefix %q must match [a-z][a-z0-9]{1,15}", prefix)
 	}
-	return s.change(ctx, func(o *overlay) error {
-		if o.batch.tx.Bucket(bucketMeta).Get(prefixKey(prefix)) != nil {
-			return nil
-		}
-		o.meta = append(o.meta, prefixKey(prefix))
-		o.formats = tokenstore.NewFormats(append(s.formats.Load().Prefixes(), prefix)...)
-		return nil
-	})
+	return s.change(ctx, func(o *overlay) error { return o.addPrefix(prefix) })
+}
+
+// addPrefix is RecordPrefix in a change. What is known already is read from the
+// transaction, since another change of the same commit may add one too.
+func (o *overlay) addPrefix(prefix string) error {
+	m, err := readMeta(o.batch.tx, o.batch.s.path)
+	if err != nil || slices.Contains(m.prefixes, prefix) {
+		return err
+	}
+	o.meta = append(o.meta, prefixKey(prefix))
+	o.formats = tokenstore.NewFormats(append(m.prefixes, prefix)...)
+	return nil
 }

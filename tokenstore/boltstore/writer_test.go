@@ -77,6 +77,19 @@ func TestRefusedChangeHarmsNoNeighbour(t *testing.T) {
 	wantTokens(t, s, 2)
 }
 
+func TestPrefixesOfOneCommitAreAllKnown(t *testing.T) {
+	s := newTestStore(t, Options{})
+	record := func(prefix string) func(tokenstore.Tx) error {
+		return func(tx tokenstore.Tx) error { return tx.(*overlay).addPrefix(prefix) }
+	}
+	if err := errors.Join(together(s, record("one"), record("two"), record("one"))...); err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(s.Formats().Prefixes(), " "); got != "one two" {
+		t.Errorf("the store recognises %q", got)
+	}
+}
+
 func TestFailedCommitIsTriedOneByOne(t *testing.T) {
 	s := newTestStore(t, Options{})
 	full := errors.Join(errors.New("injected"), syscall.ENOSPC)
