@@ -2,6 +2,7 @@ package boltstore
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -20,7 +21,35 @@ func lockedError(path string) error {
 		}
 		holders = "it may be " + strings.Join(names, ", ")
 	}
-	return fmt.Errorf("%s is in use by another process, %s: stop it, or speak to it with --admin", path, holders)
+	return &heldError{path, holders}
+}
+
+// ErrInUse says that another process has the store open.
+var ErrInUse = errors.New("the token store is in use by another process")
+
+type heldError struct{ path, holders string }
+
+func (e *heldError) Error() string {
+	return fmt.Sprintf("%s is in use by another process, %s: stop it, or speak to it with --admin", e.path, e.holders)
+}
+
+func (e *heldError) Unwrap() error { return ErrInUse }
+
+// Hold keeps every process from opening the store at path, sound or not, until
+// release is called. It fails with ErrInUse while one has it open.
+func Hold(path string) (release func(), err error) {
+	f, err := os.Open(path) //nolint:gosec // the operator named it
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil { //nolint:gosec // a descriptor is small
+		_ = f.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, lockedError(path)
+		}
+		return nil, err
+	}
+	return func() { _ = f.Close() }, nil
 }
 
 // lockHolders returns the processes that hold a lock on the file, as far as
