@@ -108,14 +108,17 @@ func auditLimits(l *tokenstore.Limits) []audit.Limit {
 	return limits
 }
 
+// rateUnits are the periods in which a rate is written.
+var rateUnits = []struct {
+	per     audit.Word
+	seconds float64
+}{{"second", 1}, {"minute", 60}, {"hour", 3600}, {"day", 86400}, {"month", 30 * 86400}}
+
 // wholeRate writes a rate as a whole number in the shortest period in which it
 // is one, or else rounded in the longest.
 func wholeRate(perSecond float64) (count uint64, per audit.Word) {
 	n := perSecond
-	for _, unit := range []struct {
-		per     audit.Word
-		seconds float64
-	}{{"second", 1}, {"minute", 60}, {"hour", 3600}, {"day", 86400}, {"month", 30 * 86400}} {
+	for _, unit := range rateUnits {
 		n, per = perSecond*unit.seconds, unit.per
 		if n >= 1 && n == math.Trunc(n) {
 			break

@@ -6,11 +6,13 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/netip"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/gorilla/mux"
@@ -31,6 +33,10 @@ type Options struct {
 
 	// Explain answers `POST /v1/explain`. nil: there is no such path.
 	Explain func(ctx context.Context, q Question) (Explanation, error)
+
+	// Backup writes a backup of the whole store, for `GET /v1/backup`. nil: there is
+	// no such path.
+	Backup func(ctx context.Context, w io.Writer) error
 
 	// Seen tells `GET /v1/whoami` what the listener knows of the request. nil: only
 	// the address is told.
@@ -87,6 +93,10 @@ type Face struct {
 	options Options
 	cursors *cursors
 	face    admin.Face
+
+	// backups is held while one is made: each keeps the store's file from using
+	// space again.
+	backups sync.Mutex
 }
 
 // New returns the face over service, behind gate.
@@ -101,7 +111,7 @@ func New(service *admin.Service, gate admin.Gate, log *slog.Logger, options Opti
 
 // Patterns returns the paths that belong to this API, in the grammar of routes.
 func (f *Face) Patterns() []string {
-	return []string{"/v1/tokens", "/v1/tokens/{rest...}", "/v1/introspect", "/v1/explain", "/v1/whoami"}
+	return []string{"/v1/tokens", "/v1/tokens/{rest...}", "/v1/introspect", "/v1/explain", "/v1/whoami", "/v1/backup"}
 }
 
 // Register adds the API's paths to a router of [admin.NewRouter]. Where a path
@@ -124,8 +134,31 @@ func (f *Face) Register(r *mux.Router) {
 	if f.options.Explain != nil {
 		on("/v1/explain", map[string]admin.Handler{http.MethodPost: f.explain})
 	}
+	if f.options.Backup != nil {
+		on("/v1/backup", map[string]admin.Handler{http.MethodGet: f.backup})
+	}
 	r.PathPrefix("/v1/").Handler(f.face.NoPath())
 }
+
+// backup streams a backup. One that breaks off breaks the connection, and lacks
+// the end by which a whole one is known.
+func (f *Face) backup(w http.ResponseWriter, r *http.Request, c admin.Caller) error {
+	if !f.backups.TryLock() {
+		return &admin.Error{Kind: admin.KindUnavailable, Detail: "Another backup is being made.", RetryAfter: backupRetry}
+	}
+	defer f.backups.Unlock()
+	if err := f.service.MayBackup(r.Context(), c); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/octet-stream")
+	if err := f.options.Backup(r.Context(), w); err != nil {
+		return &admin.Error{Kind: admin.KindInternal, Cause: err}
+	}
+	return nil
+}
+
+// backupRetry is when to ask again while a backup is being made.
+const backupRetry = 10 * time.Second
 
 // target reads the id of the path.
 func target(r *http.Request, c admin.Caller) (admin.Target, error) {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -161,6 +162,7 @@ type call struct {
 	body   map[string]any // nil: none
 	match  uint64         // the revision for If-Match; 0: any
 	once   bool           // it bears an idempotency key, so that it can be repeated
+	media  string         // the answer's media type; "": JSON
 	field  fieldNames     // how errors name the fields of the body; nil: by their names
 }
 
@@ -210,7 +212,7 @@ func (c *client) open(ctx context.Context, one call, key string) (*http.Response
 		return nil, c.unreached(one, err)
 	}
 	media, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
-	if resp.StatusCode/100 == 2 && media == "application/json" {
+	if resp.StatusCode/100 == 2 && media == cmp.Or(one.media, "application/json") {
 		return resp, nil
 	}
 	defer resp.Body.Close()

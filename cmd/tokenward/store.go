@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"strings"
@@ -186,6 +187,12 @@ func readPeppers(paths []string) (*tokenstore.Peppers, error) {
 		return nil, fmt.Errorf("tokenstore.pepper_files (%s): %w", strings.Join(paths, ", "), err)
 	}
 	return peppers, nil
+}
+
+// backup writes a backup of the store.
+func (v *vault) backup(ctx context.Context, w io.Writer) error {
+	_, err := v.store.Backup(ctx, w, v.now())
+	return err
 }
 
 // probe reads something small, to see whether the store answers.

@@ -1,0 +1,151 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"tokenward/admin"
+	"tokenward/tokenstore/boltstore"
+)
+
+// backupCommand makes a backup, of a running server or of the file itself.
+type backupCommand struct {
+	server serverFlags
+	config string
+	out    string
+	asJSON bool
+}
+
+func newBackupCommand() *cobra.Command {
+	var b backupCommand
+	cmd := &cobra.Command{
+		Use:   "backup -o FILE [--config FILE | --admin URL]",
+		Short: "Write a backup of the whole token store to a file",
+		Long: "Write a backup of the token store, as it is at one instant, to a new file. A running\n" +
+			"server streams it while it goes on working, for a root token; with --config the store\n" +
+			"is read itself, which needs the server to be stopped.\n\n" +
+			"The file appears under its name only once it is whole. It holds no secrets, but their\n" +
+			"digests: keep it as the store itself, and the pepper elsewhere.",
+		Example: "  tokenward backup -o tokens-2026-11-21.backup --token-file root\n" +
+			"  tokenward backup -o tokens.backup --config tokenward.yaml",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return b.run(cmd) },
+	}
+	b.server.add(cmd)
+	cmd.Flags().StringVarP(&b.out, "out", "o", "", "the `file` to write; it must not exist")
+	cmd.Flags().StringVar(&b.config, "config", "", "configuration `file` of a server that is stopped")
+	cmd.Flags().BoolVar(&b.asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func (b *backupCommand) run(cmd *cobra.Command) error {
+	switch {
+	case b.out == "":
+		return usageError{errors.New("where to? Give -o FILE")}
+	case b.config != "" && b.server.admin != "":
+		return usageError{errors.New("--config reads the store itself, and --admin asks a server: leave one out")}
+	}
+	write := b.fromServer
+	if b.config != "" {
+		write = b.fromStore
+	}
+	m, err := writeBackup(cmd, b.out, write)
+	if err != nil {
+		return err
+	}
+	if b.asJSON {
+		return json.NewEncoder(cmd.OutOrStdout()).Encode(m)
+	}
+	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s holds %s, %d bytes. Prove it elsewhere with `tokenward restore --dry-run`.\n", b.out, counted(int(m.Tokens), "token"), m.Bytes) //nolint:gosec // a count of tokens
+	return err
+}
+
+// writeBackup has write make the file at path, reads it again, and gives it its
+// name only when it is whole.
+func writeBackup(cmd *cobra.Command, path string, write func(*cobra.Command, io.Writer) error) (m boltstore.Manifest, err error) {
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		return m, fmt.Errorf("%s exists already: name another file", path)
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(path), ".tokenward-backup-*")
+	if err != nil {
+		return m, fmt.Errorf("write the backup: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.Remove(tmp.Name())) }()
+	defer tmp.Close() //nolint:errcheck // closed below where it matters
+	if err := write(cmd, tmp); err != nil {
+		return m, err
+	}
+	if _, err := tmp.Seek(0, io.SeekStart); err != nil {
+		return m, err
+	}
+	if m, err = boltstore.CheckBackup(tmp); err != nil {
+		return m, fmt.Errorf("what was written is not whole: %w", err)
+	}
+	if err := errors.Join(tmp.Sync(), tmp.Close()); err != nil {
+		return m, fmt.Errorf("write the backup: %w: free space on its disk, then try again", err)
+	}
+	if err := os.Link(tmp.Name(), path); err != nil {
+		return m, fmt.Errorf("name the backup: %w", err)
+	}
+	return m, syncFolder(filepath.Dir(path))
+}
+
+func syncFolder(path string) error {
+	d, err := os.Open(path) //nolint:gosec // the operator names it
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+func (b *backupCommand) fromStore(cmd *cobra.Command, w io.Writer) (err error) {
+	cfg, err := loadConfig(b.config)
+	if err != nil {
+		return err
+	}
+	v, err := openVault(cfg, newLogger(cfg, cmd.ErrOrStderr()), time.Now, false, nil)
+	if errors.Is(err, boltstore.ErrInUse) {
+		return fmt.Errorf("%w\nLeave --config away to have the server make the backup", err)
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, v.close()) }()
+	if err := v.service.MayBackup(cmd.Context(), admin.Operator("")); err != nil {
+		return err
+	}
+	return v.backup(cmd.Context(), w)
+}
+
+func (b *backupCommand) fromServer(cmd *cobra.Command, w io.Writer) error {
+	c, err := b.server.client(cmd)
+	if err != nil {
+		return err
+	}
+	c.http.Timeout = 0 // it takes as long as it takes; what breaks off is noticed
+	return c.stream(cmd.Context(), call{doing: "make a backup", method: http.MethodGet, path: "/backup"}, "application/octet-stream", w)
+}
+
+// stream makes a call whose answer is no JSON, and copies it to w.
+func (c *client) stream(ctx context.Context, one call, media string, w io.Writer) error {
+	one.media = media
+	resp, err := c.open(ctx, one, "")
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close() //nolint:errcheck // it was only read
+	if _, err := io.Copy(w, resp.Body); err != nil {
+		return &lostError{c, one, err}
+	}
+	return nil
+}

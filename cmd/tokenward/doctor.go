@@ -1,0 +1,303 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"tokenward/audit"
+	"tokenward/tokenstore"
+	"tokenward/tokenstore/boltstore"
+)
+
+func newDoctorCommand() *cobra.Command {
+	var config string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "doctor --config FILE",
+		Short: "Check the token store and its audit log, and say what is wrong and what to do",
+		Long: "Check a store that is not being served: who can reach its files, whether the peppers\n" +
+			"fit, every record, index and count in it, the whole audit log, and whether the two\n" +
+			"belong together. Nothing is mended.\n\n" +
+			"The exit code is 0 when nothing is wrong, and 1 otherwise.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			d := doctor{now: time.Now}
+			d.examine(cmd.Context(), config)
+			if err := d.write(cmd.OutOrStdout(), asJSON); err != nil {
+				return err
+			}
+			if n := d.wrong(); n > 0 {
+				return fmt.Errorf("%s found: see above for what to do", counted(n, "fault"))
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&config, "config", "tokenward.yaml", "configuration file")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+// finding is one thing that the doctor looked at.
+type finding struct {
+	Check  string `json:"check"`
+	OK     bool   `json:"ok"`
+	Detail string `json:"detail"`
+	Do     string `json:"do,omitempty"`
+}
+
+// doctor looks at everything and keeps what it found.
+type doctor struct {
+	now      func() time.Time
+	cfg      *Config
+	peppers  *tokenstore.Peppers
+	store    *boltstore.Store
+	findings []finding
+}
+
+func (d *doctor) fine(check, format string, args ...any) {
+	d.findings = append(d.findings, finding{Check: check, OK: true, Detail: fmt.Sprintf(format, args...)})
+}
+
+func (d *doctor) fault(check, detail, do string) {
+	d.findings = append(d.findings, finding{Check: check, Detail: detail, Do: do})
+}
+
+func (d *doctor) wrong() (n int) {
+	for i := range d.findings {
+		if !d.findings[i].OK {
+			n++
+		}
+	}
+	return n
+}
+
+func (d *doctor) examine(ctx context.Context, config string) {
+	var err error
+	if d.cfg, err = loadConfig(config); err != nil {
+		d.fault("configuration", err.Error(), "mend it: `tokenward check` shows it with its lines")
+		return
+	}
+	d.files()
+	if d.peppers, err = readPeppers(d.cfg.TokenStore.PepperFiles); err != nil {
+		d.fault("peppers", err.Error(), "put the pepper back, from where it is kept beside the server")
+		return
+	}
+	d.openStore(ctx)
+	if d.store != nil {
+		defer d.store.Close() //nolint:errcheck // it was only read
+	}
+	d.auditLog()
+}
+
+// files looks at the files that the configuration names, and at who can reach
+// store and log.
+func (d *doctor) files() {
+	faults, warnings := d.cfg.checkFiles(d.now())
+	for _, f := range append(faults, warnings...) {
+		d.fault("files", f.Key+": "+f.Problem, f.Mend)
+	}
+	for _, path := range []string{d.cfg.TokenStore.Path, d.cfg.Audit.Path} {
+		info, err := os.Stat(path)
+		if err == nil && info.Mode().Perm()&0o077 != 0 {
+			d.fault("files", fmt.Sprintf("others can reach %s (mode %04o)", path, info.Mode().Perm()), "type `chmod 600 "+path+"`; if others could write it, restore a backup from before")
+			faults = append(faults, configFault{})
+		}
+	}
+	if len(faults)+len(warnings) == 0 {
+		d.fine("files", "nobody else can reach store, log and keys")
+	}
+}
+
+func (d *doctor) openStore(ctx context.Context) {
+	path := d.cfg.TokenStore.Path
+	info, err := os.Stat(path)
+	if err == nil && info.Mode().Perm()&^0o600 != 0 {
+		defer os.Chmod(path, info.Mode().Perm()) //nolint:errcheck // opening tightens it, and nothing is mended here
+	}
+	s, err := boltstore.Open(boltstore.Options{Path: path, Peppers: d.peppers, Logger: slog.New(slog.DiscardHandler)})
+	switch {
+	case errors.Is(err, boltstore.ErrInUse):
+		d.fault("store", err.Error(), "stop the server first, or look at a copy: make one with `tokenward backup`, restore it elsewhere")
+		return
+	case err != nil:
+		d.fault("store", err.Error(), "if it says nothing better: check the disk, then `tokenward restore --replace` with the latest backup")
+		return
+	}
+	d.store = s
+	var faults []string
+	err = s.Check(ctx, func(fault string) { faults = append(faults, fault) })
+	const shown = 20
+	for i, fault := range faults {
+		if i == shown {
+			d.fault("store", fmt.Sprintf("%d more faults", len(faults)-shown), "")
+			break
+		}
+		d.fault("store", fault, "keep the file, check the disk, then `tokenward restore --replace` with the latest backup")
+	}
+	if err != nil {
+		d.fault("store", err.Error(), "keep the file, check the disk, then `tokenward restore --replace` with the latest backup")
+	}
+	if len(faults) == 0 && err == nil {
+		st := s.Stats()
+		sealed := "its records are not sealed: there is no pepper"
+		if d.peppers != nil {
+			sealed = "its records are sealed"
+		}
+		d.fine("store", "sound: %d active, %d disabled, %d revoked tokens, %d bytes; %s", st.Active, st.Disabled, st.Revoked, st.FileBytes, sealed)
+	}
+	if waiting := s.Stats().Outbox; waiting > 0 {
+		d.fault("outbox", counted(waiting, "event")+" wait for the audit log", "start the server: it writes them; if they stay, its log says why")
+	} else {
+		d.fine("outbox", "no event waits")
+	}
+}
+
+func (d *doctor) auditLog() {
+	path := d.cfg.Audit.Path
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		d.fault("audit", "there is no audit log at "+path, "put it back from where copies are kept, or correct audit.path; without it, what a restore gives back cannot be told")
+		return
+	}
+	keys := audit.Keys{MAC: d.peppers.AuditKeys()}
+	if file := d.cfg.Audit.SigningKeyFile; file != "" {
+		key, err := readVerifyKey(file)
+		if err != nil {
+			d.fault("audit", "audit.signing_key_file: "+err.Error(), "make one with `openssl genpkey -algorithm ed25519`")
+		}
+		keys.Signing = key
+	}
+	report, err := audit.Verify(path, keys)
+	if err != nil {
+		d.fault("audit", err.Error(), "if a key is missing, put the pepper it was written under back into tokenstore.pepper_files")
+		return
+	}
+	for _, f := range report.Faults {
+		d.fault("audit", f.String(), "keep all its files as they are, and compare them with a copy kept elsewhere")
+	}
+	if len(report.Faults) == 0 {
+		d.fine("audit", "whole: lines %d to %d, %s; head %s", report.First, report.Last, counted(int(report.Events), "event"), report.Head) //nolint:gosec // a count of lines
+	}
+	d.together(path)
+}
+
+// together looks whether the log has what the store handed to it last.
+func (d *doctor) together(path string) {
+	if d.store == nil {
+		return
+	}
+	_, last, err := d.store.Position()
+	if err != nil || last == 0 || d.store.Stats().Outbox > 0 {
+		return
+	}
+	seen := uint64(0)
+	for record, err := range audit.Records(path) {
+		if err != nil {
+			return // a fault that is listed already
+		}
+		if record.Source == d.store.ID() {
+			seen = max(seen, record.Seq)
+		}
+	}
+	switch {
+	case seen < last:
+		d.fault("audit", fmt.Sprintf("the store handed over %d events, and the log knows %d at most: its end was cut off, or it is the log of another store", last, seen), "put the log back from where copies are kept")
+	case seen > last:
+		d.fault("audit", fmt.Sprintf("the log knows event %d of this store, which has made only %d: the store is an older copy", seen, last), "restore a backup with `tokenward restore`, which takes away what was revoked since")
+	}
+}
+
+func (d *doctor) write(w io.Writer, asJSON bool) error {
+	if asJSON {
+		enc := json.NewEncoder(w)
+		enc.SetEscapeHTML(false)
+		enc.SetIndent("", "  ")
+		return enc.Encode(struct {
+			OK       bool      `json:"ok"`
+			Findings []finding `json:"findings"`
+		}{d.wrong() == 0, d.findings})
+	}
+	var b strings.Builder
+	for _, f := range d.findings {
+		mark := "ok   "
+		if !f.OK {
+			mark = "WRONG"
+		}
+		fmt.Fprintf(&b, "%s  %s: %s\n", mark, f.Check, f.Detail)
+		if f.Do != "" {
+			fmt.Fprintf(&b, "       %s\n", f.Do)
+		}
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+func newMigrateCommand() *cobra.Command {
+	var config string
+	cmd := &cobra.Command{
+		Use:   "migrate --config FILE",
+		Short: "Bring a store of an older release to the layout of this one",
+		Long: "Bring the token store to the layout of this release, each step in one transaction.\n" +
+			"A copy of the file as it is stays beside it. The server must be stopped.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := loadConfig(config)
+			if err != nil {
+				return err
+			}
+			return migrate(cmd.OutOrStdout(), cfg.TokenStore.Path, time.Now())
+		},
+	}
+	cmd.Flags().StringVar(&config, "config", "tokenward.yaml", "configuration file")
+	return cmd
+}
+
+func migrate(w io.Writer, path string, now time.Time) error {
+	release, err := boltstore.Hold(path)
+	if err != nil {
+		return err
+	}
+	copied := fmt.Sprintf("%s.before-migration-%s", path, now.UTC().Format("20060102T150405Z"))
+	err = copyFile(copied, path)
+	release()
+	if err != nil {
+		return fmt.Errorf("copy the store: %w", err)
+	}
+	from, to, err := boltstore.Upgrade(path, 0)
+	if err != nil {
+		return err
+	}
+	if from == to {
+		if err := os.Remove(copied); err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(w, "%s has schema %d, which is the present one: nothing was to be done.\n", path, to)
+		return err
+	}
+	_, err = fmt.Fprintf(w, "%s went from schema %d to %d. As it was, it is %s.\n", path, from, to, copied)
+	return err
+}
+
+// copyFile makes a copy that only the owner can read, and waits for the disk.
+func copyFile(to, from string) (err error) {
+	in, err := os.Open(from) //nolint:gosec // the operator names it
+	if err != nil {
+		return err
+	}
+	defer in.Close()                                                      //nolint:errcheck // it was only read
+	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600) //nolint:gosec // beside what the operator names
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	return errors.Join(err, out.Sync(), out.Close())
+}

@@ -1,0 +1,448 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"tokenward/admin"
+	"tokenward/audit"
+	"tokenward/tokenstore"
+	"tokenward/tokenstore/boltstore"
+)
+
+// restoreFlags say how far a restore may go.
+type restoreFlags struct {
+	config                           string
+	replace, acceptUnrevoked, dryRun bool
+	asJSON                           bool
+}
+
+func newRestoreCommand() *cobra.Command {
+	var f restoreFlags
+	cmd := &cobra.Command{
+		Use:   "restore --config FILE BACKUP",
+		Short: "Put a backup in the place of the token store",
+		Long: "Prove a backup and put it in the place where the configuration names the store: its\n" +
+			"length, checksum and seal, its layout, every record and every index. The server must\n" +
+			"be stopped. A store that is there is moved aside, and only with --replace.\n\n" +
+			"What was revoked, disabled or narrowed after the backup was made would come back to\n" +
+			"life with it. The audit log knows: it is proven first, and then all of that is listed\n" +
+			"and taken away again before the store is put into its place. Where there is no audit\n" +
+			"log that reaches back to the backup, --accept-unrevoked is needed. Ids go on above\n" +
+			"every one that was ever used.\n\n" +
+			"With --dry-run nothing is changed: what would be done is shown.",
+		Example: "  tokenward restore --config tokenward.yaml --dry-run tokens.backup\n" +
+			"  tokenward restore --config tokenward.yaml --replace tokens.backup",
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cfg, err := loadConfig(f.config)
+			if err != nil {
+				return err
+			}
+			r := restorer{flags: f, cfg: cfg, log: newLogger(cfg, cmd.ErrOrStderr()), now: time.Now}
+			if err := r.run(cmd.Context(), args[0]); err != nil {
+				return err
+			}
+			if f.asJSON {
+				return r.writeJSON(cmd.OutOrStdout())
+			}
+			_, err = io.WriteString(cmd.OutOrStdout(), r.text())
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&f.config, "config", "tokenward.yaml", "configuration file")
+	cmd.Flags().BoolVar(&f.replace, "replace", false, "move the store that is there aside")
+	cmd.Flags().BoolVar(&f.acceptUnrevoked, "accept-unrevoked", false, "go on although what was revoked since the backup may come back")
+	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "show what would be done, and do nothing")
+	cmd.Flags().BoolVar(&f.asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+// restorer carries one restore through its steps.
+type restorer struct {
+	flags restoreFlags
+	cfg   *Config
+	log   *slog.Logger
+	now   func() time.Time
+
+	peppers  *tokenstore.Peppers
+	manifest boltstore.Manifest
+	lastID   tokenstore.ID // highest known of the backup, the old store and the log
+	lastSeq  uint64
+	old      origin            // the store that is replaced, and how far it had got
+	waiting  map[origin][]byte // events of outboxes that the log lacks
+	past     admin.Past
+	covered  string // why the log does not tell what came after the backup; "": it does
+	undone   []admin.Undone
+	lost     int
+	aside    string // where the old store is now
+}
+
+// origin is where an event came from.
+type origin struct {
+	store string
+	seq   uint64
+}
+
+// wait notes the events that wait in the outbox of s.
+func (r *restorer) wait(s *boltstore.Store) error {
+	events, err := s.Pending(tokenstore.MaxOutbox)
+	for _, e := range events {
+		r.waiting[origin{s.ID(), e.Seq}] = e.Payload
+	}
+	return err
+}
+
+// run restores in steps, of which only the last two change anything that was
+// there: the events that waited go into the audit log, and the finished store
+// takes the old one's place under its name in one rename.
+func (r *restorer) run(ctx context.Context, backup string) (err error) {
+	r.waiting = make(map[origin][]byte)
+	if r.peppers, err = readPeppers(r.cfg.TokenStore.PepperFiles); err != nil {
+		return err
+	}
+	release, err := r.holdOld()
+	if err != nil {
+		return err
+	}
+	defer release()
+	copied, err := r.copyOut(backup)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if rerr := os.Remove(copied); !errors.Is(rerr, fs.ErrNotExist) {
+			err = errors.Join(err, rerr)
+		}
+	}()
+	if err := r.prove(ctx, copied); err != nil {
+		return err
+	}
+	if err := r.compare(ctx, copied); err != nil {
+		return err
+	}
+	if r.covered != "" && !r.flags.acceptUnrevoked {
+		return fmt.Errorf("%s, so tokens that were revoked after %s may come back to life\nPut the audit log of that time at %s, or say --accept-unrevoked and look through `tokenward token list` afterwards", r.covered, r.manifest.Time.Format(time.RFC3339), r.cfg.Audit.Path)
+	}
+	if r.flags.dryRun {
+		return nil
+	}
+	if err := r.finish(ctx, copied); err != nil {
+		return err
+	}
+	return r.place(copied)
+}
+
+// holdOld keeps the store that is to be replaced from being served meanwhile,
+// and reads how far it had got.
+func (r *restorer) holdOld() (release func(), err error) {
+	path := r.cfg.TokenStore.Path
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		return func() {}, nil
+	}
+	if !r.flags.replace && !r.flags.dryRun {
+		return nil, fmt.Errorf("there is a token store at %s: add --replace to have it moved aside, or name another place in tokenstore.path", path)
+	}
+	old, err := boltstore.Open(boltstore.Options{Path: path, Peppers: r.peppers, Logger: r.log})
+	switch {
+	case err == nil:
+		var seq uint64
+		r.lastID, seq, err = old.Position()
+		r.old = origin{old.ID(), seq}
+		if err = errors.Join(err, r.wait(old), old.Close()); err != nil {
+			return nil, err
+		}
+	case errors.Is(err, boltstore.ErrInUse):
+		return nil, fmt.Errorf("%w\nA live store is never replaced", err)
+	default:
+		r.log.Warn("the store that is to be replaced cannot be read: what it did last may be missing in the audit log", "error", err)
+	}
+	return boltstore.Hold(path)
+}
+
+// copyOut copies the store's file out of the backup, beside its place.
+func (r *restorer) copyOut(backup string) (path string, err error) {
+	in, err := os.Open(backup) //nolint:gosec // the operator names it
+	if err != nil {
+		return "", fmt.Errorf("%s %w", backup, fileProblem(err))
+	}
+	defer in.Close() //nolint:errcheck // it was only read
+	out, err := os.CreateTemp(filepath.Dir(r.cfg.TokenStore.Path), ".tokenward-restore-*")
+	if err != nil {
+		return "", fmt.Errorf("restore: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(out.Name()))
+		}
+	}()
+	r.manifest, err = boltstore.ReadBackup(in, out, r.peppers)
+	if err = errors.Join(err, out.Sync(), out.Close()); err != nil {
+		return "", fmt.Errorf("%s: %w", backup, err)
+	}
+	_, _, err = boltstore.Upgrade(out.Name(), 0)
+	return out.Name(), err
+}
+
+// prove checks everything in the copy.
+func (r *restorer) prove(ctx context.Context, path string) error {
+	s, err := boltstore.Open(boltstore.Options{Path: path, Peppers: r.peppers, Logger: r.log})
+	if err != nil {
+		return err
+	}
+	var faults []string
+	err = s.Check(ctx, func(fault string) {
+		if len(faults) < 20 {
+			faults = append(faults, fault)
+		}
+	})
+	if err = errors.Join(err, r.wait(s), s.Close()); err != nil {
+		return err
+	}
+	if len(faults) > 0 {
+		return fmt.Errorf("the backup is whole, but the store in it was not sound:\n  %s\nRestore an earlier one", strings.Join(faults, "\n  "))
+	}
+	return nil
+}
+
+// compare reads from the audit log what happened after the backup.
+func (r *restorer) compare(ctx context.Context, path string) error {
+	r.lastID, r.lastSeq = max(r.lastID, r.manifest.LastID), r.manifest.LastSeq
+	if r.old.store == r.manifest.Store {
+		r.lastSeq = max(r.lastSeq, r.old.seq)
+	}
+	if err := r.readLog(); err != nil {
+		return err
+	}
+	s, service, err := r.openCopy(path)
+	if err != nil {
+		return err
+	}
+	r.undone, r.lost, err = service.Undone(ctx, &r.past)
+	return errors.Join(err, s.Close())
+}
+
+func (r *restorer) openCopy(path string) (*boltstore.Store, *admin.Service, error) {
+	s, err := boltstore.Open(boltstore.Options{Path: path, Peppers: r.peppers, Logger: r.log})
+	if err != nil {
+		return nil, nil, err
+	}
+	service, err := admin.New(s, s, r.peppers, r.now, r.cfg.serviceOptions())
+	if err != nil {
+		return nil, nil, errors.Join(err, s.Close())
+	}
+	return s, service, nil
+}
+
+// readLog proves the audit log and takes from it what this store did after the
+// backup. Where the log is not whole, or does not reach from the backup to its
+// own end, r.covered says why.
+func (r *restorer) readLog() error {
+	path := r.cfg.Audit.Path
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		r.covered = "there is no audit log at " + path
+		return nil
+	}
+	keys := audit.Keys{MAC: r.peppers.AuditKeys()}
+	if file := r.cfg.Audit.SigningKeyFile; file != "" {
+		key, err := readVerifyKey(file)
+		if err != nil {
+			return err
+		}
+		keys.Signing = key
+	}
+	report, err := audit.Verify(path, keys)
+	if err != nil {
+		return err
+	}
+	if len(report.Faults) > 0 {
+		r.covered = "the audit log is not whole (" + report.Faults[0].String() + ")"
+	}
+	have := map[uint64]bool{} // numbers from the backup's on
+	for record, err := range audit.Records(path) {
+		if err != nil {
+			if r.covered != "" {
+				break // what can be read is used all the same
+			}
+			return err
+		}
+		delete(r.waiting, origin{record.Source, record.Seq})
+		r.record(record, have)
+	}
+	// What still waited is younger than all that the log has of that store.
+	for _, from := range r.waitingOf(r.manifest.Store) {
+		e, err := audit.Decode(r.waiting[from])
+		if err != nil {
+			continue // it goes into the log as unreadable
+		}
+		r.record(audit.Record{Source: from.store, Seq: from.seq, Event: e}, have)
+	}
+	reaches := r.manifest.LastSeq == 0 || have[r.manifest.LastSeq]
+	for seq := r.manifest.LastSeq + 1; seq <= r.lastSeq && reaches; seq++ {
+		reaches = have[seq]
+	}
+	if !reaches && r.covered == "" {
+		r.covered = "the audit log does not tell all that happened to this store since the backup"
+	}
+	return nil
+}
+
+// waitingOf lists the waiting events of one store in their order.
+func (r *restorer) waitingOf(store string) []origin {
+	var list []origin
+	for from := range r.waiting {
+		if from.store == store {
+			list = append(list, from)
+		}
+	}
+	slices.SortFunc(list, func(a, b origin) int { return cmp.Compare(a.seq, b.seq) })
+	return list
+}
+
+// record takes one event of a store.
+func (r *restorer) record(record audit.Record, have map[uint64]bool) {
+	if record.Source != r.manifest.Store {
+		return
+	}
+	r.lastSeq = max(r.lastSeq, record.Seq)
+	if e := &record.Event; e.Outcome == audit.Success {
+		r.lastID = max(r.lastID, tokenstore.ID(e.Target.Token))
+	}
+	if record.Seq >= r.manifest.LastSeq {
+		have[record.Seq] = true
+	}
+	if record.Seq > r.manifest.LastSeq {
+		r.past.Add(record.Event)
+	}
+}
+
+// finish makes the copy the store that is to be: its waiting events are in the
+// audit log, its numbers go on above all, and what was taken away is away.
+func (r *restorer) finish(ctx context.Context, path string) error {
+	if err := r.deliver(); err != nil {
+		return err
+	}
+	if err := boltstore.Raise(path, r.lastID, r.lastSeq); err != nil {
+		return err
+	}
+	s, service, err := r.openCopy(path)
+	if err != nil {
+		return err
+	}
+	reason := fmt.Sprintf("the backup of %s was restored, %s taken away again", r.manifest.Time.Format(time.RFC3339), counted(len(r.undone), "change"))
+	return errors.Join(service.TakeAgain(ctx, r.undone, reason), s.Close())
+}
+
+// deliver brings the events that waited into the audit log.
+func (r *restorer) deliver() error {
+	if len(r.waiting) == 0 {
+		return nil
+	}
+	log, _, err := openAudit(r.cfg, r.peppers, r.now())
+	if err != nil {
+		return err
+	}
+	for store := range map[string]bool{r.old.store: true, r.manifest.Store: true} {
+		var entries []audit.Entry
+		for _, from := range r.waitingOf(store) {
+			entries = append(entries, audit.Entry{Seq: from.seq, Payload: r.waiting[from]})
+		}
+		for batch := range slices.Chunk(entries, audit.MaxBatch) {
+			if _, aerr := log.AppendEntries(r.now(), store, batch); aerr != nil {
+				return errors.Join(aerr, log.Close(r.now()))
+			}
+		}
+	}
+	return log.Close(r.now())
+}
+
+// place gives the copy the store's name. At no instant there is no store under it.
+func (r *restorer) place(copied string) error {
+	path := r.cfg.TokenStore.Path
+	if _, err := os.Lstat(path); err == nil {
+		r.aside = fmt.Sprintf("%s.replaced-%s", path, r.now().UTC().Format("20060102T150405Z"))
+		if err := os.Link(path, r.aside); err != nil {
+			return fmt.Errorf("move the old store aside: %w", err)
+		}
+		if err := os.Rename(copied, path); err != nil {
+			return err
+		}
+	} else if err := os.Link(copied, path); err != nil {
+		return fmt.Errorf("put the store into its place: %w", err)
+	}
+	return syncFolder(filepath.Dir(path))
+}
+
+func (r *restorer) text() string {
+	var b strings.Builder
+	m := &r.manifest
+	fmt.Fprintf(&b, "The backup of %s is sound: %s, last id %d.\n", m.Time.Format(time.RFC3339), counted(int(m.Tokens), "token"), m.LastID) //nolint:gosec // a count of tokens
+	if r.covered != "" {
+		fmt.Fprintf(&b, "Warning: %s. Look through `tokenward token list` for what should not be there.\n", r.covered)
+	}
+	verb := "was taken away again"
+	if r.flags.dryRun {
+		verb = "would be taken away again"
+	}
+	for i := range r.undone {
+		u := &r.undone[i]
+		fmt.Fprintf(&b, "token %d (%s, account %d) %s by %s: it %s\n", u.ID, shownText(u.Name), u.Account, u.Detail, u.At.UTC().Format(time.RFC3339), verb)
+	}
+	if r.lost > 0 {
+		fmt.Fprintf(&b, "%s made after the backup and are gone; their ids are not used again.\n", were(r.lost))
+	}
+	if r.flags.dryRun {
+		b.WriteString("Nothing was changed.\n")
+		return b.String()
+	}
+	if r.aside != "" {
+		fmt.Fprintf(&b, "The store that was there is now %s.\n", r.aside)
+	}
+	fmt.Fprintf(&b, "Restored to %s. Ids go on above %d. Start the server.\n", r.cfg.TokenStore.Path, r.lastID)
+	return b.String()
+}
+
+func were(n int) string {
+	if n == 1 {
+		return "1 token was"
+	}
+	return fmt.Sprintf("%d tokens were", n)
+}
+
+func (r *restorer) writeJSON(w io.Writer) error {
+	type taken struct {
+		ID      tokenstore.ID `json:"id"`
+		Account uint64        `json:"account"`
+		Name    string        `json:"name"`
+		Verb    audit.Word    `json:"verb"`
+		Detail  string        `json:"detail"`
+		At      time.Time     `json:"at"`
+	}
+	out := struct {
+		Restored  bool               `json:"restored"`
+		Backup    boltstore.Manifest `json:"backup"`
+		Warning   string             `json:"warning,omitempty"`
+		TakenAway []taken            `json:"taken_away"`
+		Lost      int                `json:"lost"`
+		LastID    tokenstore.ID      `json:"last_id"`
+		Replaced  string             `json:"replaced,omitempty"`
+	}{!r.flags.dryRun, r.manifest, r.covered, []taken{}, r.lost, r.lastID, r.aside}
+	for i := range r.undone {
+		u := &r.undone[i]
+		out.TakenAway = append(out.TakenAway, taken{u.ID, u.Account, u.Name, u.Verb, u.Detail, u.At.UTC()})
+	}
+	return json.NewEncoder(w).Encode(out)
+}
