@@ -1,6 +1,7 @@
 package enforce
 
 import (
+	"bytes"
 	"fmt"
 	"maps"
 	"slices"
@@ -291,13 +292,14 @@ func (p *Policy) match(q *canon.Request, v *vars) *Route {
 	if len(q.Path) == 0 || q.Path[0] != '/' {
 		return nil
 	}
-	m := matcher{method: q.Method, path: q.Path, vars: v}
+	m := matcher{method: q.Method, path: q.Path, vars: v, encoded: bytes.IndexByte(q.Path, '%') >= 0}
 	return m.from(&p.root, 1, 0)
 }
 
 type matcher struct {
 	method, path []byte
 	vars         *vars
+	encoded      bool // some segment is percent-encoded
 }
 
 // from matches the segments from path[start:] on below n; nvars variables are
@@ -313,7 +315,7 @@ func (m *matcher) from(n *node, start, nvars int) *Route {
 	for end < len(m.path) && m.path[end] != '/' {
 		end++
 	}
-	if next := n.literal(m.path[start:end]); next != nil {
+	if next := m.literal(n, m.path[start:end]); next != nil {
 		if r := m.from(next, end+1, nvars); r != nil {
 			return r
 		}
@@ -330,24 +332,24 @@ func (m *matcher) from(n *node, start, nvars int) *Route {
 // maxDecoded bounds the literal segments that a percent-encoded one can equal.
 const maxDecoded = 256
 
-func (n *node) literal(raw []byte) *node {
+// literal is the child of n for a literal segment. A percent-encoded one is
+// decoded first.
+func (m *matcher) literal(n *node, raw []byte) *node {
 	if n.literals == nil {
 		return nil
 	}
-	for _, c := range raw {
-		if c == '%' {
-			if len(raw) > 3*maxDecoded {
-				return nil
-			}
-			var buf [3 * maxDecoded]byte
-			decoded, ok := canon.AppendDecoded(buf[:0], raw)
-			if !ok {
-				return nil
-			}
-			return n.literals[string(decoded)]
-		}
+	if !m.encoded || bytes.IndexByte(raw, '%') < 0 {
+		return n.literals[string(raw)]
 	}
-	return n.literals[string(raw)]
+	if len(raw) > 3*maxDecoded {
+		return nil
+	}
+	var buf [3 * maxDecoded]byte
+	decoded, ok := canon.AppendDecoded(buf[:0], raw)
+	if !ok {
+		return nil
+	}
+	return n.literals[string(decoded)]
 }
 
 // pick chooses among routes of one path: a named method beats any.

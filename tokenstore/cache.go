@@ -9,7 +9,6 @@ import (
 	"sync/atomic"
 
 	"github.com/maypok86/otter/v2"
-	"github.com/maypok86/otter/v2/stats"
 )
 
 // ErrBrokenSecret says that a presented text cannot be a secret by its form.
@@ -55,7 +54,7 @@ type Cache struct {
 	generations [1 << 16]atomic.Uint32
 
 	lookups [16]lookups // by a byte of the hash, so that cores rarely share one
-	evicted evictions
+	evicted atomic.Uint64
 }
 
 // entry is what the cache keeps of a secret.
@@ -82,7 +81,7 @@ func NewCache(store DigestReader, peppers *Peppers, formats *Formats, maxEntries
 	if maxEntries == 0 {
 		return c, nil
 	}
-	entries, err := otter.New(&otter.Options[Digest, entry]{MaximumSize: maxEntries, StatsRecorder: &c.evicted})
+	entries, err := otter.New(&otter.Options[Digest, entry]{MaximumSize: maxEntries, OnAtomicDeletion: c.countEviction})
 	if err != nil {
 		return nil, fmt.Errorf("make token cache: %w", err)
 	}
@@ -184,7 +183,7 @@ type CacheStats struct {
 // Stats returns the counts. They are read one after another, not at one
 // instant.
 func (c *Cache) Stats() CacheStats {
-	s := CacheStats{Evictions: c.evicted.n.Load()}
+	s := CacheStats{Evictions: c.evicted.Load()}
 	for i := range c.lookups {
 		s.Hits += c.lookups[i].hits.Load()
 		s.Misses += c.lookups[i].misses.Load()
@@ -197,11 +196,10 @@ func (c *Cache) Stats() CacheStats {
 	return s
 }
 
-// evictions counts what the bound pushed out, the only one of the library's
-// statistics that it alone knows.
-type evictions struct {
-	stats.NoopRecorder
-	n atomic.Uint64
+// countEviction counts what the bound pushed out. The library's own statistics
+// would cost every hit a guarded call.
+func (c *Cache) countEviction(e otter.DeletionEvent[Digest, entry]) {
+	if e.WasEvicted() {
+		c.evicted.Add(1)
+	}
 }
-
-func (e *evictions) RecordEviction(uint32) { e.n.Add(1) }

@@ -169,17 +169,18 @@ func wellFormed(text []byte, prefixLen int) bool {
 	if len(text) != prefixLen+1+bodyLen {
 		return false
 	}
-	ok := true
-	for _, c := range text[prefixLen+1:] {
-		ok = ok && isBase62[c]
-	}
-	if !ok {
-		return false
-	}
 	var sum [checksumLen]byte
 	split := len(text) - checksumLen
 	checksum(text[:split], &sum)
-	return string(text[split:]) == string(sum[:])
+	if string(text[split:]) != string(sum[:]) {
+		return false // garbage is refused before its characters are looked at
+	}
+	for _, c := range text[prefixLen+1:] {
+		if !isBase62[c] {
+			return false
+		}
+	}
+	return true
 }
 
 // isBase62 tells the characters of a secret's body, as a table because every
