@@ -19,9 +19,10 @@ import (
 const reloadEvery = 2 * time.Second
 
 // watch reloads on SIGHUP and whenever the content of the configuration file, or
-// of a certificate that it names, has changed, until ctx ends or failed tells of a
-// listener that broke, whose error it returns. The app's configuration changes in
-// here only. A configuration that came from no file is not watched.
+// of a certificate that it names, has changed and then stayed the same for
+// reloadEvery, until ctx ends or failed tells of a listener that broke, whose error
+// it returns. The app's configuration changes in here only. A configuration that
+// came from no file is not watched.
 func (a *app) watch(ctx context.Context, failed <-chan error) error {
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
@@ -29,7 +30,7 @@ func (a *app) watch(ctx context.Context, failed <-chan error) error {
 	tick := time.NewTicker(reloadEvery)
 	defer tick.Stop()
 	path := a.path
-	seen := a.fingerprint(path)
+	files := newChanges(a.fingerprint(path))
 	for {
 		select {
 		case <-ctx.Done():
@@ -38,15 +39,32 @@ func (a *app) watch(ctx context.Context, failed <-chan error) error {
 			return err
 		case <-hangup:
 		case <-tick.C:
-			if path == "" || a.fingerprint(path) == seen {
+			if path == "" || !files.settled(a.fingerprint(path)) {
 				continue
 			}
 		}
 		if path != "" {
-			seen = a.fingerprint(path)
+			files = newChanges(a.fingerprint(path))
 			a.reload(path)
 		}
 	}
+}
+
+// changes tells when files have changed and are not being written any more: half
+// of a file can be a sound configuration that lets more through than the whole, as
+// when it ends before the scopes of its last route.
+type changes struct {
+	loaded [sha256.Size]byte // what is in force
+	last   [sha256.Size]byte // what there was at the last look
+}
+
+func newChanges(loaded [sha256.Size]byte) changes { return changes{loaded: loaded, last: loaded} }
+
+// settled takes what there is now, and reports whether it is to be loaded.
+func (c *changes) settled(now [sha256.Size]byte) bool {
+	same := now == c.last
+	c.last = now
+	return same && now != c.loaded
 }
 
 // fingerprint is a digest of what the watched files hold. A file that cannot be

@@ -291,3 +291,16 @@ func TestSignedIdentityReachesTheUpstreamAndItsKeyIsPublished(t *testing.T) {
 		t.Errorf("published: %s, %v", body, err)
 	}
 }
+
+// TestHalfWrittenFileIsNotLoaded looks at files as watch does, once each tick.
+func TestHalfWrittenFileIsNotLoaded(t *testing.T) {
+	c := newChanges([32]byte{'a'})
+	for i, look := range []struct {
+		found byte
+		load  bool
+	}{{'a', false}, {'h', false}, {'b', false}, {'b', true}, {'b', true}, {'h', false}, {'a', false}, {'a', false}} {
+		if got := c.settled([32]byte{look.found}); got != look.load {
+			t.Errorf("look %d at %c: load is %v", i+1, look.found, got)
+		}
+	}
+}
