@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"strconv"
 	"time"
 )
 
@@ -210,7 +211,13 @@ func (f *forward) composeRequest() []byte {
 			if !r.ExpectContinue {
 				continue
 			}
-		case kindContentLength, kindTransferEncoding:
+		case kindContentLength: // written anew: no white space or letter case is left to be read in another way
+			dst = strconv.AppendInt(append(dst, "Content-Length: "...), r.ContentLength, 10)
+			dst = append(dst, "\r\n"...)
+			continue
+		case kindTransferEncoding: // likewise
+			dst = append(dst, "Transfer-Encoding: chunked\r\n"...)
+			continue
 		case kindOther, kindDate:
 			if l.drop {
 				continue

@@ -66,6 +66,21 @@ func TestRequestHeadIsForwardedByteForByte(t *testing.T) {
 	}
 }
 
+// TestFramingIsNotLeftToBeReadInAnotherWay: readers differ in whether a coding
+// behind a tab, or with white space after it, is one.
+func TestFramingIsNotLeftToBeReadInAnotherWay(t *testing.T) {
+	for framing, want := range map[string]string{
+		"transfer-ENCODING:\tChunKED \t\r\n\r\n0\r\n\r\n": "Transfer-Encoding: chunked\r\n\r\n",
+		"content-LENGTH:\t 0\t \r\n\r\n":                  "Content-Length: 0\r\n\r\n",
+		"Content-Length:3\r\n\r\nabc":                     "Content-Length: 3\r\n\r\n",
+	} {
+		got, _ := rawRequest(t, "PUT / HTTP/1.1\r\nHost: h\r\nA: 1\r\n"+framing, nil)
+		if want = "PUT / HTTP/1.1\r\nHost: h\r\nA: 1\r\n" + want; got != want {
+			t.Errorf("%q: upstream got\n%q, want\n%q", framing, got, want)
+		}
+	}
+}
+
 func TestHopByHopFieldsStayBehind(t *testing.T) {
 	raw := "GET / HTTP/1.1\r\nHost: h\r\nConnection: keep-alive, X-Gone, te\r\nKeep-Alive: 5\r\nProxy-Connection: close\r\n" +
 		"Proxy-Authorization: x\r\nProxy: x\r\nTE: trailers, gzip\r\nUpgrade: websocket\r\nHTTP2-Settings: x\r\nX-Gone: 1\r\nX-Kept: 1\r\n\r\n"
