@@ -82,7 +82,9 @@ type Options struct {
 	// and the rate alone bounds them.
 	Backlog func() int
 
-	// Usage returns what is known of the use of a token. nil: nothing is.
+	// Usage returns what is known of the use of a token, up to the latest request.
+	// It may wait for the store, so it is never called within a change. nil: nothing
+	// is known.
 	Usage func(t *tokenstore.Token) (usage.Record, error)
 }
 

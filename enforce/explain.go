@@ -145,9 +145,17 @@ func tokenDetail(m tokenstore.Match, now time.Time) string {
 		text += ", begins " + t.NotBefore.Format(time.RFC3339)
 	}
 	if m.Secret != nil && m.Secret.InGrace() {
-		text += "; the secret has been replaced and ends " + m.Secret.Ends.At.Format(time.RFC3339)
+		text += "; the secret has been replaced and ends " + secretEnd(m.Secret)
 	}
 	return text
+}
+
+// secretEnd says when a secret that was replaced ends.
+func secretEnd(s *tokenstore.SecretRecord) string {
+	if s.Silence > 0 {
+		return "once it was not used for " + s.Silence.String()
+	}
+	return s.Ends.At.Format(time.RFC3339)
 }
 
 func sourceDetail(t *tokenstore.Token, q *canon.Request) string {

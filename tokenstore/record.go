@@ -9,9 +9,13 @@ import (
 	"time"
 )
 
-// recordVersion is the first byte of every record. A new field means a new
-// version, a case in DecodeRecord that still reads the old one, and a fuzz seed.
-const recordVersion = 1
+// The first byte of every record says which fields it has. A new field means a
+// new version, a case in DecodeRecord that still reads the old one, and a fuzz
+// seed. A record is written in the oldest version that holds what it has to say.
+const (
+	recordPlain   = 1
+	recordSilence = 2 // secrets have Silence, at least one of them more than none
+)
 
 // ErrRecord says that stored bytes are no record of a token.
 var ErrRecord = errors.New("record is damaged: restore the store from a backup")
@@ -23,7 +27,11 @@ func EncodeRecord(dst []byte, t *Token) ([]byte, error) {
 	if faults := t.Validate(); len(faults) > 0 {
 		return nil, fmt.Errorf("encode token %d: %w", t.ID, faults)
 	}
-	w := recordWriter{append(dst, recordVersion)}
+	version := byte(recordPlain)
+	if t.AwaitsSilence() {
+		version = recordSilence
+	}
+	w := recordWriter{append(dst, version)}
 	w.uint(uint64(t.ID))
 	w.uint(t.Account)
 	w.uint(t.Owner)
@@ -70,6 +78,9 @@ func EncodeRecord(dst []byte, t *Token) ([]byte, error) {
 		w.text(s.Last4)
 		w.time(s.CreatedAt)
 		w.expiry(s.Ends)
+		if version == recordSilence {
+			w.uint(uint64(s.Silence / time.Second)) //nolint:gosec // Validate bounds it
+		}
 	}
 	return w.b, nil
 }
@@ -80,8 +91,9 @@ func DecodeRecord(b []byte) (*Token, error) {
 	if len(b) == 0 {
 		return nil, ErrRecord
 	}
-	if b[0] != recordVersion {
-		return nil, fmt.Errorf("record has version %d, this program reads %d: use the newer program that wrote it", b[0], recordVersion)
+	version := b[0]
+	if version != recordPlain && version != recordSilence {
+		return nil, fmt.Errorf("record has version %d, this program reads up to %d: use the newer program that wrote it", version, recordSilence)
 	}
 	// One string holds all the texts of the token: one allocation instead of
 	// one for each, and less memory for a cached token.
@@ -122,9 +134,12 @@ func DecodeRecord(b []byte) (*Token, error) {
 			r.bytes(s.Digest[:])
 			r.bytes(s.Pepper[:])
 			s.Scheme, s.Last4, s.CreatedAt, s.Ends = Scheme(r.byte()), r.text(), r.time(), r.expiry()
+			if version == recordSilence {
+				s.Silence = r.seconds()
+			}
 		}
 	}
-	if r.failed || len(r.b) != 0 || len(t.Validate()) > 0 {
+	if r.failed || len(r.b) != 0 || t.AwaitsSilence() != (version == recordSilence) || len(t.Validate()) > 0 {
 		return nil, ErrRecord
 	}
 	return t, nil
@@ -253,6 +268,15 @@ func (r *recordReader) time() time.Time {
 		return time.Time{}
 	}
 	return time.UnixMilli(int64(n - 1)).UTC() //nolint:gosec // bounded by the line above
+}
+
+func (r *recordReader) seconds() time.Duration {
+	n := r.uint()
+	if n > uint64(MaxSilence/time.Second) {
+		r.fail()
+		return 0
+	}
+	return time.Duration(n) * time.Second //nolint:gosec // bounded by the line above
 }
 
 func (r *recordReader) expiry() Expiry {

@@ -188,11 +188,17 @@ type SecretRecord struct {
 	Last4     string   // last four characters of the text, for people
 	CreatedAt time.Time
 	Ends      Expiry // Never, or the deadline given when it was replaced
+	// Silence ends a replaced secret once it has not been used for so long: whole
+	// seconds up to MaxSilence. 0: silence does not end it.
+	Silence time.Duration
 }
 
+// MaxSilence bounds [SecretRecord.Silence].
+const MaxSilence = 90 * 24 * time.Hour
+
 // InGrace reports whether the secret has been replaced and works only until
-// its deadline. Such a secret may use the API but not manage tokens.
-func (s *SecretRecord) InGrace() bool { return !s.Ends.Never }
+// its deadline, or until it has been silent for long enough. Such a secret may use the API but not manage tokens.
+func (s *SecretRecord) InGrace() bool { return !s.Ends.Never || s.Silence > 0 }
 
 // MaxSecrets is how many secrets one token can have: the current one and the
 // one that rotation is replacing.
@@ -229,6 +235,11 @@ type Token struct {
 
 // IsRoot reports whether t belongs to the root account.
 func (t *Token) IsRoot() bool { return t.Account == Root }
+
+// AwaitsSilence reports whether one of t's secrets ends by silence.
+func (t *Token) AwaitsSilence() bool {
+	return slices.ContainsFunc(t.Secrets, func(s SecretRecord) bool { return s.Silence != 0 })
+}
 
 // Clone returns a deep copy of t.
 func (t *Token) Clone() *Token {

@@ -280,6 +280,8 @@ func (t *Token) validateSecrets(f *Faults) {
 			f.add(fmt.Sprintf("secrets/%d/last4", i), "must be at most four characters")
 		case s.CreatedAt.IsZero() || !validTime(s.CreatedAt) || !s.Ends.valid():
 			f.add(fmt.Sprintf("secrets/%d/created_at", i), "must lie between the years 1970 and 9999")
+		case s.Silence < 0 || s.Silence > MaxSilence || s.Silence%time.Second != 0:
+			f.add(fmt.Sprintf("secrets/%d/ends_after_silence", i), "must be whole seconds, at most 90 days")
 		case i > 0 && s.Digest == t.Secrets[0].Digest:
 			f.add(fmt.Sprintf("secrets/%d", i), "is the same as the first")
 		}

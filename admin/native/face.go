@@ -237,6 +237,7 @@ func (f *Face) rotate(w http.ResponseWriter, r *http.Request, c admin.Caller) er
 	}
 	spec := admin.RotateSpec{Once: once}
 	spec.OldEnds, _ = body.Time("old_ends_at")
+	spec.OldSilence = decodeSilence(body)
 	if err := faults(body); err != nil {
 		return err
 	}

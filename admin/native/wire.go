@@ -68,10 +68,12 @@ type creator struct {
 }
 
 type secret struct {
-	Last4     string   `json:"last4"`
-	CreatedAt string   `json:"created_at"`
-	EndsAt    *string  `json:"ends_at"`
-	LastUsed  *lastUse `json:"last_used"`
+	Last4     string  `json:"last4"`
+	CreatedAt string  `json:"created_at"`
+	EndsAt    *string `json:"ends_at"`
+	// Silence is how long the secret has to be unused to end; absent: however long.
+	Silence  string   `json:"ends_after_silence,omitempty"`
+	LastUsed *lastUse `json:"last_used"`
 }
 
 // lastUse is when, from where, with what and on which route a secret was last
@@ -150,7 +152,7 @@ func render(t *tokenstore.Token, used *usage.Record, now time.Time) token {
 	}
 	for i := range t.Secrets {
 		s := &t.Secrets[i]
-		wire.Secrets = append(wire.Secrets, secret{Last4: s.Last4, CreatedAt: timeText(s.CreatedAt), EndsAt: expiryText(s.Ends), LastUsed: renderUse(used.Of(s.Digest))})
+		wire.Secrets = append(wire.Secrets, secret{Last4: s.Last4, CreatedAt: timeText(s.CreatedAt), EndsAt: expiryText(s.Ends), Silence: silenceText(s.Silence), LastUsed: renderUse(used.Of(s.Digest))})
 	}
 	return wire
 }

@@ -30,6 +30,8 @@ type checker struct {
 	ctx    context.Context //nolint:containedctx // lives as long as one call
 	tx     *bolt.Tx
 	report func(fault string)
+
+	awaiting int // tokens that await a silence
 }
 
 func (c *checker) fault(format string, args ...any) { c.report(fmt.Sprintf(format, args...)) }
@@ -38,7 +40,7 @@ func (c *checker) run() error {
 	for err := range c.tx.Check() {
 		c.fault("page structure: %v", err)
 	}
-	for _, step := range []func() error{c.tokens, c.digests, c.accounts, c.owners, c.children, c.ends, c.counts, c.outbox, c.answers, c.usage} {
+	for _, step := range []func() error{c.tokens, c.digests, c.accounts, c.owners, c.children, c.ends, c.counts, c.outbox, c.answers, c.usage, c.silences} {
 		if err := step(); err != nil {
 			return err
 		}
@@ -77,6 +79,9 @@ func (c *checker) tokens() error {
 			c.fault("token %d is beyond the last id given out, %d", t.ID, last)
 		}
 		c.indexed(t)
+		if silenceOf(t) != nil {
+			c.awaiting++
+		}
 	})
 	if have := readStates(c.tx); err == nil && have != states {
 		c.fault("tokens by state are %v, noted as %v", states, have)

@@ -42,6 +42,7 @@ func (b *batch) finish() error {
 	return errors.Join(
 		b.tx.Bucket(bucketTokens).SetSequence(uint64(b.s.lastID)),
 		writeStates(b.tx, b.now.states),
+		b.stamp(),
 	)
 }
 
@@ -81,6 +82,7 @@ func (b *batch) applyToken(id tokenstore.ID, t *staged) error {
 	return errors.Join(
 		replace(b.tx.Bucket(bucketChildren), before.child, after.child),
 		replace(b.tx.Bucket(bucketEnds), before.end, after.end),
+		moveSilence(b.tx, silenceOf(t.before), silenceOf(t.after)),
 	)
 }
 

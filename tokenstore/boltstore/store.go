@@ -55,6 +55,9 @@ type Options struct {
 	// Logger takes warnings about the file; nil drops them.
 	Logger *slog.Logger
 
+	// Now stamps every commit, see [Store.LastTime]. nil, and a zero time: none.
+	Now func() time.Time
+
 	// LockTimeout is how long to wait for another process to let go of the file,
 	// 0: one second.
 	LockTimeout time.Duration
@@ -77,6 +80,8 @@ type Store struct {
 	db       *bolt.DB
 	peppers  *tokenstore.Peppers
 	onChange func(tokenstore.Change)
+	clock    func() time.Time // nil: commits bear no time
+	lastTime time.Time        // of the last commit before this process
 	id       string
 	formats  atomic.Pointer[tokenstore.Formats]
 	wake     chan struct{}
@@ -136,7 +141,7 @@ func open(o Options) (*Store, error) {
 
 func newStore(db *bolt.DB, o Options) *Store {
 	return &Store{
-		path: o.Path, db: db, peppers: o.Peppers, onChange: o.OnChange,
+		path: o.Path, db: db, peppers: o.Peppers, onChange: o.OnChange, clock: o.Now,
 		wake:    make(chan struct{}, 1),
 		queue:   make(chan *job),
 		closing: make(chan struct{}), written: make(chan struct{}),
@@ -164,6 +169,7 @@ func (s *Store) load() error {
 			}
 		}
 		s.id = m.id
+		s.lastTime = readTime(tx)
 		s.formats.Store(tokenstore.NewFormats(m.prefixes...))
 		s.lastID = tokenstore.ID(tx.Bucket(bucketTokens).Sequence())
 		s.now = readTally(tx)
