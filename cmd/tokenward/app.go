@@ -34,6 +34,7 @@ type app struct {
 	level *slog.LevelVar // of log; nil: a reload does not change it
 
 	vault    *vault
+	upkeep   *upkeep
 	engine   *enforce.Engine
 	registry *metrics.Registry
 	health   *metrics.Health
@@ -73,6 +74,7 @@ func newApp(ctx context.Context, cfg *Config, log *slog.Logger, now func() time.
 	if a.vault, err = openOrBootstrap(ctx, cfg, log, now, a.observeAudit); err != nil {
 		return nil, err
 	}
+	a.now = a.vault.clock.Now
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, a.closeListeners(), a.vault.close())
@@ -85,10 +87,12 @@ func newApp(ctx context.Context, cfg *Config, log *slog.Logger, now func() time.
 	if err := a.buildAdmin(); err != nil {
 		return nil, err
 	}
+	a.upkeep = newUpkeep(a.vault, a.log)
 	a.buildMetrics()
 	if err := a.bind(ctx); err != nil {
 		return nil, err
 	}
+	a.vault.background(a.upkeep.run)
 	a.startStreams()
 	return a, nil
 }
@@ -308,6 +312,10 @@ func (a *app) buildMetrics() {
 	a.health.Watch("store", a.checkStore)
 	a.health.Watch("audit", a.checkAudit)
 	a.health.Watch("upstreams", a.upstreams.check)
+	a.health.Watch("clock", a.vault.clock.check)
+	a.registry.WatchClock(a.vault.clock.stats)
+	a.registry.WatchUsage(a.usageStats)
+	a.registry.WatchUpkeep(a.upkeep.stats)
 	a.metricsServer = &http.Server{
 		Handler:           metrics.NewMux(a.registry, a.health, metrics.MuxOptions{PProf: a.cfg.Metrics.PProf, Keys: a.signingKeys, Log: a.log}),
 		ReadHeaderTimeout: 10 * time.Second,

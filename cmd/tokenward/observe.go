@@ -72,6 +72,8 @@ func (a *app) cacheStats() metrics.CacheStats {
 	return metrics.CacheStats{Entries: s.Entries, Hits: s.Hits, Misses: s.Misses, Evictions: s.Evictions, Outdated: s.Outdated}
 }
 
+func (a *app) usageStats() metrics.UsageStats { return metrics.UsageStats(a.vault.usage.Stats()) }
+
 func (a *app) auditStats() metrics.AuditStats {
 	s := a.vault.log.Stats()
 	out := metrics.AuditStats{Events: s.Events, FileBytes: s.FileBytes, Line: s.Line, Broken: s.Broken}

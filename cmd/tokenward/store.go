@@ -29,6 +29,7 @@ type vault struct {
 	log     *audit.Log
 	service *admin.Service
 	usage   *usage.Recorder
+	clock   *clock
 	peppers *tokenstore.Peppers
 
 	told atomic.Pointer[func(tokenstore.Change)] // of changes, after the cache; nil: nobody
@@ -41,6 +42,15 @@ type vault struct {
 	tasks  sync.WaitGroup
 	ctx    context.Context //nolint:containedctx // see above
 	cancel context.CancelFunc
+}
+
+// stamp is the time for a commit; none while the store is being opened, and the
+// clock is not there yet.
+func (v *vault) stamp() time.Time {
+	if v.clock == nil {
+		return time.Time{}
+	}
+	return v.clock.Now()
 }
 
 // background runs a task until the vault is closed, which waits for it.
@@ -65,10 +75,10 @@ func openVault(cfg *Config, log *slog.Logger, now func() time.Time, create bool,
 	if err != nil {
 		return nil, err
 	}
-	v := &vault{peppers: peppers, now: now, drained: make(chan error, 1)}
+	v := &vault{peppers: peppers, drained: make(chan error, 1)}
 	v.ctx, v.cancel = context.WithCancel(context.Background())
 	opts := boltstore.Options{Path: cfg.TokenStore.Path, Peppers: peppers, Logger: log,
-		OnChange: v.changed}
+		OnChange: v.changed, Now: v.stamp}
 	open := boltstore.Open
 	if create {
 		open = boltstore.Create
@@ -76,6 +86,8 @@ func openVault(cfg *Config, log *slog.Logger, now func() time.Time, create bool,
 	if v.store, err = open(opts); err != nil {
 		return nil, err
 	}
+	v.clock = newClock(now, steadyClock(), v.store.LastTime(), log)
+	v.now = v.clock.Now
 	if err := v.connect(cfg, log, observe); err != nil {
 		return nil, errors.Join(err, v.store.Close())
 	}
@@ -108,6 +120,7 @@ func (v *vault) connect(cfg *Config, log *slog.Logger, observe func(audit.Progre
 	}
 	v.startDrainer(log, observe)
 	v.runUsage(log)
+	v.background(v.clock.run)
 	return nil
 }
 

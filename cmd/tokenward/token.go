@@ -284,23 +284,29 @@ func (t *tokenCommand) newUpdate() *cobra.Command {
 }
 
 func (t *tokenCommand) newRotate() *cobra.Command {
-	var oldEnds string
+	var oldEnds, silence string
 	var finish bool
 	cmd := &cobra.Command{
 		Use:   "rotate ID",
 		Short: "Give a token a second secret, print it once, and end the old one later",
 		Long: "Give a token a second secret and print it, once. The token stays what it is: its id,\n" +
 			"history and limits. The old secret ends after the server's grace period\n" +
-			"(tokenstore.reset_grace) or at --old-ends; --finish ends it now.",
+			"(tokenstore.reset_grace), at --old-ends, or once it has not been used for as long as\n" +
+			"--old-ends-after-silence says; --finish ends it now.",
 		Example: "  tokenward token rotate 7 --old-ends 2d\n" +
+			"  tokenward token rotate 7 --old-ends-after-silence 48h\n" +
 			"  tokenward token rotate 7 --finish",
 		Args: tokenIDs(1, 1),
 		RunE: func(cmd *cobra.Command, ids []string) error {
 			id := ids[0]
-			given := cmd.Flags().Changed("old-ends")
+			given, silent := cmd.Flags().Changed("old-ends"), cmd.Flags().Changed("old-ends-after-silence")
 			switch {
 			case finish && given:
 				return usageError{errors.New("--finish ends the old secret now, so --old-ends has no meaning beside it: leave one out")}
+			case finish && silent:
+				return usageError{errors.New("--finish ends the old secret now, so --old-ends-after-silence has no meaning beside it: leave one out")}
+			case given && silent:
+				return usageError{errors.New("--old-ends and --old-ends-after-silence exclude each other: leave one out")}
 			case finish:
 				one := call{doing: "finish the rotation of " + tokenText(id), id: id, method: http.MethodPost, path: "/tokens/" + id + "/rotate/finish"}
 				return t.one(cmd, one, func(v *tokenView) string {
@@ -315,19 +321,25 @@ func (t *tokenCommand) newRotate() *cobra.Command {
 				}
 				body["old_ends_at"] = wireTime(at)
 			}
+			if silent {
+				body["old_ends_after_silence"] = silence
+			}
 			one := call{doing: "rotate " + tokenText(id), id: id, path: "/tokens/" + id + "/rotate", body: body,
-				field: fieldNames{"old_ends_at": {flag: "old-ends"}}}
+				field: fieldNames{"old_ends_at": {flag: "old-ends"}, "old_ends_after_silence": {flag: "old-ends-after-silence"}}}
 			return t.make(cmd, one, func(v *tokenView) string { return rotatedText(v, t.now()) })
 		},
 	}
 	cmd.Flags().StringVar(&oldEnds, "old-ends", "", "`when` the old secret ends: a time (RFC 3339), or a duration such as 90d or 12h (default: after the grace period)")
+	cmd.Flags().StringVar(&silence, "old-ends-after-silence", "", "end the old secret once it has not been used for this `duration`, such as 48h or 7d")
 	cmd.Flags().BoolVar(&finish, "finish", false, "end the old secret now, and make none")
 	return cmd
 }
 
 func rotatedText(v *tokenView, now time.Time) string {
 	text := fmt.Sprintf("Token %d has a new secret.", v.ID)
-	if len(v.Secrets) > 1 && v.Secrets[1].EndsAt != nil {
+	if len(v.Secrets) > 1 && v.Secrets[1].Silence != "" {
+		text += fmt.Sprintf(" The old one (…%s) ends once it has not been used for %s.", shownText(v.Secrets[1].Last4), shownText(v.Secrets[1].Silence))
+	} else if len(v.Secrets) > 1 && v.Secrets[1].EndsAt != nil {
 		text += fmt.Sprintf(" The old one (…%s) ends %s.", shownText(v.Secrets[1].Last4), timeText(*v.Secrets[1].EndsAt, now))
 	}
 	return text

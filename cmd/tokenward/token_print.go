@@ -131,6 +131,7 @@ type secretView struct {
 	Last4     string     `json:"last4"`
 	CreatedAt time.Time  `json:"created_at"`
 	EndsAt    *time.Time `json:"ends_at"`
+	Silence   string     `json:"ends_after_silence"`
 	LastUsed  *struct {
 		At        time.Time `json:"at"`
 		From      *string   `json:"from"`
@@ -259,6 +260,8 @@ func creatorText(v *tokenView) string {
 
 func secretEndText(s secretView, now time.Time) string {
 	switch {
+	case s.Silence != "":
+		return ", ends once unused for " + shownText(s.Silence)
 	case s.EndsAt == nil:
 		return ""
 	case s.EndsAt.After(now):

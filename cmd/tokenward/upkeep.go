@@ -1,0 +1,143 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"tokenward/admin"
+	"tokenward/metrics"
+	"tokenward/tokenstore/boltstore"
+	"tokenward/tokenstore/usage"
+)
+
+// upkeep is what a running server does with its tokens by itself: it ends old
+// secrets that nobody uses, sweeps what ended long ago, counts what is about to
+// end, and notes the time.
+type upkeep struct {
+	store   *boltstore.Store
+	service *admin.Service
+	usage   *usage.Recorder
+	clock   *clock
+	log     *slog.Logger
+	started time.Time
+
+	// When the last of each began; of run alone.
+	swept, counted time.Time
+
+	sweptTokens, silenced, failures atomic.Uint64
+
+	mu     sync.Mutex // guards what follows; held for moments
+	ending []metrics.Ending
+}
+
+const (
+	upkeepEvery = time.Minute
+	sweepEvery  = time.Hour
+	countEvery  = 5 * time.Minute
+)
+
+// endingDays are the spans for which tokens that end within them are counted.
+var endingDays = []int{1, 7, 30}
+
+func newUpkeep(v *vault, log *slog.Logger) *upkeep {
+	return &upkeep{store: v.store, service: v.service, usage: v.usage, clock: v.clock, log: log, started: v.clock.Now()}
+}
+
+// run keeps up until ctx ends.
+func (u *upkeep) run(ctx context.Context) {
+	tick := time.NewTicker(upkeepEvery)
+	defer tick.Stop()
+	for {
+		u.round(ctx)
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// round does what is due. What does not succeed is tried again in the next.
+func (u *upkeep) round(ctx context.Context) {
+	steps := []func(context.Context) error{u.store.Stamp, u.count, u.endSilent, u.sweep}
+	for _, step := range steps {
+		if err := step(ctx); err != nil && ctx.Err() == nil {
+			u.failures.Add(1)
+			u.log.Warn("the upkeep of tokens did not succeed; it is tried again", "error", errors.Join(err, causeOf(err)))
+		}
+	}
+}
+
+// causeOf is what an answer of the service does not tell its callers.
+func causeOf(err error) error {
+	if e, ok := errors.AsType[*admin.Error](err); ok {
+		return e.Cause
+	}
+	return nil
+}
+
+// endSilent ends the old secrets that have been silent for long enough. A loss of
+// uses in memory makes all of them count as used just then.
+func (u *upkeep) endSilent(ctx context.Context) error {
+	if u.usage.LostSince(u.clock.Now().Add(-silenceTrust)) {
+		return nil
+	}
+	n, err := u.service.EndSilent(ctx, u.store.AwaitingSilence(ctx), u.started)
+	u.silenced.Add(uint64(n)) //nolint:gosec // a count
+	return err
+}
+
+// silenceTrust is how long after the last lost use silence means nothing.
+const silenceTrust = 24 * time.Hour
+
+// sweep forgets what ended long ago.
+func (u *upkeep) sweep(ctx context.Context) error {
+	now := u.clock.Now()
+	if !u.clock.calm() || !u.swept.IsZero() && now.Sub(u.swept) < sweepEvery {
+		return nil
+	}
+	u.swept = now
+	n, err := u.service.Sweep(ctx, u.store.Ending(ctx, time.Time{}, now.Add(-admin.KeepEnded)))
+	u.sweptTokens.Add(uint64(n)) //nolint:gosec // a count
+	if n > 0 {
+		u.log.Info("tokens that ended long ago were swept", "tokens", n)
+	}
+	return err
+}
+
+// count counts the tokens that are about to end, by the index alone: the revoked
+// are not in it at times to come.
+func (u *upkeep) count(ctx context.Context) error {
+	now := u.clock.Now()
+	if !u.counted.IsZero() && now.Sub(u.counted) < countEvery {
+		return nil
+	}
+	u.counted = now
+	var ending []metrics.Ending
+	tokens, from := 0, now
+	for _, days := range endingDays {
+		within := time.Duration(days) * 24 * time.Hour
+		for _, err := range u.store.Ending(ctx, from, now.Add(within)) {
+			if err != nil {
+				return err
+			}
+			tokens++
+		}
+		from = now.Add(within)
+		ending = append(ending, metrics.Ending{Within: within, Tokens: tokens})
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.ending = ending
+	return nil
+}
+
+func (u *upkeep) stats() metrics.UpkeepStats {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return metrics.UpkeepStats{Ending: u.ending, Swept: u.sweptTokens.Load(), Silenced: u.silenced.Load(), Failures: u.failures.Load()}
+}

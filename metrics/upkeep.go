@@ -1,0 +1,134 @@
+package metrics
+
+import (
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// ClockStats are what the clock of a program tells of itself.
+type ClockStats struct {
+	Departure time.Duration // by how much the machine's clock is ahead
+	Alarmed   bool          // it departed by more than is harmless
+	Adopted   uint64        // times that the machine's clock was followed
+}
+
+// WatchClock adds the clock's metrics, as [Registry.WatchStore] does.
+func (r *Registry) WatchClock(f func() ClockStats) {
+	r.prom.MustRegister(&clockCollector{
+		stats:     f,
+		departure: desc("tokenward_clock_departure_seconds", "By how much the machine's clock is ahead of the time that tokens are judged by."),
+		alarm:     desc("tokenward_clock_alarm", "1 while the machine's clock departs by more than is harmless, else 0."),
+		adopted:   desc("tokenward_clock_adopted_total", "Times that the machine's clock was followed."),
+	})
+}
+
+type clockCollector struct {
+	stats                     func() ClockStats
+	departure, alarm, adopted *prometheus.Desc
+}
+
+func (c *clockCollector) Describe(ch chan<- *prometheus.Desc) {
+	ch <- c.departure
+	ch <- c.alarm
+	ch <- c.adopted
+}
+
+func (c *clockCollector) Collect(ch chan<- prometheus.Metric) {
+	s := c.stats()
+	ch <- gauge(c.departure, s.Departure.Seconds())
+	alarm := 0.0
+	if s.Alarmed {
+		alarm = 1
+	}
+	ch <- gauge(c.alarm, alarm)
+	ch <- counter(c.adopted, s.Adopted)
+}
+
+// UsageStats are what the recorder of usage tells of itself.
+type UsageStats struct {
+	Tracked  int    // secrets used since the last write
+	Pending  int    // tokens that a failed write left
+	Early    uint64 // times that memory was nearly full before its time
+	Lost     uint64 // uses without room
+	Failures uint64 // writes that did not succeed
+}
+
+// WatchUsage adds the metrics of usage, as [Registry.WatchStore] does.
+func (r *Registry) WatchUsage(f func() UsageStats) {
+	r.prom.MustRegister(&usageCollector{
+		stats:    f,
+		tracked:  desc("tokenward_usage_tracked_secrets", "Secrets used since their use was last written."),
+		pending:  desc("tokenward_usage_pending_tokens", "Tokens whose use could not be written yet."),
+		early:    desc("tokenward_usage_early_writes_total", "Times that the memory for use was nearly full before it was to be written."),
+		lost:     desc("tokenward_usage_lost_total", "Uses that were not recorded for want of room."),
+		failures: desc("tokenward_usage_write_failures_total", "Writes of use that did not succeed."),
+	})
+}
+
+type usageCollector struct {
+	stats                                   func() UsageStats
+	tracked, pending, early, lost, failures *prometheus.Desc
+}
+
+func (c *usageCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{c.tracked, c.pending, c.early, c.lost, c.failures} {
+		ch <- d
+	}
+}
+
+func (c *usageCollector) Collect(ch chan<- prometheus.Metric) {
+	s := c.stats()
+	ch <- gauge(c.tracked, float64(s.Tracked))
+	ch <- gauge(c.pending, float64(s.Pending))
+	ch <- counter(c.early, s.Early)
+	ch <- counter(c.lost, s.Lost)
+	ch <- counter(c.failures, s.Failures)
+}
+
+// UpkeepStats are what a program does with tokens by itself.
+type UpkeepStats struct {
+	Ending   []Ending // tokens that end soon
+	Swept    uint64   // tokens forgotten after their time
+	Silenced uint64   // old secrets that ended by silence
+	Failures uint64   // rounds that did not succeed
+}
+
+// Ending is how many tokens end within so much time, unless somebody renews them.
+type Ending struct {
+	Within time.Duration
+	Tokens int
+}
+
+// WatchUpkeep adds the metrics of upkeep, as [Registry.WatchStore] does.
+func (r *Registry) WatchUpkeep(f func() UpkeepStats) {
+	r.prom.MustRegister(&upkeepCollector{
+		stats:    f,
+		ending:   desc("tokenward_tokens_ending", "Tokens, not revoked, that expire within so many days.", "days"),
+		swept:    desc("tokenward_tokens_swept_total", "Tokens forgotten since start, 90 days after their end."),
+		silenced: desc("tokenward_secrets_silenced_total", "Old secrets ended since start because nobody used them."),
+		failures: desc("tokenward_upkeep_failures_total", "Rounds of upkeep that did not succeed."),
+	})
+}
+
+type upkeepCollector struct {
+	stats                             func() UpkeepStats
+	ending, swept, silenced, failures *prometheus.Desc
+}
+
+func (c *upkeepCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{c.ending, c.swept, c.silenced, c.failures} {
+		ch <- d
+	}
+}
+
+func (c *upkeepCollector) Collect(ch chan<- prometheus.Metric) {
+	s := c.stats()
+	for _, e := range s.Ending {
+		ch <- gauge(c.ending, float64(e.Tokens), strconv.Itoa(int(e.Within/(24*time.Hour))))
+	}
+	ch <- counter(c.swept, s.Swept)
+	ch <- counter(c.silenced, s.Silenced)
+	ch <- counter(c.failures, s.Failures)
+}
