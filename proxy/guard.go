@@ -192,6 +192,7 @@ func (g *Guard) enter() *passage {
 // leave ends the passage: it is observed and may not be used any more.
 func (g *Guard) leave(p *passage) {
 	g.Streams.release(p)
+	p.decision.Release()
 	g.inFlight.Add(-1)
 	if p.gate != nil {
 		p.gate.leave()
@@ -274,6 +275,7 @@ func (g *Guard) judge(ctx context.Context, p *passage) bool {
 	if observed {
 		allowed = g.Engine.AdmitShadow(&d, p.started)
 	} else {
+		g.Engine.Fail(&d, p.req.Client.Addr, p.started)
 		allowed = g.Engine.Admit(&d, p.started)
 	}
 	p.decision = d
@@ -405,9 +407,9 @@ func (p *passage) prepare() (err error) {
 	start = len(p.scratch)
 	p.scratch = append(p.scratch, p.req.Authority...)
 	add(nameForwardedHost, start)
-	proto := []byte("http")
+	proto := protoHTTP
 	if p.req.Secure {
-		proto = []byte("https")
+		proto = protoHTTPS
 	}
 	p.set = append(p.set, canon.Field{Name: nameForwardedProto, Value: proto}, canon.Field{Name: nameRequestID, Value: p.id[:]})
 	if protocols, _ := p.subprotocols(); protocols != nil {
@@ -417,6 +419,8 @@ func (p *passage) prepare() (err error) {
 }
 
 var (
+	protoHTTP          = []byte("http")
+	protoHTTPS         = []byte("https")
 	nameConnection     = []byte("Connection")
 	nameForwardedFor   = []byte("X-Forwarded-For")
 	nameForwardedHost  = []byte("X-Forwarded-Host")

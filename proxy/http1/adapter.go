@@ -226,11 +226,9 @@ func (w *responseWriter) interim(status int) {
 	if w.x.req.Minor == 0 || w.failed != nil {
 		return
 	}
-	if status == http.StatusContinue {
-		w.x.interimMu.Lock()
-		defer w.x.interimMu.Unlock()
-		w.x.invited = true
-	}
+	w.x.interimMu.Lock() // a reader of the body may write 100 Continue by itself
+	defer w.x.interimMu.Unlock()
+	w.x.invited = w.x.invited || status == http.StatusContinue
 	dst := appendHeader(appendStatus(nil, status), w.header, nil)
 	w.send(append(dst, "\r\n"...))
 }

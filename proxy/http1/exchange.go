@@ -32,7 +32,7 @@ type Exchange struct {
 
 	stallTimeout time.Duration // of the edit; 0: the server's
 
-	interimMu sync.Mutex // guards invited and started where a body is read beside the answer
+	interimMu sync.Mutex // guards invited and started, and held to write 1xx, where a body is read beside the answer
 
 	answered bool // a final answer was begun or given up
 	started  bool // bytes of a final answer went out
