@@ -71,7 +71,9 @@ type lookups struct {
 }
 
 // NewCache returns a cache of at most maxEntries secrets before store; with 0
-// it keeps none. formats are the prefixes recorded in the store.
+// it keeps none. A token of more than entryBytes counts for several, so that the
+// bound is one of memory whatever clients put into their tokens. formats are the
+// prefixes recorded in the store.
 func NewCache(store DigestReader, peppers *Peppers, formats *Formats, maxEntries int) (*Cache, error) {
 	if maxEntries < 0 {
 		return nil, fmt.Errorf("a cache cannot keep %d entries: 0 keeps none", maxEntries)
@@ -81,12 +83,33 @@ func NewCache(store DigestReader, peppers *Peppers, formats *Formats, maxEntries
 	if maxEntries == 0 {
 		return c, nil
 	}
-	entries, err := otter.New(&otter.Options[Digest, entry]{MaximumSize: maxEntries, OnAtomicDeletion: c.countEviction})
+	entries, err := otter.New(&otter.Options[Digest, entry]{
+		MaximumWeight: uint64(maxEntries), Weigher: weigh, OnAtomicDeletion: c.countEviction,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("make token cache: %w", err)
 	}
 	c.entries = entries
 	return c, nil
+}
+
+// entryBytes is what the bound on entries reckons with for each: several times
+// what a token usually takes, and a fiftieth of what one can.
+const entryBytes = 2 << 10
+
+// weigh says for how many entries one counts.
+func weigh(_ Digest, e entry) uint32 {
+	t := e.Token
+	const text, prefix = 16, 32 // what each takes in a list, beside its bytes
+	n := len(t.Name) + len(t.Creator.Name) + len(t.Sources.Text) + prefix*(len(t.Sources.Allow)+len(t.Sources.Deny))
+	for _, s := range t.Scopes {
+		n += text + len(s)
+	}
+	for i := range t.Resources.Grants {
+		g := &t.Resources.Grants[i]
+		n += 2*text + 8 + len(g.Type) + len(g.ID)
+	}
+	return 1 + uint32(n/entryBytes) //nolint:gosec // Validate bounds all of it
 }
 
 // Find returns the token that the presented text is a secret of. A text of a

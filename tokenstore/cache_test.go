@@ -281,6 +281,36 @@ func TestUnknownSecretsDisplaceNothing(t *testing.T) {
 	}
 }
 
+// TestLargeTokensDoNotMultiplyTheCache: the bound on entries is one of memory.
+func TestLargeTokensDoNotMultiplyTheCache(t *testing.T) {
+	store := storetest.NewMemory(nil)
+	const entries = 1000
+	c := newCache(t, store, entries)
+	large := func(tok *tokenstore.Token) {
+		tok.Resources = tokenstore.Resources{}
+		for i := range tokenstore.MaxGrants {
+			tok.Resources.Grants = append(tok.Resources.Grants, tokenstore.Grant{Type: "account", ID: fmt.Sprintf("%060d", i), Level: tokenstore.LevelRead})
+		}
+	}
+	for range 60 {
+		id, secret := issue(t, store)
+		if err := edit(store, id, large); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Find(t.Context(), secret); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const most = 2 * entries / 50 // each counts for more than fifty; eviction lags behind
+	for range 1_000_000 {
+		if c.Stats().Entries <= most {
+			return
+		}
+		runtime.Gosched()
+	}
+	t.Errorf("%d large tokens are kept, want at most %d", c.Stats().Entries, most)
+}
+
 func TestGarbageTouchesNeitherCacheNorStore(t *testing.T) {
 	cache := newCache(t, readerFunc(func(context.Context, tokenstore.Digest) (*tokenstore.Token, error) {
 		t.Error("the store was asked")
