@@ -9,6 +9,8 @@ package enforce
 import (
 	"context"
 	"errors"
+	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"tokenward/enforce/canon"
@@ -34,13 +36,16 @@ type Engine struct {
 	finder Finder
 	limits *limitTable
 	shadow *limitTable // of requests that are only observed
+	others atomic.Pointer[LimitOptions]
+	failed failureTable
 }
 
-// DefaultMaxLimiters bounds the table of rate limiters: about 200 bytes each.
+// DefaultMaxLimiters bounds the table of limits: about 300 bytes for each token,
+// owner or account in it, and twice that with quotas.
 const DefaultMaxLimiters = 1 << 18
 
-// NewEngine returns an engine. maxLimiters bounds how many tokens with a rate
-// limit can be in use at once; 0 means [DefaultMaxLimiters].
+// NewEngine returns an engine. maxLimiters bounds how many tokens, owners and
+// accounts with limits can be in use at once; 0 means [DefaultMaxLimiters].
 func NewEngine(finder Finder, maxLimiters int) *Engine {
 	if maxLimiters <= 0 {
 		maxLimiters = DefaultMaxLimiters
@@ -106,9 +111,39 @@ func (e *Engine) find(ctx context.Context, q *canon.Request) (tokenstore.Match, 
 	return m, StoreUnavailable, err
 }
 
-// Admit charges the request to the token's limits and reports whether they
-// allow it. It changes d into a refusal when they do not. Only a decision that
-// allows is charged.
+// SetLimits replaces the limits besides those of tokens and routes, for all
+// requests from now on. Before the first call there are none.
+func (e *Engine) SetLimits(o LimitOptions) { e.others.Store(&o) }
+
+// KeepCounts has quotas and numbers of uses counted on in the ledger. It is called
+// once, before use; without it they begin anew with each start.
+func (e *Engine) KeepCounts(ledger Ledger) { e.limits.ledger = newLedgerBook(ledger) }
+
+// FlushCounts keeps counts in the ledger ahead of their use, so that requests need
+// not wait for it. It is called every second or so, from one goroutine.
+func (e *Engine) FlushCounts(ctx context.Context, now time.Time) error {
+	return e.limits.ledger.flush(ctx, now, false)
+}
+
+// SettleCounts keeps counts exactly as they are. It is called at the end, when
+// nothing is admitted any more.
+func (e *Engine) SettleCounts(ctx context.Context, now time.Time) error {
+	return e.limits.ledger.flush(ctx, now, true)
+}
+
+// CarryOver gives one token's counts to another that takes its place, before that
+// is used for the first time.
+func (e *Engine) CarryOver(ctx context.Context, from, to tokenstore.ID) error {
+	return e.limits.carryOver(ctx, from, to)
+}
+
+// Admit charges the request to every limit that it is subject to (the token's, the
+// route's, the owner's, the account's), or, where one of them refuses, to none. It
+// changes d into a refusal then, and reports whether d allows. Only a decision that
+// allows is charged. What was admitted ends with [Decision.Release].
+//
+// Admit does no I/O but where a quota or a number of uses needs a further block
+// kept in the ledger, which is at its first use, and when the flush is late.
 func (e *Engine) Admit(d *Decision, now time.Time) bool { return e.admit(e.limits, d, now) }
 
 // AdmitShadow does as Admit on limits of their own, so that observing a route
@@ -122,9 +157,29 @@ func (e *Engine) admit(limits *limitTable, d *Decision, now time.Time) bool {
 	if d.Reason == Public {
 		return true
 	}
-	d.Reason, d.RetryAfter = limits.admit(d.Match.Token, now)
+	limits.admit(d, e.others.Load(), now)
 	return d.Allowed()
 }
 
-// LimitStats returns counts of the rate limiters.
+// Fail counts a failed credential against the client's address, which may be
+// unknown, and changes d into TooManyFailures where there have been too many from
+// there. A decision for any other reason is left alone: a valid credential is never
+// refused for the failures of another.
+func (e *Engine) Fail(d *Decision, client netip.Addr, now time.Time) {
+	o := e.others.Load()
+	if o == nil || d.Reason.Code() != codeInvalidToken {
+		return
+	}
+	if wait, ok := e.failed.failed(o.Failures, client, now); !ok {
+		d.Reason, d.RetryAfter = TooManyFailures, wait
+	}
+}
+
+// AppendLeft appends what is left of each limit that a request with the token on
+// the route is subject to. route may be nil.
+func (e *Engine) AppendLeft(dst []Left, t *tokenstore.Token, route *Route, now time.Time) []Left {
+	return e.limits.appendLeft(dst, t, route, e.others.Load(), now)
+}
+
+// LimitStats returns counts of the table of limits.
 func (e *Engine) LimitStats() LimitStats { return e.limits.stats() }

@@ -347,24 +347,30 @@ func TestAdmitChargesOnlyWhatIsAllowed(t *testing.T) {
 	}
 }
 
+func admit(l *limitTable, t *tokenstore.Token, now time.Time) (Reason, time.Duration) {
+	d := Decision{Reason: Allowed, Match: tokenstore.Match{Token: t}}
+	l.admit(&d, nil, now)
+	return d.Reason, d.RetryAfter
+}
+
 func TestActiveLimiterIsNeverForgotten(t *testing.T) {
 	l := newLimitTable(limitShards) // one in each shard
 	limited := func(id tokenstore.ID) *tokenstore.Token {
 		return &tokenstore.Token{ID: id, Limits: tokenstore.Limits{Rate: 1, Burst: 1}}
 	}
-	if r, _ := l.admit(limited(1), start); r != Allowed {
+	if r, _ := admit(l, limited(1), start); r != Allowed {
 		t.Fatal(r)
 	}
-	if r, retry := l.admit(limited(1+limitShards), start); r != LimitsFull || retry <= 0 {
+	if r, retry := admit(l, limited(1+limitShards), start); r != LimitsFull || retry <= 0 {
 		t.Fatalf("%v, retry %v: the first limiter is in use and its place is the only one", r, retry)
 	}
-	if r, _ := l.admit(limited(1), start); r != RateLimited {
+	if r, _ := admit(l, limited(1), start); r != RateLimited {
 		t.Fatalf("%v: the first limiter was forgotten", r)
 	}
-	if r, _ := l.admit(limited(1+limitShards), start.Add(time.Second)); r != Allowed {
+	if r, _ := admit(l, limited(1+limitShards), start.Add(time.Second)); r != Allowed {
 		t.Fatalf("%v: the first limiter has refilled and could go", r)
 	}
-	if s := l.stats(); s.Tokens != 1 || s.Evicted != 1 || s.Refused != 1 {
+	if s := l.stats(); s.Meters != 1 || s.Evicted != 1 || s.Refused != 1 {
 		t.Fatalf("%+v", s)
 	}
 }
@@ -372,16 +378,16 @@ func TestActiveLimiterIsNeverForgotten(t *testing.T) {
 func TestUpdatedLimitTakesHold(t *testing.T) {
 	l := newLimitTable(0)
 	tok := &tokenstore.Token{ID: 1, Limits: tokenstore.Limits{Rate: 1, Burst: 1}}
-	l.admit(tok, start)
+	admit(l, tok, start)
 	wider := &tokenstore.Token{ID: 1, Limits: tokenstore.Limits{Rate: 1000, Burst: 1000}}
 	at := start.Add(time.Second)
 	for i := range 900 {
-		if r, _ := l.admit(wider, at); i < 1 && r != Allowed {
+		if r, _ := admit(l, wider, at); i < 1 && r != Allowed {
 			t.Fatalf("request %d under the wider limit: %v", i, r)
 		}
 		at = at.Add(time.Millisecond)
 	}
-	if r, _ := l.admit(wider, at); r != Allowed {
+	if r, _ := admit(l, wider, at); r != Allowed {
 		t.Fatal(r)
 	}
 }

@@ -99,7 +99,7 @@ func steps(p *Policy, q *canon.Request, d Decision, now time.Time) []Step {
 		!a.add("resources", r.resourceDetail(p, t, q), RestrictedToken, ResourceNotGranted, LevelTooLow, AmbiguousQuery, ParentUnavailable) {
 		return a.steps
 	}
-	a.add("limits", limitsDetail(&t.Limits), RateLimited, LimitsFull)
+	a.add("limits", limitsDetail(&t.Limits), RateLimited, QuotaExhausted, UsesExhausted, TooManyAtOnce, RouteLimited, OwnerLimited, AccountLimited, LimitsFull)
 	return a.steps
 }
 
@@ -217,10 +217,23 @@ func (r *Route) resourceDetail(p *Policy, t *tokenstore.Token, q *canon.Request)
 }
 
 func limitsDetail(l *tokenstore.Limits) string {
-	if l.Rate == 0 {
-		return "the token has no rate limit"
+	var texts []string
+	if l.Rate != 0 {
+		texts = append(texts, fmt.Sprintf("%g requests a second, %d at once", l.Rate, l.BurstInForce()))
 	}
-	return fmt.Sprintf("%g requests a second, %d at once; not charged here", l.Rate, l.BurstInForce())
+	for _, q := range l.Quotas {
+		texts = append(texts, fmt.Sprintf("%d a %s", q.Count, q.Per))
+	}
+	if l.Uses != 0 {
+		texts = append(texts, fmt.Sprintf("%d for good", l.Uses))
+	}
+	if l.Concurrent != 0 {
+		texts = append(texts, fmt.Sprintf("%d in flight", l.Concurrent))
+	}
+	if len(texts) == 0 {
+		return "the token has no limit of its own"
+	}
+	return strings.Join(texts, "; ") + "; not charged here"
 }
 
 func allOf(items [][]string) string {

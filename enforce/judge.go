@@ -23,12 +23,16 @@ type Decision struct {
 	Scope string
 	// Irregular is what the route does not relax where Reason is IrregularPath.
 	Irregular canon.Irregularity
-	// RetryAfter is how long to wait where Reason is about a limit.
+	// RetryAfter is how long to wait where Reason is about a limit; 0 where that
+	// does not help.
 	RetryAfter time.Duration
+	// Limited is the limit that refused, where Reason is about one.
+	Limited Left
 	// Cause is the store's error where Reason is StoreUnavailable.
 	Cause error
 
-	notFound bool // no_route is answered as 404
+	held     [3]*meter // what is given back by Release
+	notFound bool      // no_route is answered as 404
 }
 
 // Allowed reports whether the request may pass.

@@ -1,6 +1,8 @@
 package enforce
 
 import (
+	"context"
+	"math"
 	"sync"
 	"time"
 
@@ -9,89 +11,216 @@ import (
 	"tokenward/tokenstore"
 )
 
+// LimitOptions hold the limits besides those of tokens and routes.
+type LimitOptions struct {
+	// Account and Owner bound what all tokens of one account, or of one owner
+	// inside an account, do together. Uses is not looked at: it has no meaning
+	// there. Root tokens, which are the operator's, are left out.
+	Account, Owner tokenstore.Limits
+	// Failures bounds failed credentials from one address.
+	Failures FailureLimit
+}
+
+// subject is whose limits a meter measures. Locks of meters are taken in this
+// order.
+type subject uint8
+
+const (
+	ofToken   subject = iota // all that the token does
+	ofRoute                  // what the token does on one route, by the route's default
+	ofOwner                  // what all tokens of one owner do
+	ofAccount                // what all tokens of one account do
+
+	numSubjects
+)
+
+// meterKey names a meter: token; token and route; account and owner; account.
+type meterKey struct {
+	subject subject
+	a, b    uint64
+}
+
 // limitShards divides the table so that requests of different tokens rarely
 // wait for each other.
 const limitShards = 64
 
-// limitTable holds the rate limiters of the tokens in use. It is bounded: a
-// limiter that has refilled is worth nothing and gives way; when none has, a
-// further token is refused rather than an active limiter forgotten.
+// limitTable holds the meters of what is in use. It is bounded: a meter that has
+// nothing to remember gives way, and when none is found, whoever needs a further
+// one is refused rather than an active meter forgotten.
 type limitTable struct {
 	perShard int
+	ledger   *ledgerBook // nil: counts are kept in memory alone
 	shards   [limitShards]limitShard
 }
 
-// limitShard's mutex guards everything below it and is held by one Admit at a
-// time, for the length of a map access.
+// limitShard's mutex guards everything below it and is held for the length of a
+// map access.
 type limitShard struct {
 	mu      sync.Mutex
-	tokens  map[tokenstore.ID]*limiter
+	meters  map[meterKey]*meter
 	evicted uint64
 	refused uint64
 	_       [24]byte
 }
 
-// limiter is one token's bucket and the limits it was made for.
-type limiter struct {
-	bucket *rate.Limiter
-	rate   float64
-	burst  uint64
+// meter measures one subject.
+type meter struct {
+	key meterKey
+
+	mu       sync.Mutex // guards what follows; held for moments only
+	gone     bool       // evicted: it must not be used any more
+	bucket   *rate.Limiter
+	rate     float64 // what bucket was made for
+	burst    uint64
+	inFlight uint64
+	counts   *counts // nil until there is a quota or a number of uses
 }
 
-func newLimitTable(maxTokens int) *limitTable {
-	return &limitTable{perShard: max(1, maxTokens/limitShards)}
+func newLimitTable(maxMeters int) *limitTable {
+	return &limitTable{perShard: max(1, maxMeters/limitShards)}
 }
 
-// admit takes one request from the token's bucket.
-func (l *limitTable) admit(t *tokenstore.Token, now time.Time) (Reason, time.Duration) {
-	if t.Limits.Rate == 0 {
-		return Allowed, 0
-	}
-	bucket := l.bucket(t, now)
-	if bucket == nil {
-		return LimitsFull, time.Second
-	}
-	if bucket.AllowN(now, 1) {
-		return Allowed, 0
-	}
-	missing := 1 - bucket.TokensAt(now)
-	return RateLimited, time.Duration(missing / t.Limits.Rate * float64(time.Second))
+// bound is one subject's limits together with its meter.
+type bound struct {
+	key        meterKey
+	rate       float64
+	burst      uint64
+	concurrent uint64
+	uses       uint64
+	quotas     []tokenstore.Quota
+	meter      *meter
 }
 
-func (l *limitTable) bucket(t *tokenstore.Token, now time.Time) *rate.Limiter {
-	s := &l.shards[uint64(t.ID)%limitShards]
+func (b *bound) set() bool {
+	return b.rate != 0 || b.concurrent != 0 || b.uses != 0 || len(b.quotas) > 0
+}
+
+func (b *bound) counted() bool { return b.uses != 0 || len(b.quotas) > 0 }
+
+// bounds are those that one request is subject to.
+type bounds struct {
+	list [numSubjects]bound
+	n    int
+}
+
+func (bs *bounds) all() []bound { return bs.list[:bs.n] }
+
+func (bs *bounds) add(b bound) {
+	if b.set() {
+		bs.list[bs.n] = b
+		bs.n++
+	}
+}
+
+// of gathers the limits that a request with the token on the route is subject to.
+// A route's limits are for tokens that have none of the kind themselves.
+func (bs *bounds) of(t *tokenstore.Token, r *Route, o *LimitOptions) {
+	bs.add(bound{key: meterKey{ofToken, uint64(t.ID), 0}, rate: t.Limits.Rate, burst: t.Limits.Burst,
+		concurrent: t.Limits.Concurrent, uses: t.Limits.Uses, quotas: t.Limits.Quotas})
+	if r != nil && (r.limits.Rate != 0 || r.limits.Concurrent != 0) {
+		b := bound{key: meterKey{ofRoute, uint64(t.ID), r.hash}}
+		if t.Limits.Rate == 0 {
+			b.rate, b.burst = r.limits.Rate, r.limits.Burst
+		}
+		if t.Limits.Concurrent == 0 {
+			b.concurrent = r.limits.Concurrent
+		}
+		bs.add(b)
+	}
+	if o == nil || t.IsRoot() {
+		return
+	}
+	bs.add(bound{key: meterKey{ofOwner, t.Account, t.Owner}, rate: o.Owner.Rate, burst: o.Owner.Burst,
+		concurrent: o.Owner.Concurrent, quotas: o.Owner.Quotas})
+	bs.add(bound{key: meterKey{ofAccount, t.Account, 0}, rate: o.Account.Rate, burst: o.Account.Burst,
+		concurrent: o.Account.Concurrent, quotas: o.Account.Quotas})
+}
+
+// unlimited reports whether a request is subject to no limit at all.
+func unlimited(t *tokenstore.Token, r *Route, o *LimitOptions) bool {
+	return t.Limits.IsZero() && (r == nil || r.limits.IsZero()) && (o == nil || o.Owner.IsZero() && o.Account.IsZero())
+}
+
+// admit charges one request to all its limits, or to none of them when one
+// refuses. It refuses with StoreUnavailable when a count cannot be made durable.
+func (l *limitTable) admit(d *Decision, o *LimitOptions, now time.Time) {
+	if unlimited(d.Match.Token, d.Route, o) {
+		return
+	}
+	var bs bounds
+	bs.of(d.Match.Token, d.Route, o)
+	for {
+		if !l.find(&bs, now) {
+			d.Reason, d.RetryAfter = LimitsFull, time.Second
+			return
+		}
+		if !bs.lock() {
+			continue // one was evicted in between
+		}
+		uncounted := bs.charge(d, now)
+		bs.unlock()
+		if uncounted == nil {
+			return
+		}
+		// The writing serves others too, so it does not end with this client.
+		if err := l.ledger.reserve(context.Background(), uncounted, now); err != nil {
+			d.Reason, d.Cause = StoreUnavailable, err
+			return
+		}
+	}
+}
+
+// find gets every bound its meter. It reports false where there is no room.
+func (l *limitTable) find(bs *bounds, now time.Time) bool {
+	for i := range bs.all() {
+		if bs.list[i].meter = l.meter(bs.list[i].key, now); bs.list[i].meter == nil {
+			return false
+		}
+	}
+	return true
+}
+
+func (l *limitTable) shard(k meterKey) *limitShard {
+	return &l.shards[(k.a+k.b*31+uint64(k.subject)*7)%limitShards]
+}
+
+func (l *limitTable) meter(k meterKey, now time.Time) *meter {
+	s := l.shard(k)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	one := s.tokens[t.ID]
-	if one == nil {
-		if len(s.tokens) >= l.perShard && !s.evictRefilled(now) {
-			s.refused++
-			return nil
-		}
-		if s.tokens == nil {
-			s.tokens = make(map[tokenstore.ID]*limiter)
-		}
-		one = &limiter{bucket: rate.NewLimiter(rate.Limit(t.Limits.Rate), t.Limits.BurstInForce())}
-		one.rate, one.burst = t.Limits.Rate, t.Limits.Burst
-		s.tokens[t.ID] = one
+	m := s.meters[k]
+	if m != nil {
+		return m
 	}
-	if one.rate != t.Limits.Rate || one.burst != t.Limits.Burst { // the token was updated
-		one.bucket.SetLimitAt(now, rate.Limit(t.Limits.Rate))
-		one.bucket.SetBurstAt(now, t.Limits.BurstInForce())
-		one.rate, one.burst = t.Limits.Rate, t.Limits.Burst
+	if len(s.meters) >= l.perShard && !s.evict(now) {
+		s.refused++
+		return nil
 	}
-	return one.bucket
+	if s.meters == nil {
+		s.meters = make(map[meterKey]*meter)
+	}
+	m = &meter{key: k}
+	s.meters[k] = m
+	return m
 }
 
-// evictLooks is how many limiters are looked at to find one that may go: map
-// order is random, so that the work is constant and no entry is favoured.
+// look returns the meter if there is one.
+func (l *limitTable) look(k meterKey) *meter {
+	s := l.shard(k)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.meters[k]
+}
+
+// evictLooks is how many meters are looked at to find one that may go: map order
+// is random, so that the work is constant and no entry is favoured.
 const evictLooks = 16
 
-func (s *limitShard) evictRefilled(now time.Time) bool {
+func (s *limitShard) evict(now time.Time) bool {
 	looks := 0
-	for id, one := range s.tokens {
-		if one.bucket.TokensAt(now) >= float64(one.bucket.Burst()) {
-			delete(s.tokens, id)
+	for k, m := range s.meters {
+		if m.forget(now) {
+			delete(s.meters, k)
 			s.evicted++
 			return true
 		}
@@ -102,10 +231,258 @@ func (s *limitShard) evictRefilled(now time.Time) bool {
 	return false
 }
 
-// LimitStats counts what the table of rate limiters did.
+// forget marks the meter as gone if it has nothing to remember: its bucket is
+// full, no request is in flight, and its counts are over or kept elsewhere.
+func (m *meter) forget(now time.Time) bool {
+	if !m.mu.TryLock() {
+		return false // in use
+	}
+	defer m.mu.Unlock()
+	if m.inFlight > 0 || m.bucket != nil && m.bucket.TokensAt(now) < float64(m.bucket.Burst()) || !m.counts.forgettable(now) {
+		return false
+	}
+	m.gone = true
+	return true
+}
+
+// lock takes the locks of all meters, in the order of their subjects, so that no
+// two requests wait for each other. It reports false, with none taken, where one
+// is gone.
+func (bs *bounds) lock() bool {
+	for i := range bs.all() {
+		m := bs.list[i].meter
+		m.mu.Lock()
+		if m.gone {
+			for j := range i + 1 {
+				bs.list[j].meter.mu.Unlock()
+			}
+			return false
+		}
+	}
+	return true
+}
+
+func (bs *bounds) unlock() {
+	for i := range bs.all() {
+		bs.list[i].meter.mu.Unlock()
+	}
+}
+
+// charge looks at every limit and, if all have room, takes from all. All locks are
+// held. It returns a bound whose count must first be made durable, and has changed
+// nothing then.
+func (bs *bounds) charge(d *Decision, now time.Time) (uncounted *bound) {
+	last := -1 // the last bound with a rate: taking from it is its check
+	for i := range bs.all() {
+		b := &bs.list[i]
+		if b.concurrent != 0 && b.meter.inFlight >= b.concurrent {
+			b.refuse(d, limitConcurrent, time.Second)
+			return nil
+		}
+		if b.counted() {
+			switch which, left := b.countsLeft(now); left {
+			case countUsedUp:
+				b.refuse(d, which, b.meter.counts.reset(which, now))
+				return nil
+			case countNotDurable:
+				return b
+			case countFree:
+			}
+		}
+		if b.rate != 0 {
+			b.setRate(now)
+			last = i
+		}
+	}
+	for i := range bs.all() {
+		b := &bs.list[i]
+		if b.rate == 0 {
+			continue
+		}
+		if i == last && !b.meter.bucket.AllowN(now, 1) || i != last && b.meter.bucket.TokensAt(now) < 1 {
+			missing := max(0, 1-b.meter.bucket.TokensAt(now))
+			b.refuse(d, limitRate, time.Duration(missing/b.rate*float64(time.Second)))
+			return nil
+		}
+	}
+	held := 0
+	for i := range bs.all() {
+		b := &bs.list[i]
+		if b.rate != 0 && i != last {
+			b.meter.bucket.AllowN(now, 1)
+		}
+		if b.counted() {
+			b.count()
+		}
+		if b.concurrent != 0 {
+			b.meter.inFlight++
+			d.held[held] = b.meter
+			held++
+		}
+	}
+	return nil
+}
+
+// setRate makes the bucket, or adapts it where the limit was changed.
+func (b *bound) setRate(now time.Time) {
+	m := b.meter
+	if m.bucket != nil && m.rate == b.rate && m.burst == b.burst {
+		return
+	}
+	l := tokenstore.Limits{Rate: b.rate, Burst: b.burst}
+	if m.bucket == nil {
+		m.bucket = rate.NewLimiter(rate.Limit(b.rate), l.BurstInForce())
+	} else {
+		m.bucket.SetLimitAt(now, rate.Limit(b.rate))
+		m.bucket.SetBurstAt(now, l.BurstInForce())
+	}
+	m.rate, m.burst = b.rate, b.burst
+}
+
+// refuse turns the decision into the refusal by one limit.
+func (b *bound) refuse(d *Decision, kind limitKind, wait time.Duration) {
+	d.RetryAfter = wait
+	d.Limited = b.left(kind, 0, wait)
+	switch b.key.subject {
+	case ofAccount:
+		d.Reason = AccountLimited
+	case ofOwner:
+		d.Reason = OwnerLimited
+	case ofRoute:
+		d.Reason = RouteLimited
+	case ofToken, numSubjects:
+		d.Reason = limitReasons[kind]
+	}
+}
+
+// Release gives back what an admitted request held while it was in flight. Whoever
+// admitted a request calls it once the request is over, on the same Decision;
+// calling it again does nothing.
+func (d *Decision) Release() {
+	for i, m := range d.held {
+		if m == nil {
+			return
+		}
+		d.held[i] = nil
+		m.mu.Lock()
+		m.inFlight--
+		m.mu.Unlock()
+	}
+}
+
+// limitKind is one kind of limit. Those from limitUses to limitMonth are counts,
+// in the order of [Counts].
+type limitKind uint8
+
+const (
+	limitUses limitKind = iota
+	limitMinute
+	limitHour
+	limitDay
+	limitMonth
+	limitRate
+	limitConcurrent
+
+	numLimitKinds
+)
+
+// limitReasons are those of a token's own limits.
+var limitReasons = [numLimitKinds]Reason{
+	limitUses: UsesExhausted, limitMinute: QuotaExhausted, limitHour: QuotaExhausted, limitDay: QuotaExhausted, limitMonth: QuotaExhausted,
+	limitRate: RateLimited, limitConcurrent: TooManyAtOnce,
+}
+
+// limitNames name limits on the wire, in RateLimit fields: words in lower case.
+var limitNames = [numSubjects][numLimitKinds]string{
+	ofToken:   {"uses", "minute", "hour", "day", "month", "rate", "concurrent"},
+	ofRoute:   {limitRate: "route-rate", limitConcurrent: "route-concurrent"},
+	ofOwner:   {"", "owner-minute", "owner-hour", "owner-day", "owner-month", "owner-rate", "owner-concurrent"},
+	ofAccount: {"", "account-minute", "account-hour", "account-day", "account-month", "account-rate", "account-concurrent"},
+}
+
+// Left is what is left of one limit. The zero Left is of none.
+type Left struct {
+	Name   string        // uses, minute, hour, day, month, rate or concurrent, with route-, owner- or account- before it where it is not the token's own
+	Quota  uint64        // how many requests it allows: at once where Concurrent, in each Window, or for good where that is 0
+	Left   uint64        // how many of them are left
+	Window time.Duration // what the quota is for: rounded to whole seconds, of the present window for calendar months
+	Reset  time.Duration // until there is more; 0 where waiting does not help, or nothing was used
+
+	Concurrent bool
+}
+
+// left describes one limit of the bound.
+func (b *bound) left(kind limitKind, left uint64, reset time.Duration) Left {
+	out := Left{Name: limitNames[b.key.subject][kind], Left: left, Reset: reset}
+	switch kind {
+	case limitUses:
+		out.Quota = b.uses
+	case limitConcurrent:
+		out.Quota, out.Concurrent = b.concurrent, true
+	case limitRate:
+		l := tokenstore.Limits{Rate: b.rate, Burst: b.burst}
+		out.Quota = uint64(l.BurstInForce()) //nolint:gosec // at least one
+		out.Window = max(time.Second, time.Duration(math.Ceil(float64(out.Quota)/b.rate))*time.Second)
+	case limitMinute, limitHour, limitDay, limitMonth:
+		for _, q := range b.quotas {
+			if quotaKind(q.Per) == kind {
+				out.Quota = q.Count
+			}
+		}
+		out.Window = windowLength(kind)
+	case numLimitKinds:
+	}
+	return out
+}
+
+// appendLeft appends what is left of each limit in force.
+func (l *limitTable) appendLeft(dst []Left, t *tokenstore.Token, r *Route, o *LimitOptions, now time.Time) []Left {
+	var bs bounds
+	bs.of(t, r, o)
+	for i := range bs.all() {
+		b := &bs.list[i]
+		if b.meter = l.look(b.key); b.meter == nil {
+			b.meter = &meter{}
+		}
+		dst = b.appendLeft(dst, now)
+	}
+	return dst
+}
+
+func (b *bound) appendLeft(dst []Left, now time.Time) []Left {
+	m := b.meter
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if b.rate != 0 {
+		one := b.left(limitRate, 0, 0)
+		tokens := float64(one.Quota)
+		if m.bucket != nil {
+			tokens = min(tokens, max(0, m.bucket.TokensAt(now)))
+		}
+		one.Left = uint64(tokens)
+		if one.Left < one.Quota {
+			one.Reset = time.Duration((float64(one.Left) + 1 - tokens) / b.rate * float64(time.Second))
+		}
+		dst = append(dst, one)
+	}
+	for _, q := range b.quotas {
+		kind := quotaKind(q.Per)
+		used := m.counts.used(kind, now)
+		dst = append(dst, b.left(kind, q.Count-min(q.Count, used), untilNextWindow(kind, now)))
+	}
+	if b.uses != 0 {
+		dst = append(dst, b.left(limitUses, b.uses-min(b.uses, m.counts.used(limitUses, now)), 0))
+	}
+	if b.concurrent != 0 {
+		dst = append(dst, b.left(limitConcurrent, b.concurrent-min(b.concurrent, m.inFlight), 0))
+	}
+	return dst
+}
+
+// LimitStats counts what the table of meters did.
 type LimitStats struct {
-	Tokens  int    // limiters held now
-	Evicted uint64 // refilled limiters that made room
+	Meters  int    // held now
+	Evicted uint64 // those with nothing to remember that made room
 	Refused uint64 // requests refused because no room could be made
 }
 
@@ -114,7 +491,7 @@ func (l *limitTable) stats() LimitStats {
 	for i := range l.shards {
 		s := &l.shards[i]
 		s.mu.Lock()
-		out.Tokens += len(s.tokens)
+		out.Meters += len(s.meters)
 		out.Evicted += s.evicted
 		out.Refused += s.refused
 		s.mu.Unlock()

@@ -36,7 +36,14 @@ const (
 	LevelTooLow        // it is, but for reading only
 	ParentUnavailable  // the resource's parent could not be looked up
 	RateLimited        // the token's rate is used up
-	LimitsFull         // no room to account for another token's rate
+	QuotaExhausted     // one of the token's quotas is
+	UsesExhausted      // the token was used as often as it may be
+	TooManyAtOnce      // the token has as many requests in flight as it may have
+	RouteLimited       // the route's limit for each token is used up
+	OwnerLimited       // the limit of all tokens of the owner together is
+	AccountLimited     // the limit of all tokens of the account together is
+	LimitsFull         // no room to account for another limit
+	TooManyFailures    // a failed credential from an address with too many of them
 
 	reasonCount
 )
@@ -84,7 +91,14 @@ var reasons = [reasonCount]struct {
 	LevelTooLow:         {"level_too_low", codeResource, 403, resourceRefused},
 	ParentUnavailable:   {"parent_unavailable", "upstream_lookup_failed", 502, "The API behind this proxy did not say what the resource belongs to: try again shortly."},
 	RateLimited:         {"rate_limited", codeRateLimited, 429, "The token's rate limit is used up: try again later."},
+	QuotaExhausted:      {"quota_exhausted", codeRateLimited, 429, "The token's quota is used up: try again later."},
+	UsesExhausted:       {"uses_exhausted", codeRateLimited, 429, "The token has been used as often as it may be."},
+	TooManyAtOnce:       {"too_many_at_once", codeRateLimited, 429, "The token has too many requests in flight: try again once one has ended."},
+	RouteLimited:        {"route_limited", codeRateLimited, 429, "The token's limit for this operation is used up: try again later."},
+	OwnerLimited:        {"owner_limited", codeRateLimited, 429, "The limit of all your tokens together is used up: try again later."},
+	AccountLimited:      {"account_limited", codeRateLimited, 429, "The limit of all tokens of the account together is used up: try again later."},
 	LimitsFull:          {"limits_full", codeRateLimited, 429, "Too many tokens are in use at once: try again later."},
+	TooManyFailures:     {"too_many_failures", codeRateLimited, 429, "Too many invalid credentials came from this address: try again later, or with a valid one."},
 }
 
 const (

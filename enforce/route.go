@@ -2,6 +2,7 @@ package enforce
 
 import (
 	"fmt"
+	"hash/fnv"
 	"net/url"
 	"slices"
 	"strings"
@@ -35,6 +36,10 @@ type RouteSpec struct {
 	// Relax names irregularities of the path that this route accepts.
 	Relax []string
 
+	// Limits bound what each token does on this route, where the token has no limit
+	// of the same kind itself: Rate with Burst, and Concurrent.
+	Limits tokenstore.Limits
+
 	Line int // where it stands in the configuration; 0 if it does not
 }
 
@@ -65,7 +70,9 @@ type Route struct {
 	restrictedTokens bool
 	access           tokenstore.Level // 0: by method
 	relax            canon.Irregularity
-	readsQuery       bool // a resource depends on a query parameter
+	limits           tokenstore.Limits
+	hash             uint64 // of Pattern: names the route from one policy to the next
+	readsQuery       bool   // a resource depends on a query parameter
 }
 
 // Scopes returns every scope that the route asks for, of all alternatives.
@@ -123,7 +130,7 @@ func compileRoute(index int, spec *RouteSpec, report func(SpecFault)) *Route {
 		report(SpecFault{index, field, fmt.Sprintf(format, args...)})
 	}
 	r := &Route{Pattern: spec.Match, Index: index, Line: spec.Line, Public: spec.Public,
-		restrictedTokens: spec.RestrictedTokens, tokenAccount: -1}
+		restrictedTokens: spec.RestrictedTokens, tokenAccount: -1, limits: spec.Limits, hash: hashOf(spec.Match)}
 
 	var err error
 	if r.methods, r.path, err = parseMatch(spec.Match); err != nil {
@@ -131,7 +138,7 @@ func compileRoute(index int, spec *RouteSpec, report func(SpecFault)) *Route {
 	}
 	if spec.Public {
 		for field, set := range map[string]bool{"scopes": len(spec.Scopes) > 0, "resources": len(spec.Resources) > 0,
-			"token_account": spec.TokenAccount != "", "restricted_tokens": spec.RestrictedTokens, "access": spec.Access != ""} {
+			"token_account": spec.TokenAccount != "", "restricted_tokens": spec.RestrictedTokens, "access": spec.Access != "", "limits": !spec.Limits.IsZero()} {
 			if set {
 				fault(field, "a public route reads no token: remove either public or %s", field)
 			}
@@ -173,6 +180,9 @@ func compileRoute(index int, spec *RouteSpec, report func(SpecFault)) *Route {
 		}
 		r.access = level
 	}
+	if l := &spec.Limits; l.Uses != 0 || len(l.Quotas) > 0 || l.Burst != 0 && l.Rate == 0 || l.Rate != 0 && !(l.Rate >= 1e-6 && l.Rate <= 1e9) {
+		fault("limits", "a route limits rate, with burst, and concurrent, each to a positive number")
+	}
 	for _, name := range spec.Relax {
 		bit, ok := canon.RelaxationNamed(name)
 		if !ok {
@@ -181,6 +191,12 @@ func compileRoute(index int, spec *RouteSpec, report func(SpecFault)) *Route {
 		r.relax |= bit
 	}
 	return r
+}
+
+func hashOf(pattern string) uint64 {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(pattern)) // never fails
+	return h.Sum64()
 }
 
 func relaxationNames() string {

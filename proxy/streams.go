@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -235,10 +236,24 @@ func (one *live) judge(m tokenstore.Match, now time.Time) enforce.Reason {
 		return enforce.Allowed
 	}
 	d := enforce.Judge(p.rules.Policy, m, &p.req, now)
-	if d.Reason == enforce.UnknownToken && m.Token != nil && m.Token.Status(now) == tokenstore.StatusActive {
-		return enforce.SecretEnded // the token has dropped it
+	switch d.Reason {
+	case enforce.UnknownToken:
+		if m.Token != nil && m.Token.Status(now) == tokenstore.StatusActive {
+			return enforce.SecretEnded // the token has dropped it
+		}
+	case enforce.ResourceNotGranted, enforce.LevelTooLow:
+		// Perhaps a grant on the resource's parent let it through, which is not to
+		// be looked up in here: with the same grants it still does.
+		if sameResources(&m.Token.Resources, &one.match.Token.Resources) {
+			return enforce.Allowed
+		}
+	default:
 	}
 	return d.Reason
+}
+
+func sameResources(a, b *tokenstore.Resources) bool {
+	return a.All == b.All && slices.Equal(a.Grants, b.Grants)
 }
 
 func (d *doomed) add(one *live, reason enforce.Reason) {

@@ -56,9 +56,11 @@ func (g *gate) Authenticate(r *http.Request) (admin.Caller, *admin.Error) {
 	}
 	now := g.now()
 	d := g.engine.Decide(r.Context(), g.policy, &v.req, now)
+	g.engine.Fail(&d, v.req.Client.Addr, now)
 	if !g.engine.Admit(&d, now) {
 		return admin.Caller{}, gateError(&d)
 	}
+	d.Release() // what goes on in a token API is bounded there
 	g.used(&d, v, r, now)
 	return admin.Caller{
 		Token:     d.Match.Token,
@@ -94,7 +96,14 @@ var gateKinds = map[enforce.Reason]admin.Kind{
 	enforce.LevelTooLow:         admin.KindAccess,
 	enforce.ParentUnavailable:   admin.KindBadGateway,
 	enforce.RateLimited:         admin.KindRateLimited,
+	enforce.QuotaExhausted:      admin.KindRateLimited,
+	enforce.UsesExhausted:       admin.KindRateLimited,
+	enforce.TooManyAtOnce:       admin.KindRateLimited,
+	enforce.RouteLimited:        admin.KindRateLimited,
+	enforce.OwnerLimited:        admin.KindRateLimited,
+	enforce.AccountLimited:      admin.KindRateLimited,
 	enforce.LimitsFull:          admin.KindRateLimited,
+	enforce.TooManyFailures:     admin.KindRateLimited,
 }
 
 func gateError(d *enforce.Decision) *admin.Error {
