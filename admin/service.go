@@ -36,6 +36,7 @@ import (
 	"time"
 
 	"tokenward/audit"
+	"tokenward/enforce"
 	"tokenward/tokenstore"
 	"tokenward/tokenstore/usage"
 )
@@ -93,6 +94,7 @@ type Options struct {
 type Vocabulary struct {
 	Scopes        []string // those that routes name, and enforce.known_scopes
 	ResourceTypes []string // those that routes name, and enforce.resource_types; "account" is always known
+	Routes        []*enforce.Route
 }
 
 // KnowsScope reports whether the configuration knows a scope that a token is to
@@ -156,7 +158,7 @@ func New(reader tokenstore.Reader, writer tokenstore.Writer, peppers *tokenstore
 
 // SetVocabulary replaces what the configuration knows by name, as a reload does.
 func (s *Service) SetVocabulary(v Vocabulary) {
-	v.Scopes, v.ResourceTypes = slices.Clone(v.Scopes), slices.Clone(v.ResourceTypes)
+	v.Scopes, v.ResourceTypes, v.Routes = slices.Clone(v.Scopes), slices.Clone(v.ResourceTypes), slices.Clone(v.Routes)
 	s.vocabulary.Store(&v)
 }
 

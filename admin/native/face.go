@@ -111,7 +111,7 @@ func New(service *admin.Service, gate admin.Gate, log *slog.Logger, options Opti
 
 // Patterns returns the paths that belong to this API, in the grammar of routes.
 func (f *Face) Patterns() []string {
-	return []string{"/v1/tokens", "/v1/tokens/{rest...}", "/v1/introspect", "/v1/explain", "/v1/whoami", "/v1/backup"}
+	return []string{"/v1/tokens", "/v1/tokens/{rest...}", "/v1/introspect", "/v1/explain", "/v1/whoami", "/v1/report", "/v1/backup"}
 }
 
 // Register adds the API's paths to a router of [admin.NewRouter]. Where a path
@@ -131,6 +131,7 @@ func (f *Face) Register(r *mux.Router) {
 	on("/v1/tokens/{id}/enable", map[string]admin.Handler{http.MethodPost: f.change(f.service.Enable)})
 	on("/v1/introspect", map[string]admin.Handler{http.MethodPost: f.introspect})
 	on("/v1/whoami", map[string]admin.Handler{http.MethodGet: f.whoami})
+	on("/v1/report", map[string]admin.Handler{http.MethodGet: f.report})
 	if f.options.Explain != nil {
 		on("/v1/explain", map[string]admin.Handler{http.MethodPost: f.explain})
 	}

@@ -160,7 +160,7 @@ func readQuery(r *http.Request) (*query, error) {
 		return nil, &admin.Error{Kind: admin.KindMalformed, Detail: "The query cannot be read."}
 	}
 	q := &query{Values: values}
-	for _, name := range []string{"account", "owner", "state", "name", "unused_since", "limit", "cursor", "descendants", "wait"} {
+	for _, name := range []string{"account", "owner", "state", "name", "unused_since", "ending_before", "finding", "limit", "cursor", "descendants", "wait"} {
 		if len(values[name]) > 1 {
 			q.fault(name, "is given twice")
 		}

@@ -219,7 +219,7 @@ func (a *app) ruleset(cfg *Config) (*proxy.Ruleset, error) {
 		return nil, err
 	}
 	policy := rules.Policy
-	a.vault.service.SetVocabulary(admin.Vocabulary{Scopes: policy.Scopes(), ResourceTypes: policy.ResourceTypes()})
+	a.vault.service.SetVocabulary(admin.Vocabulary{Scopes: policy.Scopes(), ResourceTypes: policy.ResourceTypes(), Routes: policy.Routes()})
 	rules.Observe = a.observer(policy)
 	rules.Used = a.usedBy(policy)
 	rules.Routes, rules.Default, rules.InFlight = routes, others, cfg.Proxy.Limits.InFlight
