@@ -122,42 +122,72 @@ func (s *Service) emitOwn(tx tokenstore.Tx, verb audit.Word, reason string, now 
 }
 
 // Sweep forgets those of the tokens with these ids whose end lies back for as long
-// as ended ones are kept, and returns how many it swept. Their ids and digests
-// stay known as used. It works in small transactions with pauses between them, and
-// stops early while many events wait for the audit log.
+// as ended ones are kept, and that have made no token which is still there: they
+// connect a branch that may have to be revoked as a whole. It returns how many it
+// swept. Their ids and digests stay known as used. It works in small transactions
+// with pauses between them, and stops early while many events wait for the audit
+// log. Where there is anything to sweep it reads the whole store once.
 func (s *Service) Sweep(ctx context.Context, ids iter.Seq2[tokenstore.ID, error]) (int, error) {
+	leaves, err := s.leaves(ctx, ids)
+	if err != nil {
+		return 0, err
+	}
 	swept := 0
-	var batch []tokenstore.ID
-	for id, err := range ids {
-		if err != nil {
-			return swept, storeError(err)
-		}
-		if batch = append(batch, id); len(batch) < sweepBatch {
-			continue
+	for batch := range slices.Chunk(leaves, sweepBatch) {
+		if swept > 0 {
+			select {
+			case <-ctx.Done():
+				return swept, storeError(ctx.Err())
+			case <-time.After(sweepPause):
+			}
 		}
 		n, err := s.sweep(ctx, batch)
-		swept, batch = swept+n, batch[:0]
+		swept += n
 		if err != nil {
 			return swept, err
 		}
 		if s.opts.Backlog != nil && s.opts.Backlog() > tokenstore.MaxOutbox/2 {
 			return swept, nil
 		}
-		select {
-		case <-ctx.Done():
-			return swept, storeError(ctx.Err())
-		case <-time.After(sweepPause):
+	}
+	return swept, nil
+}
+
+// maxSweep bounds the tokens that one call looks at, and so its memory. What is
+// left is for the next one.
+const maxSweep = 1 << 18
+
+// leaves are the first of the tokens with these ids that made none of those in
+// the store. What has ended for so long makes no more.
+func (s *Service) leaves(ctx context.Context, ids iter.Seq2[tokenstore.ID, error]) ([]tokenstore.ID, error) {
+	var found []tokenstore.ID
+	for id, err := range ids {
+		if err != nil {
+			return nil, storeError(err)
+		}
+		if found = append(found, id); len(found) == maxSweep {
+			break
 		}
 	}
-	n, err := s.sweep(ctx, batch)
-	return swept + n, err
+	if len(found) == 0 {
+		return nil, nil
+	}
+	parents := make(map[tokenstore.ID]bool, len(found))
+	for _, id := range found {
+		parents[id] = false
+	}
+	for t, err := range s.reader.List(ctx, tokenstore.Query{AllAccounts: true, Revoked: true, OldestFirst: true}) {
+		if err != nil {
+			return nil, storeError(err)
+		}
+		if _, ok := parents[t.Creator.ID]; ok {
+			parents[t.Creator.ID] = true
+		}
+	}
+	return slices.DeleteFunc(found, func(id tokenstore.ID) bool { return parents[id] }), nil
 }
 
 func (s *Service) sweep(ctx context.Context, ids []tokenstore.ID) (n int, err error) {
-	if len(ids) == 0 {
-		return 0, nil
-	}
-	ids = slices.Clone(ids)
 	err = s.writer.Change(ctx, func(tx tokenstore.Tx) error {
 		n = 0
 		now := s.Now()

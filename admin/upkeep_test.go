@@ -209,6 +209,59 @@ func TestSweepForgetsWhatEndedLongAgoAndNothingElse(t *testing.T) {
 	}
 }
 
+// childOf is a token that h makes.
+func childOf(t *testing.T, w *admintest.World, h admintest.Holder) admintest.Holder {
+	t.Helper()
+	made, err := w.Service.Create(ctx, w.Caller(h), admin.Spec{Name: "child"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return admintest.Holder{ID: made.Token.ID, Secret: made.Secret}
+}
+
+// TestSweepLeavesNoBranchBehind: a token that ended long ago still connects the
+// branch above it with the one below.
+func TestSweepLeavesNoBranchBehind(t *testing.T) {
+	w := admintest.New(t)
+	cast := w.Cast()
+	top := childOf(t, w, cast.Admin)
+	middle := childOf(t, w, top)
+	below := childOf(t, w, middle)
+	bottom := childOf(t, w, below)
+	for _, h := range []admintest.Holder{middle, below} {
+		if _, err := w.Service.Revoke(ctx, w.Caller(h), at(h.ID), false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.Clock.Advance(admin.KeepEnded)
+	sweep := func(ids ...tokenstore.ID) int {
+		n, err := w.Service.Sweep(ctx, func(yield func(tokenstore.ID, error) bool) {
+			for _, id := range ids {
+				if !yield(id, nil) {
+					return
+				}
+			}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	if n := sweep(middle.ID, below.ID); n != 0 {
+		t.Errorf("%d tokens were swept between token %d and token %d", n, top.ID, bottom.ID)
+	}
+	done, err := w.Service.Revoke(ctx, w.Caller(cast.Admin), at(top.ID), true)
+	if err != nil || !slices.Equal(done.IDs, []tokenstore.ID{top.ID, bottom.ID}) {
+		t.Errorf("revoked %v, %v", done.IDs, err)
+	}
+	w.Clock.Advance(admin.KeepEnded)
+	for _, id := range []tokenstore.ID{bottom.ID, below.ID, middle.ID, top.ID} { // from the leaves up
+		if n := sweep(top.ID, middle.ID, below.ID, bottom.ID); n != 1 {
+			t.Errorf("%d tokens were swept where token %d was due", n, id)
+		}
+	}
+}
+
 func TestSweepWorksInBatches(t *testing.T) {
 	t.Parallel()
 	k := newKept(t)
