@@ -233,6 +233,8 @@ func TestNamedFilesAreLookedAt(t *testing.T) {
 		{name: "store in a missing folder", change: func(c *Config) { c.TokenStore.Path = at("no/tokens.db") }, fault: "tokenstore.path: no such file"},
 		{name: "store below a file", change: func(c *Config) { c.TokenStore.Path = filepath.Join(pepper, "tokens.db") }, fault: "tokenstore.path: not a folder"},
 		{name: "store is a folder", change: func(c *Config) { c.TokenStore.Path = dir }, fault: "tokenstore.path: is a directory"},
+		{name: "log that a group can write", change: func(c *Config) { c.Audit.Path = writeFile(t, at("group.jsonl"), "", 0o660) }, warning: "audit.path: others can write to"},
+		{name: "log that a group can read", change: func(c *Config) { c.Audit.Path = writeFile(t, at("read.jsonl"), "", 0o640) }},
 		{name: "log in a folder for everybody", change: func(c *Config) { c.Audit.Path = at("shared/audit.jsonl") }, warning: "audit.path: everybody on this machine can write"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -173,8 +173,12 @@ func (f *fileChecker) folder(key, path string) {
 		f.fault(key, quote(parent)+" is "+fileKind(info.Mode())+", not a folder", "correct the path")
 		return
 	}
-	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
-		f.fault(key, quote(path)+" is "+fileKind(info.Mode())+", not a regular file", "correct the path")
+	switch file, err := os.Stat(path); {
+	case err != nil: // it will be made, or opening it says why not
+	case !file.Mode().IsRegular():
+		f.fault(key, quote(path)+" is "+fileKind(file.Mode())+", not a regular file", "correct the path")
+	case file.Mode().Perm()&0o022 != 0:
+		f.warn(key, fmt.Sprintf("others can write to %s (mode %04o)", quote(path), file.Mode().Perm()), "type `chmod go-w "+path+"`, and find out whether somebody did")
 	}
 	if info.Mode().Perm()&0o002 != 0 && info.Mode()&fs.ModeSticky == 0 {
 		f.warn(key, "everybody on this machine can write to the folder "+quote(parent), "keep the file in a folder of the server's own")
