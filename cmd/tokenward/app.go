@@ -43,6 +43,7 @@ type app struct {
 	upstreams *upstreamSet
 
 	stopStreams func() // the cutting of streams, waiting for its end
+	stopLimits  func() // the keeping of counts, likewise
 
 	proxyServer   *http1.Server
 	proxyHTTP2    *proxy.HTTP2
@@ -81,6 +82,7 @@ func newApp(ctx context.Context, cfg *Config, log *slog.Logger, now func() time.
 		}
 	}()
 	a.engine = enforce.NewEngine(a.vault.cache, 0)
+	a.engine.KeepCounts(countLedger{a.vault.store})
 	if err := a.buildProxy(); err != nil {
 		return nil, err
 	}
@@ -93,6 +95,7 @@ func newApp(ctx context.Context, cfg *Config, log *slog.Logger, now func() time.
 		return nil, err
 	}
 	a.vault.background(a.upkeep.run)
+	a.startLimits()
 	a.startStreams()
 	return a, nil
 }
@@ -225,6 +228,7 @@ func (a *app) ruleset(cfg *Config) (*proxy.Ruleset, error) {
 	rules.Routes, rules.Default, rules.InFlight = routes, others, cfg.Proxy.Limits.InFlight
 	rules.StripObserved = cfg.Enforce.ObserveCredentials == "remove"
 	rules.Record = cfg.recording()
+	rules.LimitHeaders = cfg.Enforce.Limits.Headers == "all"
 	return rules, nil
 }
 
@@ -252,6 +256,12 @@ func (a *app) panicked(recovered any) {
 
 // run serves until ctx ends or a listener fails, then drains and closes.
 func (a *app) run(ctx context.Context) error {
+	err := a.watch(ctx, a.start())
+	return errors.Join(err, a.shutdown())
+}
+
+// start serves on all listeners. A listener that breaks is told on the channel.
+func (a *app) start() <-chan error {
 	failed := make(chan error, 3)
 	serve := func(what string, f func() error) {
 		go func() {
@@ -269,8 +279,7 @@ func (a *app) run(ctx context.Context) error {
 		"proxy", a.proxyListener.Addr().String(), "admin", a.adminListener.Addr().String(), "metrics", a.metricsListener.Addr().String(),
 		"upstream", []string(a.cfg.Proxy.Upstream), "routes", len(a.cfg.Routes), "version", readBuildInfo().Version)
 	a.announceObserving()
-	err := a.watch(ctx, failed)
-	return errors.Join(err, a.shutdown())
+	return failed
 }
 
 // shutdown stops accepting, finishes requests in flight, and closes the store.
@@ -296,6 +305,7 @@ func (a *app) shutdown() error {
 	_ = a.metricsServer.Close()
 	a.upstreams.closeIdle()
 	a.stopStreams()
+	a.stopLimits()
 	if err := a.vault.close(); err != nil {
 		return fmt.Errorf("close store: %w", err)
 	}

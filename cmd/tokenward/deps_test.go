@@ -128,7 +128,7 @@ var house = map[string]room{
 	"proxy": {
 		what:    "the data plane: listeners, facts, judge, forward; the forward-auth door",
 		ours:    []string{"proxy/http1", "proxy/identity", "enforce", "enforce/canon", "tokenstore"},
-		outside: []string{"golang.org/x/time", "github.com/pires/go-proxyproto"},
+		outside: []string{"golang.org/x/time", "golang.org/x/sync", "github.com/pires/go-proxyproto", "github.com/maypok86/otter/v2"},
 		never:   []ban{noAdmin, noDrivers, noCluster, noBolt, noEtcd, noGRPC, noProm, {module + "/metrics", noProm.because}},
 		inTests: []string{"tokenstore/boltstore"},
 	},
@@ -138,9 +138,10 @@ var house = map[string]room{
 		never:   []ban{{module + "/...", "the wire engine knows nothing of tokens and stands by itself"}},
 	},
 	"proxy/identity": {
-		what:  "identity headers to the upstream, the signed one, its keys",
-		ours:  []string{"enforce/canon", "tokenstore"},
-		never: []ban{noAdmin, noDrivers, noCluster},
+		what:    "identity headers to the upstream, the signed one, its keys",
+		ours:    []string{"enforce/canon", "tokenstore"},
+		outside: []string{"github.com/maypok86/otter/v2"},
+		never:   []ban{noAdmin, noDrivers, noCluster},
 	},
 	"proxy/extauthz": {
 		what:    "Envoy ext_authz gRPC door; the only gRPC code",

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"crypto/ed25519"
 	"crypto/x509"
 	"encoding/base64"
@@ -73,15 +72,17 @@ func startApp(t *testing.T, routes string, more ...string) *started {
 	if s.app, err = newApp(t.Context(), cfg, log, time.Now); err != nil {
 		t.Fatal(err)
 	}
-	s.level = level // and no path: the test reloads when it wants to
+	s.level = level
 	s.proxy = "http://" + s.proxyListener.Addr().String()
-	ctx, stop := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- s.run(ctx) }()
+	failed := s.start() // nothing is watched: the test reloads when it wants to
 	t.Cleanup(func() {
-		stop()
-		if err := <-ended; err != nil {
+		if err := s.shutdown(); err != nil {
 			t.Error(err)
+		}
+		select {
+		case err := <-failed:
+			t.Error(err)
+		default:
 		}
 	})
 	return s
