@@ -235,8 +235,9 @@ func (p *passage) only(name []byte) []byte {
 }
 
 // dropUpstreamCORS leaves out what the upstream says about other origins: on a
-// route with CORS the proxy alone does.
+// route with CORS the proxy alone does. It leaves out all that dropRequestID does.
 func dropUpstreamCORS(r *http1.Response, e *http1.Edit) {
+	dropRequestID(r, e)
 	for i, f := range r.Fields {
 		if len(f.Name) >= len(prefixCORS) && bytes.EqualFold(f.Name[:len(prefixCORS)], prefixCORS) {
 			e.DropAnswer(i)

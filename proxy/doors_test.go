@@ -645,3 +645,24 @@ func TestEachJudgedRequestIsObservedOnce(t *testing.T) {
 		}
 	})
 }
+
+// TestAnswerBearsOneRequestID: that of our log, whatever the upstream says.
+func TestAnswerBearsOneRequestID(t *testing.T) {
+	upstream := urlOf(t, startServer(t, http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
+		rw.Header()["x-request-id"] = []string{"theirs", "again"}
+	})))
+	for _, d := range doors {
+		t.Run(d.name, func(t *testing.T) {
+			w := newWorld(t, canon.Options{})
+			w.rules.Default.Upstreams = upstreamsAt(t, nil, upstream)
+			addr := d.open(t, w)
+			corsWorld(t, w)
+			for _, path := range []string{"/accounts/1", "/echo/"} { // with CORS and without
+				resp, _ := ask(t, addr, "GET "+path+" HTTP/1.1\r\nHost: a\r\nApi-Token: "+w.secrets["full"]+"\r\n\r\n")
+				if ids := resp.Header.Values("X-Request-Id"); resp.StatusCode != 200 || len(ids) != 1 || len(ids[0]) != 26 {
+					t.Errorf("%s: %d with the ids %q", path, resp.StatusCode, ids)
+				}
+			}
+		})
+	}
+}

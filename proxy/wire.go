@@ -87,6 +87,7 @@ func (w *Wire) forward(x *http1.Exchange, p *passage) {
 		e.Add(string(p.set[i].Name), p.set[i].Value)
 	}
 	e.AddAnswer(headerRequestID, p.id[:])
+	e.Answer = dropRequestID
 	e.Judged = p.rules.judged
 	e.KeepTrailer = p.rules.keepTrailer
 	e.MaxBody = p.lane.bodyBytes
@@ -99,12 +100,10 @@ func (w *Wire) forward(x *http1.Exchange, p *passage) {
 		e.Answer = dropUpstreamCORS
 	}
 	if _, announced := p.subprotocols(); announced != "" {
-		cors := e.Answer
+		others := e.Answer
 		e.Answer = func(r *http1.Response, e *http1.Edit) {
 			selectSubprotocol(r, e, announced)
-			if cors != nil {
-				cors(r, e)
-			}
+			others(r, e)
 		}
 	}
 	result, err := w.send(x, p, e)
@@ -151,6 +150,16 @@ func (w *Wire) notice(up *Upstream, result *http1.Result, err error) {
 	case err == nil:
 	case result.Stage == http1.StageDial, result.Stage == http1.StageWrite, result.Stage == http1.StageHead:
 		w.guard.unanswered(up, err)
+	}
+}
+
+// dropRequestID leaves out what the upstream calls the request: the id in an answer
+// is ours, and leads to one record in our log.
+func dropRequestID(r *http1.Response, e *http1.Edit) {
+	for i, f := range r.Fields {
+		if len(f.Name) == len(nameRequestID) && bytes.EqualFold(f.Name, nameRequestID) {
+			e.DropAnswer(i)
+		}
 	}
 }
 
