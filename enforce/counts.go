@@ -69,6 +69,21 @@ func ParseCounts(b []byte) (Counts, error) {
 	return c, nil
 }
 
+// CountsOver reports whether stored counts say nothing any more at now: they are
+// of windows that are over, and of nothing for good.
+func CountsOver(stored []byte, now time.Time) bool {
+	c, err := ParseCounts(stored)
+	if err != nil || c[limitUses].N != 0 {
+		return false
+	}
+	for kind := limitMinute; kind <= limitMonth; kind++ {
+		if begin, _ := windowAt(kind, now); c[kind].Begin >= begin && c[kind].N != 0 {
+			return false
+		}
+	}
+	return true
+}
+
 // Kept is one subject's counts.
 type Kept struct {
 	Key    CountKey

@@ -53,6 +53,9 @@ type Ruleset struct {
 	// StripObserved removes the credentials of requests that are allowed on a route
 	// that is only observed; else they stay, for an API that still checks them.
 	StripObserved bool
+	// LimitHeaders has every answer tell what is left of the request's limits, and not
+	// just those to requests that a limit refused.
+	LimitHeaders bool
 	// Record says which requests are logged.
 	Record Recording
 
@@ -162,6 +165,7 @@ type passage struct {
 	mount    http.Handler  // set when a mount takes the request
 	lane     *lane         // of the route; set when the request may go on to an upstream
 	gate     *gate         // of the lane, once a place was taken
+	limits   limitFields   // held by extra
 	extra    []canon.Field // of every answer to the request, the upstream's too
 	set      []canon.Field // to be added to what goes upstream
 	scratch  []byte        // holds their values
@@ -281,6 +285,9 @@ func (g *Guard) judge(ctx context.Context, p *passage) bool {
 	p.decision = d
 	p.observed = observed && !allowed
 	p.untouched = observed && (!allowed || !p.rules.StripObserved)
+	if !p.observed {
+		g.tellLimits(p)
+	}
 	if !allowed && !p.observed {
 		if d.Cause != nil {
 			g.failures.Do(func() {
@@ -490,8 +497,7 @@ func (r *refusal) fields(id *requestID, add func(name, value string)) {
 		add("WWW-Authenticate", r.challenge)
 	}
 	if r.retryAfter > 0 {
-		seconds := int64((r.retryAfter + time.Second - 1) / time.Second)
-		add("Retry-After", strconv.FormatInt(seconds, 10))
+		add("Retry-After", strconv.FormatInt(seconds(r.retryAfter), 10))
 	}
 	if r.status == http.StatusMethodNotAllowed {
 		add("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")

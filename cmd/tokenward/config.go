@@ -13,6 +13,7 @@ import (
 	"tokenward/enforce"
 	"tokenward/enforce/canon"
 	"tokenward/proxy/identity"
+	"tokenward/tokenstore"
 )
 
 // Config is everything that a configuration file says, with the defaults where
@@ -130,6 +131,9 @@ type EnforceConfig struct {
 	OnNoRoute          int      `yaml:"on_no_route" reload:"yes"` // 403 or 404
 	KnownScopes        []string `yaml:"known_scopes" reload:"yes"`
 	ResourceTypes      []string `yaml:"resource_types" reload:"yes"`
+	// Limits and Failures are [enforce.LimitOptions].
+	Limits   LimitsConfig   `yaml:"limits"`
+	Failures FailuresConfig `yaml:"failures"`
 	// Parents say by resource type how the API tells what a resource belongs to: a
 	// grant on the parent reaches it.
 	Parents map[string]ParentConfig `yaml:"parents" reload:"no"`
@@ -258,6 +262,8 @@ func defaultConfig() *Config {
 			OnNoRoute:          403,
 			KnownScopes:        []string{},
 			ResourceTypes:      []string{},
+			Limits:             LimitsConfig{Headers: "refused"},
+			Failures:           FailuresConfig{PerMinute: 60, Burst: 30},
 		},
 		Admin: AdminConfig{
 			Listen:         "127.0.0.1:8081",
@@ -300,6 +306,7 @@ func (r *RouteConfig) spec() enforce.RouteSpec {
 		RestrictedTokens: r.RestrictedTokens == "allow",
 		Access:           r.Access,
 		Relax:            r.Relax,
+		Limits:           tokenstore.Limits{Rate: float64(r.Limits.Rate), Burst: r.Limits.Burst, Concurrent: r.Limits.Concurrent},
 		Line:             r.line,
 	}
 }

@@ -99,6 +99,9 @@ func (d *decoder) value(path string, node ast.Node, dst reflect.Value) {
 	case byteSize:
 		scalar(d, path, node, dst, "a number of bytes, such as 65536 or 64KiB", ruleSize, parseSize)
 		return
+	case requestRate:
+		scalar(d, path, node, dst, "a number of requests and a time, such as 10/s, 600/m or 5000/h", ruleRate, parseRate)
+		return
 	case upstreamList:
 		dst.Set(reflect.ValueOf(d.upstreams(path, node)))
 		return

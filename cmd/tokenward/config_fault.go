@@ -42,6 +42,7 @@ const (
 	ruleObserve      rule = "observe"
 	ruleParent       rule = "bad_parent"
 	ruleSize         rule = "bad_size"
+	ruleRate         rule = "bad_rate"
 	ruleNetwork      rule = "bad_network"
 	ruleChoice       rule = "bad_choice"
 	ruleBounds       rule = "out_of_bounds"
@@ -70,7 +71,7 @@ const (
 var allRules = []rule{
 	ruleFile, ruleTooLarge, ruleEmpty, ruleByteOrder, ruleNotUTF8, ruleHidden, ruleTab, ruleLongLine, ruleNesting, ruleTooMany,
 	ruleNotPlain, ruleMultiLine, ruleDocument, ruleSyntax, ruleUnknownKey, ruleDuplicateKey, ruleNotSupported, ruleType, ruleMissing,
-	ruleDuration, ruleTime, ruleObserve, ruleParent, ruleSize, ruleNetwork, ruleChoice, ruleBounds, ruleListen, ruleSameListen, ruleUpstream, ruleLoop, rulePath,
+	ruleDuration, ruleTime, ruleObserve, ruleParent, ruleSize, ruleRate, ruleNetwork, ruleChoice, ruleBounds, ruleListen, ruleSameListen, ruleUpstream, ruleLoop, rulePath,
 	ruleSameFile, ruleSecretInline, ruleHalfTLS, ruleExposed, ruleProfiles, ruleTarget, ruleProxies, ruleCredentials, ruleIdentity,
 	ruleName, ruleTwice, ruleRoute, ruleConflict, ruleCORS, ruleNamedFile,
 }

@@ -280,6 +280,7 @@ func (d *decoder) checkEnforce(c *Config) {
 		d.report("enforce.on_no_route", ruleChoice, fmt.Sprintf("%d is not a choice here", c.Enforce.OnNoRoute), "write 403 or 404")
 	}
 	d.once("admin.mount", c.Admin.Mount)
+	d.checkLimits(c)
 }
 
 func (d *decoder) names(path string, list []string, check func(string) string) {
@@ -352,6 +353,7 @@ var choices = map[string][]string{
 	"routes[].restricted_tokens":  {"refuse", "allow"},
 	"routes[].mode":               {"enforce", "observe"},
 	"enforce.observe_credentials": {"keep", "remove"},
+	"enforce.limits.headers":      {"refused", "all"},
 }
 
 func (d *decoder) checkChoices(c *Config) {

@@ -319,6 +319,10 @@ func showDefault(v reflect.Value) string {
 			return `""`
 		}
 		return x
+	case SharedLimitsConfig:
+		if x == (SharedLimitsConfig{}) {
+			return "{}"
+		}
 	case map[string]ParentConfig:
 		if len(x) == 0 {
 			return "{}"

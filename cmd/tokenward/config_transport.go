@@ -38,6 +38,10 @@ type RouteTimeoutsConfig struct {
 type RouteLimitsConfig struct {
 	BodyBytes *byteSize `yaml:"body_bytes"` // nil: that of proxy.limits
 	InFlight  int       `yaml:"in_flight"`  // of this route; 0: no limit
+	// Of each token on this route, where it has no such limit itself; 0: none.
+	Rate       requestRate `yaml:"rate"`
+	Burst      uint64      `yaml:"burst"`
+	Concurrent uint64      `yaml:"concurrent"`
 }
 
 // CORSConfig is [proxy.CORSOptions].

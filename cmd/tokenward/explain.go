@@ -212,9 +212,9 @@ func printExplanation(w io.Writer, config string, e native.Explanation) error {
 }
 
 // seen tells `GET /v1/whoami` which hop was believed, and why.
-func (g *gate) seen(r *http.Request, _ admin.Caller) native.Seen {
+func (g *gate) seen(r *http.Request, c admin.Caller) native.Seen {
 	v := &visit{}
 	proxy.FillHead(&v.head, r)
 	g.canon.Canonicalize(&v.req, &v.head)
-	return native.Seen{Peer: v.req.Client.Peer, Hop: v.req.ExplainClient()}
+	return native.Seen{Peer: v.req.Client.Peer, Hop: v.req.ExplainClient(), Left: g.left(c.Token)}
 }

@@ -126,6 +126,7 @@ func (a *app) applyFile(path string) error {
 		a.level.Set(next.logLevel())
 	}
 	a.guard.SetRules(rules)
+	a.engine.SetLimits(next.limitOptions())
 	a.announceObserving()
 	if len(restart) > 0 {
 		slices.Sort(restart)
