@@ -50,6 +50,8 @@ type Cache struct {
 	peppers *Peppers
 	formats atomic.Pointer[Formats]
 
+	importKeys atomic.Pointer[ImportKeys]
+
 	entries     *otter.Cache[Digest, entry] // nil: keep nothing
 	generations [1 << 16]atomic.Uint32
 
@@ -117,11 +119,15 @@ func weigh(_ Digest, e entry) uint32 {
 // error means that the store could not be asked. A found token may be in any
 // state: judging it is the caller's. A hit does no I/O and does not allocate.
 func (c *Cache) Find(ctx context.Context, text []byte) (Match, error) {
-	switch c.formats.Load().Classify(text) {
+	formats := c.formats.Load()
+	class := formats.Classify(text)
+	switch class {
 	case ClassBroken:
 		return Match{}, ErrBrokenSecret
 	case ClassForeign:
-		return Match{}, ErrNotFound // no store holds foreign secrets
+		if formats.foreign == (foreignSchemes{}) {
+			return Match{}, ErrNotFound
+		}
 	case ClassOurs:
 	}
 	key := Digest(sha256.Sum256(text))
@@ -136,16 +142,45 @@ func (c *Cache) Find(ctx context.Context, text []byte) (Match, error) {
 		}
 	}
 	count.misses.Add(1)
-	return c.fill(ctx, key, text)
+	if class == ClassForeign {
+		return c.fillForeign(ctx, formats, key, text)
+	}
+	return c.fill(ctx, key, SchemeNative, func(i int) Digest {
+		if c.peppers == nil {
+			return key
+		}
+		return c.peppers.Candidate(i, text)
+	})
 }
 
-// fill reads the store under each digest that the text can be stored under.
-func (c *Cache) fill(ctx context.Context, key Digest, text []byte) (Match, error) {
-	for i := range c.peppers.Candidates() {
-		d := key
-		if c.peppers != nil {
-			d = c.peppers.Candidate(i, text)
+// fillForeign looks for a secret from elsewhere under each scheme of which there
+// are any.
+func (c *Cache) fillForeign(ctx context.Context, f *Formats, key Digest, text []byte) (Match, error) {
+	m, err := Match{}, ErrNotFound
+	if f.foreign[SchemeSHA256] {
+		m, err = c.fill(ctx, key, SchemeSHA256, func(i int) Digest { return c.peppers.ImportedCandidate(i, SchemeSHA256, key) })
+	}
+	keys := c.importKeys.Load()
+	if !f.foreign[SchemeHMAC] || keys == nil {
+		return m, err
+	}
+	for k := range keys.keys {
+		if !errors.Is(err, ErrNotFound) {
+			break
 		}
+		d := keys.digest(k, text)
+		m, err = c.fill(ctx, key, SchemeHMAC, func(i int) Digest { return c.peppers.ImportedCandidate(i, SchemeHMAC, d) })
+	}
+	return m, err
+}
+
+// fill reads the store under each digest of the scheme that the text can be
+// stored under; candidate makes them, one for each pepper. A secret that is
+// stored under another scheme is not meant: without a pepper whoever knows an
+// imported digest could else present it in the place of the text.
+func (c *Cache) fill(ctx context.Context, key Digest, scheme Scheme, candidate func(i int) Digest) (Match, error) {
+	for i := range c.peppers.Candidates() {
+		d := candidate(i)
 		e := entry{slot: slotOf(&d)}
 		e.generation = c.generations[e.slot].Load()
 		t, err := c.store.ByDigest(ctx, d)
@@ -155,7 +190,7 @@ func (c *Cache) fill(ctx context.Context, key Digest, text []byte) (Match, error
 		if err != nil {
 			return Match{}, err
 		}
-		if e.Match = matchOf(t, d); e.Secret == nil {
+		if e.Match = matchOf(t, d); e.Secret == nil || e.Secret.Scheme != scheme {
 			continue // the store's index points to a token that lacks the secret
 		}
 		if c.entries != nil {
@@ -189,6 +224,9 @@ func (c *Cache) Changed(change Change) {
 		c.generations[slotOf(&change.Before.Secrets[i].Digest)].Add(1)
 	}
 }
+
+// SetImportKeys sets the keys of HMAC digests that were made elsewhere.
+func (c *Cache) SetImportKeys(k *ImportKeys) { c.importKeys.Store(k) }
 
 // SetFormats replaces the set of recorded prefixes.
 func (c *Cache) SetFormats(f *Formats) { c.formats.Store(f) }

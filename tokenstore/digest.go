@@ -33,12 +33,32 @@ func (d Digest) MarshalText() ([]byte, error) { return []byte(Redacted), nil }
 // Scheme says how a digest was made from the text.
 type Scheme uint8
 
-// SchemeNative is the digest of a secret that this product made. The zero
-// Scheme is invalid.
-const SchemeNative Scheme = 1
+// The schemes. The zero Scheme is invalid. Adding one means editing Scheme.Valid,
+// Scheme.String and Cache.foreign; tests walk all values.
+const (
+	// SchemeNative is a digest that was made here, from the text.
+	SchemeNative Scheme = 1
+	// SchemeSHA256 is an imported digest, the SHA-256 of the text. An imported text
+	// is stored so too, so that it is the same secret whichever way it came.
+	SchemeSHA256 Scheme = 2
+	// SchemeHMAC is an imported digest, HMAC-SHA-256 of the text under an import key.
+	SchemeHMAC Scheme = 3
+)
 
 // Valid reports whether s is a scheme this version knows.
-func (s Scheme) Valid() bool { return s == SchemeNative }
+func (s Scheme) Valid() bool { return s >= SchemeNative && s <= SchemeHMAC }
+
+func (s Scheme) String() string {
+	switch s {
+	case SchemeNative:
+		return "native"
+	case SchemeSHA256:
+		return "sha256"
+	case SchemeHMAC:
+		return "hmac-sha256"
+	}
+	return "invalid"
+}
 
 // PepperID names a pepper without telling it. The zero PepperID means none.
 type PepperID [8]byte
@@ -168,6 +188,74 @@ func (p *Peppers) Candidate(i int, text []byte) Digest {
 		return sha256.Sum256(text)
 	}
 	return p.list[i].digest(text)
+}
+
+// Imported returns the digest under which a digest from elsewhere is stored, and
+// the pepper that made it.
+func (p *Peppers) Imported(scheme Scheme, d Digest) (Digest, PepperID) {
+	if p == nil {
+		return d, PepperID{}
+	}
+	return p.ImportedCandidate(0, scheme, d), p.list[0].id
+}
+
+// ImportedCandidate returns the i-th digest that one from elsewhere can be stored
+// under. What is hashed begins with a byte that no presented text has.
+func (p *Peppers) ImportedCandidate(i int, scheme Scheme, d Digest) Digest {
+	if p == nil {
+		return d
+	}
+	b := append(make([]byte, 0, 1+len(d)), byte(scheme))
+	return p.list[i].digest(append(b, d[:]...))
+}
+
+// ImportKeys are the keys of HMAC digests that were made elsewhere. The nil
+// *ImportKeys has none. It is immutable and safe for concurrent use.
+type ImportKeys struct {
+	ids  []PepperID
+	keys [][]byte
+}
+
+// MinImportKeyBytes is the least length of an import key: with a shorter one the
+// digests would tell the secrets to whoever tries them all.
+const MinImportKeyBytes = 16
+
+// NewImportKeys takes the contents of key files. Unlike a pepper a key from
+// elsewhere may begin or end in white space, so of that only one line break at the
+// end is left out. No file at all gives the nil *ImportKeys.
+func NewImportKeys(files ...[]byte) (*ImportKeys, error) {
+	if len(files) == 0 {
+		return nil, nil
+	}
+	k := &ImportKeys{}
+	for i, raw := range files {
+		key := bytes.TrimSuffix(raw, []byte("\n"))
+		if len(key) < MinImportKeyBytes {
+			return nil, fmt.Errorf("import key %d has %d bytes, and needs at least %d: import the secrets themselves instead", i+1, len(key), MinImportKeyBytes)
+		}
+		id, err := hkdf.Key(sha256.New, key, nil, "tokenward import key id", len(PepperID{}))
+		if err != nil {
+			return nil, err
+		}
+		k.ids, k.keys = append(k.ids, PepperID(id)), append(k.keys, bytes.Clone(key))
+	}
+	return k, nil
+}
+
+// IDs returns names of the keys that do not tell them, the first one's first.
+func (k *ImportKeys) IDs() []PepperID {
+	if k == nil {
+		return nil
+	}
+	return slices.Clone(k.ids)
+}
+
+// digest is what was made of the text elsewhere, with the i-th key.
+func (k *ImportKeys) digest(i int, text []byte) (d Digest) {
+	h := hmac.New(sha256.New, k.keys[i])
+	h.Write(text)
+	h.Sum(d[:0])
+	return d
 }
 
 func (p *pepper) digest(text []byte) Digest {

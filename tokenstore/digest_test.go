@@ -2,6 +2,9 @@ package tokenstore_test
 
 import (
 	"bytes"
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
 	"testing"
 
 	"tokenward/tokenstore"
@@ -33,5 +36,96 @@ func TestAuditKeysFollowThePeppersAndTellNothingOfThem(t *testing.T) {
 	}
 	if (*tokenstore.Peppers)(nil).AuditKeys() != nil {
 		t.Error("there are keys without a pepper")
+	}
+}
+
+// foreignStore leads from stored digests to tokens.
+type foreignStore map[tokenstore.Digest]*tokenstore.Token
+
+func (s foreignStore) ByDigest(_ context.Context, d tokenstore.Digest) (*tokenstore.Token, error) {
+	if t := s[d]; t != nil {
+		return t, nil
+	}
+	return nil, tokenstore.ErrNotFound
+}
+
+func (s foreignStore) add(id tokenstore.ID, scheme tokenstore.Scheme, d tokenstore.Digest) {
+	s[d] = &tokenstore.Token{ID: id, Secrets: []tokenstore.SecretRecord{{Digest: d, Scheme: scheme}}}
+}
+
+func TestSecretsFromElsewhereAreFoundByTheirScheme(t *testing.T) {
+	t.Parallel()
+	pepper, err := tokenstore.NewPeppers(bytes.Repeat([]byte("n"), 32), bytes.Repeat([]byte("o"), 32))
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := []byte("a key of theirs, 16 or more")
+	keys, err := tokenstore.NewImportKeys([]byte("another key that they have\n"), append(key, '\n'))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mac := hmac.New(sha256.New, key)
+	mac.Write([]byte("by hmac"))
+	for name, peppers := range map[string]*tokenstore.Peppers{"plain": nil, "peppered": pepper} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			store := foreignStore{}
+			sum := tokenstore.Digest(sha256.Sum256([]byte("by digest")))
+			stored, _ := peppers.Imported(tokenstore.SchemeSHA256, sum)
+			store.add(1, tokenstore.SchemeSHA256, stored)
+			stored, _ = peppers.Imported(tokenstore.SchemeHMAC, tokenstore.Digest(mac.Sum(nil)))
+			store.add(2, tokenstore.SchemeHMAC, stored)
+			find := func(text string, f *tokenstore.Formats, k *tokenstore.ImportKeys) tokenstore.ID {
+				c, err := tokenstore.NewCache(store, peppers, f, 10)
+				if err != nil {
+					t.Fatal(err)
+				}
+				c.SetImportKeys(k)
+				id := tokenstore.ID(0)
+				for range 2 { // from the store, then from memory
+					m, err := c.Find(t.Context(), []byte(text))
+					if id = 0; err == nil {
+						id = m.Token.ID
+					}
+				}
+				return id
+			}
+			none := tokenstore.NewFormats("tw")
+			both := none.With(tokenstore.SchemeSHA256, tokenstore.SchemeHMAC)
+			for _, test := range []struct {
+				text string
+				f    *tokenstore.Formats
+				k    *tokenstore.ImportKeys
+				want tokenstore.ID
+			}{
+				{"by digest", both, keys, 1},
+				{"by hmac", both, keys, 2},
+				{"by hmac", both, nil, 0},
+				{"by hmac", none.With(tokenstore.SchemeSHA256), keys, 0},
+				{"by digest", none.With(tokenstore.SchemeHMAC), keys, 0},
+				{"by digest", none, keys, 0},
+				{"by nothing", both, keys, 0},
+				{string(sum[:]), both, keys, 0},
+				{"tw_by digest", both, keys, 0},
+			} {
+				if got := find(test.text, test.f, test.k); got != test.want {
+					t.Errorf("%q leads to %d, want %d", test.text, got, test.want)
+				}
+			}
+		})
+	}
+}
+
+func TestImportedDigestIsNoNativeOne(t *testing.T) {
+	t.Parallel()
+	secret := tokenstore.NewSecret("tw").Reveal()
+	store := foreignStore{}
+	store.add(1, tokenstore.SchemeSHA256, sha256.Sum256([]byte(secret)))
+	c, err := tokenstore.NewCache(store, nil, tokenstore.NewFormats("tw").With(tokenstore.SchemeSHA256), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m, err := c.Find(t.Context(), []byte(secret)); err == nil {
+		t.Errorf("found token %d under a scheme that its form has not", m.Token.ID)
 	}
 }

@@ -135,14 +135,33 @@ const (
 
 // Formats is the set of prefixes that this store ever used. The zero value
 // knows none, so every text is foreign to it. A Formats is immutable.
-type Formats struct{ prefixes []string }
+type Formats struct {
+	prefixes []string
+	foreign  foreignSchemes // by scheme: whether there are secrets from elsewhere
+}
+
+type foreignSchemes [SchemeHMAC + 1]bool
 
 // NewFormats returns the set of the given prefixes.
 func NewFormats(prefixes ...string) *Formats {
 	p := slices.Clone(prefixes)
 	slices.Sort(p)
-	return &Formats{slices.Compact(p)}
+	return &Formats{prefixes: slices.Compact(p)}
 }
+
+// With returns the set together with schemes of secrets from elsewhere.
+func (f *Formats) With(schemes ...Scheme) *Formats {
+	more := *f
+	for _, s := range schemes {
+		if s.Valid() && s != SchemeNative {
+			more.foreign[s] = true
+		}
+	}
+	return &more
+}
+
+// Foreign reports whether there are secrets from elsewhere of the scheme.
+func (f *Formats) Foreign(s Scheme) bool { return s.Valid() && f.foreign[s] }
 
 // Prefixes returns the recorded prefixes in order.
 func (f *Formats) Prefixes() []string { return slices.Clone(f.prefixes) }

@@ -2,9 +2,12 @@ package boltstore
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -58,6 +61,7 @@ var (
 	keyID       = []byte("id")
 	keyPeppers  = []byte("pepper/") // and the pepper's id
 	keyPrefixes = []byte("prefix/") // and the prefix
+	keySchemes  = []byte("scheme/") // and the scheme of secrets from elsewhere, and the id of its key
 	product     = []byte("tokenward")
 	present     = []byte{1} // the value of a key that says all
 )
@@ -123,7 +127,64 @@ func readMeta(tx *bolt.Tx, path string) (*meta, error) {
 		}
 		m.prefixes = append(m.prefixes, prefix)
 	}
+	for k, _ := c.Seek(keySchemes); bytes.HasPrefix(k, keySchemes); k, _ = c.Next() {
+		rest := k[len(keySchemes):]
+		if len(rest) != 1+len(tokenstore.PepperID{}) || !tokenstore.Scheme(rest[0]).Valid() {
+			return nil, damaged(path, "it names a scheme of secrets that is none")
+		}
+		m.schemes = append(m.schemes, Foreign{tokenstore.Scheme(rest[0]), tokenstore.PepperID(rest[1:])})
+	}
 	return m, nil
+}
+
+// Foreign is a kind of secrets from elsewhere that a store holds: the scheme of
+// their digests, and for SchemeHMAC the id of the key.
+type Foreign struct {
+	Scheme tokenstore.Scheme
+	Key    tokenstore.PepperID
+}
+
+func (f Foreign) metaKey() []byte {
+	return append(append(bytes.Clone(keySchemes), byte(f.Scheme)), f.Key[:]...)
+}
+
+// formats is what the store knows of the form of its secrets.
+func (m *meta) formats() *tokenstore.Formats {
+	f := tokenstore.NewFormats(m.prefixes...)
+	for _, s := range m.schemes {
+		f = f.With(s.Scheme)
+	}
+	return f
+}
+
+// RecordForeign notes that the store holds secrets from elsewhere of a kind. It
+// comes before the first of them, and does nothing when it is known.
+func (s *Store) RecordForeign(ctx context.Context, kind Foreign) error {
+	if !kind.Scheme.Valid() || kind.Scheme == tokenstore.SchemeNative || kind.Key.IsZero() == (kind.Scheme == tokenstore.SchemeHMAC) {
+		return errors.New("secrets from elsewhere have the scheme sha256, or hmac-sha256 and a key")
+	}
+	return s.change(ctx, func(o *overlay) error {
+		m, err := readMeta(o.batch.tx, o.batch.s.path)
+		if err != nil || slices.Contains(m.schemes, kind) {
+			return err
+		}
+		o.meta = append(o.meta, kind.metaKey())
+		m.schemes = append(m.schemes, kind)
+		o.formats = m.formats()
+		return nil
+	})
+}
+
+// Foreign returns the kinds of secrets from elsewhere that the store holds.
+func (s *Store) Foreign() (kinds []Foreign, err error) {
+	err = s.view(func(tx *bolt.Tx) error {
+		m, err := readMeta(tx, s.path)
+		if err == nil {
+			kinds = m.schemes
+		}
+		return err
+	})
+	return kinds, err
 }
 
 // damagedError is for a file that is a token store but not a sound one.

@@ -170,7 +170,7 @@ func (s *Store) load() error {
 		}
 		s.id = m.id
 		s.lastTime = readTime(tx)
-		s.formats.Store(tokenstore.NewFormats(m.prefixes...))
+		s.formats.Store(m.formats())
 		s.lastID = tokenstore.ID(tx.Bucket(bucketTokens).Sequence())
 		s.now = readTally(tx)
 		s.stats.adopt(s.now)
@@ -330,6 +330,7 @@ type meta struct {
 	id       string
 	peppers  []tokenstore.PepperID
 	prefixes []string
+	schemes  []Foreign
 }
 
 func (m *meta) checkSchema(path string) error {

@@ -329,6 +329,7 @@ func (o *overlay) addPrefix(prefix string) error {
 		return err
 	}
 	o.meta = append(o.meta, prefixKey(prefix))
-	o.formats = tokenstore.NewFormats(append(m.prefixes, prefix)...)
+	m.prefixes = append(m.prefixes, prefix)
+	o.formats = m.formats()
 	return nil
 }
