@@ -71,6 +71,18 @@ type Options struct {
 	// has recorded all of them.
 	RecordPrefix func(ctx context.Context, prefix string) error
 
+	// Formats returns what the store knows of the form of its secrets, for imports.
+	// nil: nothing.
+	Formats func() *tokenstore.Formats
+
+	// RecordForeign records in the store, before the first of them is imported, that
+	// there are secrets from elsewhere of a scheme; it must be idempotent. nil: the
+	// caller of New has recorded them.
+	RecordForeign func(ctx context.Context, scheme tokenstore.Scheme) error
+
+	// ImportKeys are the keys of HMAC digests that can be imported; nil: none.
+	ImportKeys *tokenstore.ImportKeys
+
 	// AccountTypes are resource types that lie within the tenant's account: a
 	// grant on the account reaches them at its level. nil: none.
 	AccountTypes []string

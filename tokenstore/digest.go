@@ -309,3 +309,6 @@ func (p *pepper) seal(body []byte) []byte {
 	h.Write(body)
 	return h.Sum(nil)
 }
+
+// SHA256 is the plain digest of a text, as others make it.
+func SHA256(text string) Digest { return sha256.Sum256([]byte(text)) }

@@ -38,6 +38,10 @@ type Options struct {
 	// no such path.
 	Backup func(ctx context.Context, w io.Writer) error
 
+	// Import takes the tokens in the body of `POST /v1/import`, one JSON object on
+	// each line. nil: there is no such path.
+	Import func(ctx context.Context, c admin.Caller, body io.Reader, o admin.ImportOptions) (ImportAnswer, error)
+
 	// Seen tells `GET /v1/whoami` what the listener knows of the request. nil: only
 	// the address is told.
 	Seen func(r *http.Request, c admin.Caller) Seen
@@ -111,7 +115,7 @@ func New(service *admin.Service, gate admin.Gate, log *slog.Logger, options Opti
 
 // Patterns returns the paths that belong to this API, in the grammar of routes.
 func (f *Face) Patterns() []string {
-	return []string{"/v1/tokens", "/v1/tokens/{rest...}", "/v1/introspect", "/v1/explain", "/v1/whoami", "/v1/report", "/v1/backup"}
+	return []string{"/v1/tokens", "/v1/tokens/{rest...}", "/v1/introspect", "/v1/explain", "/v1/whoami", "/v1/report", "/v1/backup", "/v1/import"}
 }
 
 // Register adds the API's paths to a router of [admin.NewRouter]. Where a path
@@ -137,6 +141,9 @@ func (f *Face) Register(r *mux.Router) {
 	}
 	if f.options.Backup != nil {
 		on("/v1/backup", map[string]admin.Handler{http.MethodGet: f.backup})
+	}
+	if f.options.Import != nil {
+		on("/v1/import", map[string]admin.Handler{http.MethodPost: f.importTokens})
 	}
 	r.PathPrefix("/v1/").Handler(f.face.NoPath())
 }

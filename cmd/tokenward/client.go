@@ -160,6 +160,7 @@ type call struct {
 	path   string // below /v1
 	query  url.Values
 	body   map[string]any // nil: none
+	lines  []byte         // a body of JSON lines, in the place of body
 	match  uint64         // the revision for If-Match; 0: any
 	once   bool           // it bears an idempotency key, so that it can be repeated
 	media  string         // the answer's media type; "": JSON
@@ -232,12 +233,15 @@ func (c *client) request(ctx context.Context, one call, key string) (*http.Reque
 	target.Path += "/v1" + one.path
 	target.RawQuery = one.query.Encode()
 	var body io.Reader
+	media := "application/json"
 	if one.body != nil {
 		b, err := json.Marshal(one.body)
 		if err != nil {
 			return nil, err
 		}
 		body = bytes.NewReader(b)
+	} else if one.lines != nil {
+		body, media = bytes.NewReader(one.lines), "application/x-ndjson"
 	}
 	req, err := http.NewRequestWithContext(ctx, one.method, target.String(), body)
 	if err != nil {
@@ -247,7 +251,7 @@ func (c *client) request(ctx context.Context, one call, key string) (*http.Reque
 	req.Header.Set("Accept", "application/json")
 	req.Header.Set("User-Agent", "tokenward/"+readBuildInfo().Version)
 	if body != nil {
-		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("Content-Type", media)
 	}
 	if one.match != 0 {
 		req.Header.Set("If-Match", `"`+strconv.FormatUint(one.match, 10)+`"`)

@@ -183,6 +183,8 @@ type TokenStoreConfig struct {
 	// PepperFiles hold one pepper each; the first writes. None: plain SHA-256,
 	// and whoever writes the store file can mint tokens.
 	PepperFiles []string `yaml:"pepper_files" reload:"no"`
+	// ImportKeyFiles hold the keys of HMAC digests that were imported, one each.
+	ImportKeyFiles []string `yaml:"import_key_files" reload:"no"`
 	// CacheEntries is how many secrets are kept in memory; 0: none.
 	CacheEntries int `yaml:"cache_entries" reload:"no"`
 }
@@ -279,6 +281,9 @@ func defaultConfig() *Config {
 			SecretPrefix: "tw",
 			ResetGrace:   admin.DefaultResetGrace,
 			PepperFiles:  []string{},
+
+			ImportKeyFiles: []string{},
+
 			CacheEntries: 100_000,
 		},
 		Audit:  AuditConfig{Path: "tokenward-audit.jsonl"},

@@ -25,6 +25,9 @@ func (c *Config) checkFiles(now time.Time) (faults, warnings []configFault) {
 	f.authorities("proxy.upstream_tls.ca_file", c.Proxy.UpstreamTLS.CAFile)
 	f.certificate("proxy.upstream_tls", TLSConfig{CertFile: c.Proxy.UpstreamTLS.CertFile, KeyFile: c.Proxy.UpstreamTLS.KeyFile})
 	f.peppers(c.TokenStore.PepperFiles)
+	for i, path := range c.TokenStore.ImportKeyFiles {
+		f.secret(itemPath("tokenstore.import_key_files", i), path)
+	}
 	f.signingKey("audit.signing_key_file", c.Audit.SigningKeyFile)
 	for i, path := range c.Proxy.Identity.SigningKeyFiles {
 		f.signingKey(itemPath("proxy.identity.signing_key_files", i), path)

@@ -319,6 +319,12 @@ func (d *decoder) checkStore(c *Config) {
 			d.checkFileReference(key, path)
 		}
 	}
+	for i, path := range c.TokenStore.ImportKeyFiles {
+		if key := itemPath("tokenstore.import_key_files", i); d.sound("tokenstore.import_key_files") {
+			files = append(files, struct{ key, path string }{key, path})
+			d.checkFileReference(key, path)
+		}
+	}
 	d.checkFileReference("audit.signing_key_file", c.Audit.SigningKeyFile)
 	if c.Audit.SigningKeyFile != "" {
 		files = append(files, struct{ key, path string }{"audit.signing_key_file", c.Audit.SigningKeyFile})

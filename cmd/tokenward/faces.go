@@ -33,7 +33,7 @@ func (a *app) newFace(name string, g *gate) face {
 	case mailtrap.Name:
 		return mailtrap.New(service, g, log, mailtrap.Options{Requests: mailtrap.DefaultRequests})
 	case native.Name:
-		return native.New(service, g, log, native.Options{Explain: a.explain, Seen: g.seen, Backup: a.vault.backup})
+		return native.New(service, g, log, native.Options{Explain: a.explain, Seen: g.seen, Backup: a.vault.backup, Import: a.vault.importBody})
 	}
 	panic("no token API is called " + name)
 }

@@ -32,6 +32,8 @@ type vault struct {
 	clock   *clock
 	peppers *tokenstore.Peppers
 
+	importKeys *tokenstore.ImportKeys
+
 	told atomic.Pointer[func(tokenstore.Change)] // of changes, after the cache; nil: nobody
 
 	drained chan error // what the drainer of the outbox ended with
@@ -107,6 +109,12 @@ func (v *vault) connect(cfg *Config, log *slog.Logger, observe func(audit.Progre
 	opts.Prefixes = map[string]string{fynn.Name: "api"} // as that API's clients expect
 	opts.AccountTypes = mailtrap.AccountTypes()
 	opts.RecordPrefix = v.recordPrefix
+	opts.Formats, opts.RecordForeign = v.store.Formats, v.recordForeign
+	if v.importKeys, err = readImportKeys(cfg.TokenStore.ImportKeyFiles, v.store); err != nil {
+		return err
+	}
+	opts.ImportKeys = v.importKeys
+	v.cache.SetImportKeys(v.importKeys)
 	opts.Backlog = func() int { return v.store.Stats().Outbox }
 	if v.service, err = admin.New(v.store, v.store, v.peppers, v.now, opts); err != nil {
 		return err

@@ -47,7 +47,7 @@ func newTokenCommand() *cobra.Command {
 	cmd.AddCommand(t.newCreate(), t.newList(), t.newShow(), t.newUpdate(), t.newRotate(), t.newReset(),
 		t.newState("disable", "Refuse tokens until they are enabled again"),
 		t.newState("enable", "Let disabled tokens pass again"),
-		t.newRevoke())
+		t.newRevoke(), t.newImport())
 	return cmd
 }
 

@@ -1,0 +1,343 @@
+package admin
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"tokenward/audit"
+	"tokenward/tokenstore"
+)
+
+const verbImport = audit.Word("import")
+
+// MaxImport is how many tokens one call of [Service.Import] takes.
+const MaxImport = 10_000
+
+// MinImportBits is the least estimated entropy of an imported secret, unless weak
+// ones are allowed by name.
+const MinImportBits = 80
+
+// importBatch is how many tokens share a transaction and an event: other changes
+// get their turn between two.
+const importBatch = 1000
+
+// ImportItem is a token that a customer already holds, by its secret or by a
+// digest that was made elsewhere.
+type ImportItem struct {
+	Line     int // where it stood, for the answer
+	Secret   tokenstore.Secret
+	Digest   tokenstore.Digest // of Scheme; when Secret is zero
+	Scheme   tokenstore.Scheme
+	Last4    string // with a digest: for people; may be empty
+	Spec     Spec   // Once and DefaultExpiry are not looked at; Scopes must not be nil
+	Disabled bool
+}
+
+// ImportOptions say how an import is made.
+type ImportOptions struct {
+	DryRun    bool // judge everything, and change nothing
+	AllowWeak bool // take secrets under MinImportBits
+}
+
+// Imported is what became of an import.
+type Imported struct {
+	Count   int           // tokens that were made, or with DryRun would be
+	First   tokenstore.ID // the lowest id; 0 for none, and with DryRun
+	Last    tokenstore.ID
+	Refused []ImportRefusal // by line
+}
+
+// ImportRefusal is an item that was not taken.
+type ImportRefusal struct {
+	Line     int
+	Detail   string
+	Existing tokenstore.ID // the token that has, or had, the secret; 0: it is not that
+	Wanted   tokenstore.ID // the id that the item was to get; 0: with DryRun, or within the call
+}
+
+// Import makes tokens of secrets that exist already. Needs what Create needs for
+// each of them: none may be wider than the caller. What cannot be taken is
+// refused by itself; a secret that any token has or ever had is, also one of a
+// token that was revoked or swept. An error means that the call broke off;
+// what was made until then stays, and repeating the call refuses it as known.
+func (s *Service) Import(ctx context.Context, c Caller, items []ImportItem, o ImportOptions) (Imported, error) {
+	var done Imported
+	if len(items) > MaxImport {
+		return done, refuse(KindTooLarge, fmt.Sprintf("At most %d tokens can be imported by one call.", MaxImport))
+	}
+	if err := s.precheckImport(c); err != nil {
+		s.auditRefusal(ctx, c, verbImport, audit.Target{}, AsError(err))
+		return done, err
+	}
+	work := make([]importing, 0, len(items))
+	for i := range items {
+		w, detail := s.prepareImport(&items[i], o)
+		if detail != "" {
+			done.Refused = append(done.Refused, ImportRefusal{Line: items[i].Line, Detail: detail})
+			continue
+		}
+		work = append(work, w)
+	}
+	// In the order of the digests neighbours share pages of the index.
+	slices.SortStableFunc(work, func(a, b importing) int { return bytes.Compare(a.record.Digest[:], b.record.Digest[:]) })
+	if o.DryRun {
+		work = done.refuseRepeated(work)
+	} else if err := s.recordForeign(ctx, work); err != nil {
+		return done, err
+	}
+	for batch := range slices.Chunk(work, importBatch) {
+		made, err := s.importBatch(ctx, c, batch, o)
+		if err != nil {
+			return done, err
+		}
+		done.Count += made.Count
+		done.First, done.Last = cmp.Or(done.First, made.First), max(done.Last, made.Last)
+		done.Refused = append(done.Refused, made.Refused...)
+	}
+	slices.SortStableFunc(done.Refused, func(a, b ImportRefusal) int { return cmp.Compare(a.Line, b.Line) })
+	return done, nil
+}
+
+// refuseRepeated refuses, in a dry run, all but the first of the items with one
+// secret; they stand beside each other.
+func (i *Imported) refuseRepeated(work []importing) []importing {
+	kept := work[:0]
+	for _, w := range work {
+		if n := len(kept); n > 0 && kept[n-1].record.Digest == w.record.Digest {
+			i.Refused = append(i.Refused, ImportRefusal{Line: w.item.Line, Detail: "has the secret of an earlier one"})
+			continue
+		}
+		kept = append(kept, w)
+	}
+	return kept
+}
+
+func (s *Service) precheckImport(c Caller) error {
+	m, err := s.manager(c, c.Token, s.Now())
+	if err != nil {
+		return err
+	}
+	return m.mayWrite()
+}
+
+// importing is an item on its way.
+type importing struct {
+	item   *ImportItem
+	record tokenstore.SecretRecord
+	others []tokenstore.Digest // under which the other peppers would store it
+}
+
+// prepareImport makes the record of the item's secret, or says why it cannot be
+// taken.
+func (s *Service) prepareImport(item *ImportItem, o ImportOptions) (w importing, refused string) {
+	w.item = item
+	w.record = tokenstore.SecretRecord{Scheme: item.Scheme, Last4: item.Last4, Ends: tokenstore.Never()}
+	if item.Spec.Scopes == nil {
+		return w, "has no scopes: say what it may do"
+	}
+	candidate := func(i int) tokenstore.Digest {
+		return s.peppers.ImportedCandidate(i, w.record.Scheme, item.Digest)
+	}
+	switch {
+	case item.Secret.IsZero() && (item.Scheme != tokenstore.SchemeSHA256 && item.Scheme != tokenstore.SchemeHMAC || item.Digest == tokenstore.Digest{}):
+		return w, "has neither a secret nor a digest of a known kind"
+	case item.Secret.IsZero():
+		if item.Scheme == tokenstore.SchemeHMAC && len(s.opts.ImportKeys.IDs()) == 0 {
+			return w, "is an HMAC, and tokenstore.import_key_files names no key for it"
+		}
+		w.record.Digest, w.record.Pepper = s.peppers.Imported(item.Scheme, item.Digest)
+	default:
+		text := item.Secret.Reveal()
+		if detail := checkImportText(text, o.AllowWeak); detail != "" {
+			return w, detail
+		}
+		w.record.Last4 = item.Secret.Last4()
+		switch s.formats().Classify([]byte(text)) {
+		case tokenstore.ClassBroken:
+			return w, "begins as secrets of this store do, and is none: its length or checksum is wrong"
+		case tokenstore.ClassOurs:
+			w.record.Scheme = tokenstore.SchemeNative
+			w.record.Digest, w.record.Pepper = s.peppers.Digest(text)
+			candidate = func(i int) tokenstore.Digest { return s.peppers.Candidate(i, []byte(text)) }
+		case tokenstore.ClassForeign:
+			w.record.Scheme = tokenstore.SchemeSHA256
+			d := tokenstore.SHA256(text)
+			w.record.Digest, w.record.Pepper = s.peppers.Imported(tokenstore.SchemeSHA256, d)
+			candidate = func(i int) tokenstore.Digest {
+				return s.peppers.ImportedCandidate(i, tokenstore.SchemeSHA256, d)
+			}
+		}
+	}
+	for i := 1; i < s.peppers.Candidates(); i++ {
+		w.others = append(w.others, candidate(i))
+	}
+	return w, ""
+}
+
+func (s *Service) formats() *tokenstore.Formats {
+	if s.opts.Formats == nil {
+		return tokenstore.NewFormats()
+	}
+	return s.opts.Formats()
+}
+
+// maxImportText is the longest credential that requests can bear.
+const maxImportText = 4096
+
+// checkImportText says why a text cannot be an imported secret.
+func checkImportText(text string, allowWeak bool) string {
+	if len(text) > maxImportText || strings.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == ',' }) {
+		return fmt.Sprintf("cannot stand in a request: secrets are at most %d visible ASCII characters without commas", maxImportText)
+	}
+	if bits := EstimateBits(text); bits < MinImportBits && !allowWeak {
+		return fmt.Sprintf("is weak: some %d bits, and %d are the least; reset it at its holder, or allow weak ones", int(bits), MinImportBits)
+	}
+	return ""
+}
+
+// EstimateBits estimates how many bits of entropy a secret has at most, from its
+// length and the characters in it: nobody can tell from one text how it was made.
+func EstimateBits(text string) float64 {
+	var seen [256]bool
+	distinct, letters, others := 0, false, false
+	for i := range len(text) {
+		c := text[i]
+		if !seen[c] {
+			seen[c] = true
+			distinct++
+		}
+		switch {
+		case c >= '0' && c <= '9':
+		case c >= 'a' && c <= 'f' || c >= 'A' && c <= 'F':
+			letters = true
+		default:
+			others = true
+		}
+	}
+	alphabet := 95
+	switch {
+	case !letters && !others:
+		alphabet = 10
+	case !others:
+		alphabet = 16
+	}
+	return float64(len(text)) * math.Log2(float64(min(distinct, alphabet)))
+}
+
+// recordForeign notes the kinds of secrets in the store before the first of them.
+func (s *Service) recordForeign(ctx context.Context, work []importing) error {
+	var kinds [tokenstore.SchemeHMAC + 1]bool
+	for i := range work {
+		kinds[work[i].record.Scheme] = true
+	}
+	for _, scheme := range []tokenstore.Scheme{tokenstore.SchemeSHA256, tokenstore.SchemeHMAC} {
+		if !kinds[scheme] || s.opts.RecordForeign == nil {
+			continue
+		}
+		if err := s.opts.RecordForeign(ctx, scheme); err != nil {
+			return storeError(fmt.Errorf("record secrets of the scheme %s: %w", scheme, err))
+		}
+	}
+	return nil
+}
+
+// importBatch makes one batch in one transaction, with one event.
+func (s *Service) importBatch(ctx context.Context, c Caller, batch []importing, o ImportOptions) (made Imported, err error) {
+	known := map[int]tokenstore.ID{}
+	for i := range batch {
+		for _, d := range batch[i].others {
+			switch t, err := s.reader.ByDigest(ctx, d); {
+			case err == nil:
+				known[i] = t.ID
+			case !errors.Is(err, tokenstore.ErrNotFound):
+				return made, storeError(err)
+			}
+		}
+	}
+	err = s.change(ctx, c, verbImport, audit.Target{}, func(tx tokenstore.Tx, m *manager, now time.Time) error {
+		made = Imported{}
+		if err := m.mayWrite(); err != nil {
+			return err
+		}
+		for i := range batch {
+			if err := s.importOne(tx, c, m, &batch[i], known[i], &made, now); err != nil {
+				return err
+			}
+		}
+		if o.DryRun {
+			return errDryRun
+		}
+		if made.Count == 0 {
+			return nil
+		}
+		event := s.event(c, m.token, verbImport, now)
+		event.Outcome = audit.Success
+		event.Target = audit.Target{Token: uint64(made.Last)}
+		event.Reason = fmt.Sprintf("%d tokens, ids %d to %d", made.Count, made.First, made.Last)
+		return emit(tx, event)
+	})
+	if e, ok := errors.AsType[*Error](err); ok && errors.Is(e.Cause, errDryRun) {
+		for i := range made.Refused {
+			made.Refused[i].Wanted = 0
+		}
+		made.First, made.Last = 0, 0
+		return made, nil
+	}
+	return made, err
+}
+
+// errDryRun takes back what a dry run did.
+var errDryRun = errors.New("a dry run changes nothing")
+
+// importOne puts one token. Its error ends the transaction; what is wrong with
+// the item alone goes into made.
+func (s *Service) importOne(tx tokenstore.Tx, c Caller, m *manager, w *importing, known tokenstore.ID, made *Imported, now time.Time) error {
+	refuseItem := func(detail string, existing, wanted tokenstore.ID) {
+		made.Refused = append(made.Refused, ImportRefusal{Line: w.item.Line, Detail: detail, Existing: existing, Wanted: wanted})
+	}
+	id, err := tx.NewID()
+	if err != nil {
+		return err
+	}
+	if known != 0 {
+		refuseItem(fmt.Sprintf("the secret belongs to token %d already", known), known, id)
+		return nil
+	}
+	record := w.record
+	record.CreatedAt = now
+	t, err := s.build(m, c, &w.item.Spec, id, record, now)
+	if err != nil {
+		e := AsError(err)
+		if e.Kind != KindInvalid && e.Kind != KindWider {
+			return err
+		}
+		detail := e.Detail
+		for _, f := range e.Fields {
+			detail = f.Field + " " + f.Detail
+		}
+		refuseItem(detail, 0, 0)
+		return nil
+	}
+	if w.item.Disabled {
+		t.State = tokenstore.StateDisabled
+	}
+	t.UpdatedAt = now
+	if err := tx.Put(t); err != nil {
+		e, duplicate := errors.AsType[*tokenstore.DuplicateError](err)
+		if !duplicate {
+			return err
+		}
+		refuseItem(fmt.Sprintf("the secret belongs, or belonged, to token %d already", e.Existing), e.Existing, e.Wanted)
+		return nil
+	}
+	made.Count++
+	made.First, made.Last = cmp.Or(made.First, id), max(made.Last, id)
+	return nil
+}

@@ -1,0 +1,169 @@
+package admin_test
+
+import (
+	"context"
+	"crypto/rand"
+	"strings"
+	"testing"
+	"time"
+
+	"tokenward/admin"
+	"tokenward/admin/admintest"
+	"tokenward/tokenstore"
+	"tokenward/tokenstore/storetest"
+)
+
+func importService(t testing.TB, store storetest.Store, peppers *tokenstore.Peppers) *admin.Service {
+	t.Helper()
+	now := time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
+	s, err := admin.New(store, store, peppers, func() time.Time { return now }, admin.Options{Formats: func() *tokenstore.Formats { return tokenstore.NewFormats("tw") }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func item(line int, secret string) admin.ImportItem {
+	return admin.ImportItem{Line: line, Secret: tokenstore.SecretFrom(secret), Spec: admin.Spec{Name: "imported", Scopes: []string{"cards"}}}
+}
+
+func TestImportRefusesEachByItself(t *testing.T) {
+	t.Parallel()
+	old, err := tokenstore.NewPeppers([]byte(strings.Repeat("o", 32)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	both, err := tokenstore.NewPeppers([]byte(strings.Repeat("n", 32)), []byte(strings.Repeat("o", 32)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	store := storetest.NewMemory(nil)
+	before := importService(t, store, old)
+	known, revoked := rand.Text(), rand.Text()
+	ctx := context.WithoutCancel(t.Context())
+	done, err := before.Import(ctx, admin.Operator(""), []admin.ImportItem{item(1, known), item(2, revoked)}, admin.ImportOptions{})
+	if err != nil || done.Count != 2 {
+		t.Fatalf("%+v, %v", done, err)
+	}
+	for id := done.First; id <= done.Last; id++ {
+		tok, err := store.ByID(ctx, id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if stored, _ := old.Imported(tokenstore.SchemeSHA256, tokenstore.SHA256(revoked)); tok.Secrets[0].Digest.Equal(stored) {
+			if _, err := before.Revoke(ctx, admin.Operator(""), admin.Target{ID: id}, false); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	s := importService(t, store, both) // another pepper writes now
+	own := tokenstore.NewSecret("tw").Reveal()
+	wide := item(12, rand.Text())
+	wide.Spec.Scopes = nil
+	byDigest := admin.ImportItem{Line: 13, Digest: tokenstore.SHA256(known), Scheme: tokenstore.SchemeSHA256, Spec: admin.Spec{Name: "d", Scopes: []string{"cards"}}}
+	unkeyed := byDigest
+	unkeyed.Line, unkeyed.Scheme = 14, tokenstore.SchemeHMAC
+	unnamed := item(15, rand.Text())
+	unnamed.Spec.Name = ""
+	fresh := rand.Text()
+	items := []admin.ImportItem{
+		item(3, fresh), item(4, own), item(5, known), item(6, revoked), item(7, "short"), item(8, own[:len(own)-1]+"!"),
+		item(9, "with space "+rand.Text()), item(10, fresh), item(11, ""), wide, byDigest, unkeyed, unnamed,
+	}
+	want := map[int]string{
+		5: "belongs to token", 6: "belongs to token", 7: "weak", 8: "begins as secrets of this store do", 9: "cannot stand in a request",
+		10: "belong", 11: "neither a secret nor a digest", 12: "no scopes", 13: "belongs to token", 14: "no key for it", 15: "name",
+	}
+	for _, dry := range []bool{true, false} {
+		count, err := store.Count(ctx, tokenstore.Query{AllAccounts: true, Revoked: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		done, err = s.Import(ctx, admin.Operator(""), items, admin.ImportOptions{DryRun: dry})
+		if err != nil || done.Count != 2 {
+			t.Fatalf("dry %v: %d taken, %v", dry, done.Count, err)
+		}
+		got := map[int]bool{}
+		for _, r := range done.Refused {
+			got[r.Line] = true
+			expect := want[r.Line]
+			if dry && (r.Line == 10 || r.Line == 13) {
+				expect = "earlier one"
+			}
+			if expect == "" || !strings.Contains(r.Detail, expect) {
+				t.Errorf("dry %v: line %d: %s", dry, r.Line, r.Detail)
+			}
+			if strings.Contains(r.Detail, fresh) || strings.Contains(r.Detail, known) {
+				t.Errorf("line %d shows a secret: %s", r.Line, r.Detail)
+			}
+		}
+		if len(got) != len(want) {
+			t.Errorf("dry %v: refused %v", dry, got)
+		}
+		after, err := store.Count(ctx, tokenstore.Query{AllAccounts: true, Revoked: true})
+		if err != nil || dry && after != count || !dry && after != count+2 {
+			t.Errorf("dry %v: %d tokens became %d, %v", dry, count, after, err)
+		}
+	}
+}
+
+func TestImportNeedsARightForEachToken(t *testing.T) {
+	t.Parallel()
+	w := admintest.New(t)
+	cast := w.Cast()
+	narrow := w.Make(admin.Spec{Name: "narrow", Scopes: []string{"cards", "user:api-token:write"}})
+	reader := w.Make(admin.Spec{Name: "reader", Scopes: []string{"cards", "user:api-token:read"}})
+	wide := item(1, rand.Text())
+	wide.Spec.Scopes = []string{"accounts"}
+	ctx := context.WithoutCancel(t.Context())
+	done, err := w.Service.Import(ctx, w.Caller(narrow), []admin.ImportItem{wide, item(2, rand.Text())}, admin.ImportOptions{})
+	if err != nil || done.Count != 1 || len(done.Refused) != 1 || done.Refused[0].Line != 1 {
+		t.Errorf("%+v, %v", done, err)
+	}
+	for _, c := range []admin.Caller{w.Caller(reader), {}} {
+		if done, err := w.Service.Import(ctx, c, []admin.ImportItem{item(3, rand.Text())}, admin.ImportOptions{}); err == nil || done.Count != 0 {
+			t.Errorf("%+v without the right", done)
+		}
+	}
+	if _, err := w.Service.Import(ctx, w.Caller(cast.Admin), make([]admin.ImportItem, admin.MaxImport+1), admin.ImportOptions{}); err == nil {
+		t.Error("there is no bound")
+	}
+}
+
+func TestEstimateOfEntropy(t *testing.T) {
+	t.Parallel()
+	for text, enough := range map[string]bool{
+		"":                                     false,
+		strings.Repeat("a", 100):               false,
+		"1234567890123456":                     false,
+		"12345678901234567890123456":           true,
+		"password":                             false,
+		"correct horse battery":                false,
+		"0123456789abcdef":                     false,
+		"0f8fad5b-d9cb-469f-a165-70867728950e": true,
+		"9f86d081884c7d659a2feaa0c55ad015":     true,
+		"Zk3v9QpL0xWm7RtYb2Nc":                 true,
+	} {
+		if bits := admin.EstimateBits(text); bits >= admin.MinImportBits != enough {
+			t.Errorf("%q has %.0f bits", text, bits)
+		}
+	}
+}
+
+// BenchmarkImport measures tokens per second into a store on disk.
+func BenchmarkImport(b *testing.B) {
+	store := admintest.Bolt(b)
+	s := importService(b, store, nil)
+	for b.Loop() {
+		b.StopTimer()
+		items := make([]admin.ImportItem, admin.MaxImport)
+		for i := range items {
+			items[i] = item(i+1, rand.Text())
+		}
+		b.StartTimer()
+		if done, err := s.Import(b.Context(), admin.Operator(""), items, admin.ImportOptions{}); err != nil || done.Count != len(items) {
+			b.Fatalf("%d of %d, %v", done.Count, len(items), err)
+		}
+	}
+	b.ReportMetric(float64(b.N*admin.MaxImport)/b.Elapsed().Seconds(), "tokens/s")
+}
