@@ -160,11 +160,14 @@ type call struct {
 	path   string // below /v1
 	query  url.Values
 	body   map[string]any // nil: none
-	lines  []byte         // a body of JSON lines, in the place of body
+	raw    []byte         // a body of rawMedia, in the place of body
 	match  uint64         // the revision for If-Match; 0: any
 	once   bool           // it bears an idempotency key, so that it can be repeated
 	media  string         // the answer's media type; "": JSON
-	field  fieldNames     // how errors name the fields of the body; nil: by their names
+
+	rawMedia string
+
+	field fieldNames // how errors name the fields of the body; nil: by their names
 }
 
 // maxAnswer bounds an answer that is read whole: a revocation may name a
@@ -240,8 +243,8 @@ func (c *client) request(ctx context.Context, one call, key string) (*http.Reque
 			return nil, err
 		}
 		body = bytes.NewReader(b)
-	} else if one.lines != nil {
-		body, media = bytes.NewReader(one.lines), "application/x-ndjson"
+	} else if one.raw != nil {
+		body, media = bytes.NewReader(one.raw), one.rawMedia
 	}
 	req, err := http.NewRequestWithContext(ctx, one.method, target.String(), body)
 	if err != nil {

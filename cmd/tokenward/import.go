@@ -252,7 +252,7 @@ func (c *client) importItems(ctx context.Context, batch []importer.Item, o admin
 			return answer, err
 		}
 	}
-	one := call{doing: "import tokens", method: http.MethodPost, path: "/import", query: url.Values{}, lines: body.Bytes()}
+	one := call{doing: "import tokens", method: http.MethodPost, path: "/import", query: url.Values{}, raw: body.Bytes(), rawMedia: "application/x-ndjson"}
 	if o.DryRun {
 		one.query.Set("dry_run", "true")
 	}

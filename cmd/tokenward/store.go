@@ -106,7 +106,7 @@ func (v *vault) connect(cfg *Config, log *slog.Logger, observe func(audit.Progre
 	}
 	opts := cfg.serviceOptions()
 	opts.Usage = v.usage.Of
-	opts.Prefixes = map[string]string{fynn.Name: "api"} // as that API's clients expect
+	opts.Prefixes = apiPrefixes()
 	opts.AccountTypes = mailtrap.AccountTypes()
 	opts.RecordPrefix = v.recordPrefix
 	opts.Formats, opts.RecordForeign = v.store.Formats, v.recordForeign
@@ -221,3 +221,6 @@ func (v *vault) probe() error {
 	_, err := v.store.Count(context.Background(), tokenstore.Query{AllAccounts: true})
 	return err
 }
+
+// apiPrefixes are how the secrets of single APIs begin, as their clients expect.
+func apiPrefixes() map[string]string { return map[string]string{fynn.Name: "api"} }
