@@ -3,6 +3,7 @@ package admin
 import (
 	"context"
 	"errors"
+	"fmt"
 	"iter"
 	"slices"
 	"time"
@@ -15,6 +16,7 @@ import (
 const (
 	verbSilence = audit.Word("rotate_silence")
 	verbSweep   = audit.Word("sweep")
+	verbExpiry  = audit.Word("expiry_warning")
 )
 
 // KeepEnded is how long expired and revoked tokens stay to be seen before they are
@@ -227,4 +229,19 @@ func sweepable(t *tokenstore.Token, now time.Time) bool {
 		return false
 	}
 	return !now.Before(t.Expiry.At.Add(KeepEnded))
+}
+
+// ExpiryWarning is the audit event that warns of the end of t, which lies within
+// so many days.
+func (s *Service) ExpiryWarning(t *tokenstore.Token, days int) ([]byte, error) {
+	event := s.event(Caller{}, nil, verbExpiry, s.Now())
+	event.Outcome = audit.Success
+	event.Reason = fmt.Sprintf("it ends within %d days", days)
+	event.Target = audit.Target{Token: uint64(t.ID), Account: t.Account, Owner: t.Owner}
+	event.Before, event.After = auditToken(t), auditToken(t) // nothing changed: what has no after is gone
+	b, err := audit.Encode(event)
+	if err != nil {
+		return nil, &Error{Kind: KindInternal, Cause: err}
+	}
+	return b, nil
 }

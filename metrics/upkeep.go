@@ -132,3 +132,38 @@ func (c *upkeepCollector) Collect(ch chan<- prometheus.Metric) {
 	ch <- counter(c.silenced, s.Silenced)
 	ch <- counter(c.failures, s.Failures)
 }
+
+// NotifyStats are what the sender of notifications tells of itself.
+type NotifyStats struct {
+	Waiting int    // in the queue
+	Sent    uint64 // taken by the receiver
+	Failed  uint64 // given up
+	Dropped uint64 // without room in the queue
+}
+
+// WatchNotify adds the metrics of notifications, as [Registry.WatchStore] does.
+func (r *Registry) WatchNotify(f func() NotifyStats) {
+	r.prom.MustRegister(&notifyCollector{
+		stats:   f,
+		waiting: desc("tokenward_notify_waiting", "Notifications that wait to be sent."),
+		total:   desc("tokenward_notify_total", "Notifications, by what became of them.", "result"),
+	})
+}
+
+type notifyCollector struct {
+	stats          func() NotifyStats
+	waiting, total *prometheus.Desc
+}
+
+func (c *notifyCollector) Describe(ch chan<- *prometheus.Desc) {
+	ch <- c.waiting
+	ch <- c.total
+}
+
+func (c *notifyCollector) Collect(ch chan<- prometheus.Metric) {
+	s := c.stats()
+	ch <- gauge(c.waiting, float64(s.Waiting))
+	ch <- counter(c.total, s.Sent, "sent")
+	ch <- counter(c.total, s.Failed, "failed")
+	ch <- counter(c.total, s.Dropped, "dropped")
+}

@@ -89,12 +89,20 @@ func newApp(ctx context.Context, cfg *Config, log *slog.Logger, now func() time.
 	if err := a.buildAdmin(); err != nil {
 		return nil, err
 	}
-	a.upkeep = newUpkeep(a.vault, a.log)
+	sender, err := newSender(cfg, a)
+	if err != nil {
+		return nil, err
+	}
+	a.upkeep = newUpkeep(a.vault, sender, cfg.Notify.DaysBefore, a.log)
 	a.buildMetrics()
 	if err := a.bind(ctx); err != nil {
 		return nil, err
 	}
 	a.vault.background(a.upkeep.run)
+	if sender != nil {
+		a.vault.onChange(a.upkeep.tellRevoked)
+		a.vault.background(sender.Run)
+	}
 	a.startLimits()
 	a.startStreams()
 	return a, nil
@@ -326,6 +334,9 @@ func (a *app) buildMetrics() {
 	a.registry.WatchClock(a.vault.clock.stats)
 	a.registry.WatchUsage(a.usageStats)
 	a.registry.WatchUpkeep(a.upkeep.stats)
+	if a.upkeep.sender != nil {
+		a.registry.WatchNotify(a.upkeep.notifyStats)
+	}
 	a.metricsServer = &http.Server{
 		Handler:           metrics.NewMux(a.registry, a.health, metrics.MuxOptions{PProf: a.cfg.Metrics.PProf, Keys: a.signingKeys, Log: a.log}),
 		ReadHeaderTimeout: 10 * time.Second,

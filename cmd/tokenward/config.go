@@ -32,6 +32,7 @@ type Config struct {
 	Metrics    MetricsConfig    `yaml:"metrics"`
 	TokenStore TokenStoreConfig `yaml:"tokenstore"`
 	Audit      AuditConfig      `yaml:"audit"`
+	Notify     NotifyConfig     `yaml:"notify"`
 	Log        LogConfig        `yaml:"log"`
 	// Routes is the whole policy; without any, nothing passes.
 	Routes []RouteConfig `yaml:"routes" reload:"yes"`
@@ -287,6 +288,7 @@ func defaultConfig() *Config {
 			CacheEntries: 100_000,
 		},
 		Audit:  AuditConfig{Path: "tokenward-audit.jsonl"},
+		Notify: defaultNotify(),
 		Log:    LogConfig{Level: "info", Format: "json", Requests: "off", RequestsEvery: 1},
 		Routes: []RouteConfig{},
 	}

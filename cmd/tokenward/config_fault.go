@@ -65,6 +65,7 @@ const (
 	ruleRoute        rule = "bad_route"
 	ruleConflict     rule = "route_conflict"
 	ruleCORS         rule = "cors"
+	ruleWebHook      rule = "bad_hook"
 	ruleNamedFile    rule = "named_file" // a file that the configuration names; found by check alone
 )
 
@@ -73,7 +74,7 @@ var allRules = []rule{
 	ruleNotPlain, ruleMultiLine, ruleDocument, ruleSyntax, ruleUnknownKey, ruleDuplicateKey, ruleNotSupported, ruleType, ruleMissing,
 	ruleDuration, ruleTime, ruleObserve, ruleParent, ruleSize, ruleRate, ruleNetwork, ruleChoice, ruleBounds, ruleListen, ruleSameListen, ruleUpstream, ruleLoop, rulePath,
 	ruleSameFile, ruleSecretInline, ruleHalfTLS, ruleExposed, ruleProfiles, ruleTarget, ruleProxies, ruleCredentials, ruleIdentity,
-	ruleName, ruleTwice, ruleRoute, ruleConflict, ruleCORS, ruleNamedFile,
+	ruleName, ruleTwice, ruleRoute, ruleConflict, ruleCORS, ruleWebHook, ruleNamedFile,
 }
 
 // position is a place in the file: line and column count from 1, the column in

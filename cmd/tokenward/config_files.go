@@ -29,6 +29,7 @@ func (c *Config) checkFiles(now time.Time) (faults, warnings []configFault) {
 		f.secret(itemPath("tokenstore.import_key_files", i), path)
 	}
 	f.signingKey("audit.signing_key_file", c.Audit.SigningKeyFile)
+	f.hookSecret("notify.secret_file", c.Notify.SecretFile)
 	for i, path := range c.Proxy.Identity.SigningKeyFiles {
 		f.signingKey(itemPath("proxy.identity.signing_key_files", i), path)
 	}

@@ -29,6 +29,7 @@ func checkConfig(c *Config, d *decoder) {
 	d.checkListeners(c)
 	d.checkEnforce(c)
 	d.checkStore(c)
+	d.checkNotify(c)
 	d.checkChoices(c)
 	d.checkRoutes(c)
 }

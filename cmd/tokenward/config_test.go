@@ -332,6 +332,8 @@ func showDefault(v reflect.Value) string {
 			return `""`
 		}
 		return x.Format(time.RFC3339)
+	case []int:
+		return strings.ReplaceAll(fmt.Sprint(x), " ", ", ")
 	case []string:
 		return "[" + strings.Join(x, ", ") + "]"
 	case upstreamList:

@@ -68,8 +68,15 @@ func (v *vault) changed(c tokenstore.Change) {
 	}
 }
 
-// onChange has f told of every change from now on, once the cache knows of it.
-func (v *vault) onChange(f func(tokenstore.Change)) { v.told.Store(&f) }
+// onChange has f, beside those before it, told of every change from now on, once
+// the cache knows of it. f must not wait. Only one may call it at a time.
+func (v *vault) onChange(f func(tokenstore.Change)) {
+	if before := v.told.Load(); before != nil {
+		first, then := *before, f
+		f = func(c tokenstore.Change) { first(c); then(c) }
+	}
+	v.told.Store(&f)
+}
 
 // openVault opens the store that cfg names, or with create makes it first.
 func openVault(cfg *Config, log *slog.Logger, now func() time.Time, create bool, observe func(audit.Progress)) (*vault, error) {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"tokenward/admin"
+	"tokenward/admin/notify"
 	"tokenward/metrics"
 	"tokenward/tokenstore/boltstore"
 	"tokenward/tokenstore/usage"
@@ -24,9 +25,11 @@ type upkeep struct {
 	clock   *clock
 	log     *slog.Logger
 	started time.Time
+	sender  *notify.Sender // nil: there is no web hook
+	days    []int          // before a token's end, on which it is warned of
 
 	// When the last of each began; of run alone.
-	swept, counted time.Time
+	swept, counted, warned time.Time
 
 	sweptTokens, silenced, failures atomic.Uint64
 
@@ -43,8 +46,9 @@ const (
 // endingDays are the spans for which tokens that end within them are counted.
 var endingDays = []int{1, 7, 30}
 
-func newUpkeep(v *vault, log *slog.Logger) *upkeep {
-	return &upkeep{store: v.store, service: v.service, usage: v.usage, clock: v.clock, log: log, started: v.clock.Now()}
+// newUpkeep returns what keeps up the tokens of v. sender may be nil.
+func newUpkeep(v *vault, sender *notify.Sender, days []int, log *slog.Logger) *upkeep {
+	return &upkeep{store: v.store, service: v.service, usage: v.usage, clock: v.clock, log: log, started: v.clock.Now(), sender: sender, days: days}
 }
 
 // run keeps up until ctx ends.
@@ -63,7 +67,7 @@ func (u *upkeep) run(ctx context.Context) {
 
 // round does what is due. What does not succeed is tried again in the next.
 func (u *upkeep) round(ctx context.Context) {
-	steps := []func(context.Context) error{u.store.Stamp, u.count, u.endSilent, u.sweep}
+	steps := []func(context.Context) error{u.store.Stamp, u.count, u.warn, u.endSilent, u.sweep}
 	for _, step := range steps {
 		if err := step(ctx); err != nil && ctx.Err() == nil {
 			u.failures.Add(1)

@@ -40,7 +40,7 @@ func (c *checker) run() error {
 	for err := range c.tx.Check() {
 		c.fault("page structure: %v", err)
 	}
-	for _, step := range []func() error{c.tokens, c.digests, c.accounts, c.owners, c.children, c.ends, c.counts, c.outbox, c.answers, c.usage, c.silences} {
+	for _, step := range []func() error{c.tokens, c.digests, c.accounts, c.owners, c.children, c.ends, c.counts, c.outbox, c.answers, c.traces, c.silences} {
 		if err := step(); err != nil {
 			return err
 		}

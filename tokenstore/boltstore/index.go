@@ -53,7 +53,7 @@ func (b *batch) applyToken(id tokenstore.ID, t *staged) error {
 	if t.after != nil {
 		err = tokens.Put(number(uint64(id)), t.value)
 	} else {
-		err = errors.Join(tokens.Delete(number(uint64(id))), sweepUsage(b.tx, id), sweepCounters(b.tx, id))
+		err = errors.Join(tokens.Delete(number(uint64(id))), sweepTraces(b.tx, id), sweepCounters(b.tx, id))
 	}
 	if err != nil {
 		return err

@@ -3,7 +3,6 @@ package boltstore
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -127,22 +126,20 @@ func putUsage(tx *bolt.Tx, first uint64, names []string, ids []tokenstore.ID, va
 	return nil
 }
 
-// sweepUsage forgets the usage of a token that is no more.
-func sweepUsage(tx *bolt.Tx, id tokenstore.ID) error {
-	if b := tx.Bucket(bucketUsage); b != nil {
-		return b.Delete(number(uint64(id)))
+// traces checks that what is known beside records is about tokens that are there.
+func (c *checker) traces() error {
+	for _, name := range [][]byte{bucketUsage, bucketNotices} {
+		if c.tx.Bucket(name) == nil {
+			continue
+		}
+		err := c.each(name, func(k, _ []byte) {
+			if len(k) != 8 || c.tx.Bucket(bucketTokens).Get(k) == nil {
+				c.fault("%s has something under %x, where no token is", name, k)
+			}
+		})
+		if err != nil {
+			return err
+		}
 	}
 	return nil
-}
-
-// usage checks that what is known of use is about tokens that are there.
-func (c *checker) usage() error {
-	if c.tx.Bucket(bucketUsage) == nil {
-		return nil
-	}
-	return c.each(bucketUsage, func(k, _ []byte) {
-		if len(k) != 8 || c.tx.Bucket(bucketTokens).Get(k) == nil {
-			c.fault("there is usage of token %d, which is not there", binary.BigEndian.Uint64(append(bytes.Clone(k), make([]byte, 8)...)))
-		}
-	})
 }

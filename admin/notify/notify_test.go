@@ -1,0 +1,190 @@
+package notify_test
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"strconv"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"tokenward/admin/notify"
+	"tokenward/tokenstore/storetest"
+)
+
+const (
+	hook   = "https://hooks.example.com/tokens?key=hidden"
+	secret = "0123456789abcdef"
+)
+
+// receiver is the other side: a web hook without a network.
+type receiver struct {
+	t      *testing.T
+	answer func(try int) (status int, err error)
+	tries  []time.Time
+	taken  []notify.Event
+	seen   map[string]bool // signatures
+}
+
+// RoundTrip implements http.RoundTripper.
+func (r *receiver) RoundTrip(q *http.Request) (*http.Response, error) {
+	r.tries = append(r.tries, time.Now())
+	body, err := io.ReadAll(q.Body)
+	if err != nil {
+		return nil, err
+	}
+	signature := q.Header.Get(notify.SignatureHeader)
+	if err := verify(signature, body, time.Now()); err != nil {
+		r.t.Errorf("%s: %v", signature, err)
+	}
+	if r.seen[signature] {
+		r.t.Error("two requests have one signature")
+	}
+	r.seen[signature] = true
+	status, err := r.answer(len(r.tries))
+	if err != nil {
+		return nil, err
+	}
+	var e notify.Event
+	if err := json.Unmarshal(body, &e); err != nil || e.ID != q.Header.Get(notify.EventHeader) {
+		r.t.Errorf("%s: %v", body, err)
+	}
+	if status/100 == 2 {
+		r.taken = append(r.taken, e)
+	}
+	header := http.Header{"Location": {"http://elsewhere.example.com/"}}
+	return &http.Response{StatusCode: status, Body: io.NopCloser(strings.NewReader("thanks")), Header: header, Request: q}, nil
+}
+
+// verify is what a receiver does.
+func verify(signature string, body []byte, now time.Time) error {
+	stamp, sum, ok := strings.Cut(strings.TrimPrefix(signature, "t="), ",v1=")
+	seconds, err := strconv.ParseInt(stamp, 10, 64)
+	if !ok || err != nil {
+		return errors.New("not the form of a signature")
+	}
+	if age := now.Sub(time.Unix(seconds, 0)); age.Abs() > 5*time.Minute {
+		return fmt.Errorf("%s old", age)
+	}
+	mac := hmac.New(sha256.New, []byte(secret))
+	mac.Write([]byte(stamp + "."))
+	mac.Write(body)
+	if got, err := hex.DecodeString(sum); err != nil || !hmac.Equal(got, mac.Sum(nil)) {
+		return errors.New("another secret or body")
+	}
+	return nil
+}
+
+func run(t *testing.T, answer func(try int) (int, error), log io.Writer, test func(*notify.Sender, *receiver)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		r := &receiver{t: t, answer: answer, seen: map[string]bool{}}
+		s, err := notify.New(hook, []byte(secret), &http.Client{Transport: r}, time.Now, slog.New(slog.NewTextHandler(log, nil)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() { s.Run(ctx); close(ended) }()
+		test(s, r)
+		cancel()
+		<-ended
+	})
+}
+
+func fine(int) (int, error) { return http.StatusNoContent, nil }
+
+func TestEventIsSignedAndDeliveredOnce(t *testing.T) {
+	t.Parallel()
+	run(t, fine, io.Discard, func(s *notify.Sender, r *receiver) {
+		token := storetest.Sample(7, 1, 2)
+		delivered := 0
+		e := notify.ExpiryEvent(token, 14, time.Now())
+		e.Delivered = func() { delivered++ }
+		for range 3 { // while it waits it is the same one
+			if !s.Send(e) {
+				t.Error("it was dropped")
+			}
+		}
+		synctest.Wait()
+		if len(r.taken) != 1 || delivered != 1 || r.taken[0].Token.Name != "token 7" || r.taken[0].Days != 14 || !r.taken[0].Token.ExpiresAt.Equal(token.Expiry.At) {
+			t.Errorf("%d deliveries of %+v", delivered, r.taken)
+		}
+	})
+}
+
+func TestFailedDeliveryIsRepeatedWithFreshSignatures(t *testing.T) {
+	t.Parallel()
+	var log strings.Builder
+	run(t, func(try int) (int, error) {
+		switch {
+		case try < 4:
+			return 0, errors.New("connection refused")
+		case try < 5:
+			return http.StatusFound, nil // is not followed
+		case try < 8:
+			return http.StatusInternalServerError, nil
+		}
+		return http.StatusOK, nil
+	}, &log, func(s *notify.Sender, r *receiver) {
+		token := storetest.Sample(7, 1, 2)
+		token.EndedAt = storetest.Epoch
+		s.Send(notify.RevokedEvent(token))
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if len(r.tries) != 8 || len(r.taken) != 1 || s.Stats().Sent != 1 {
+			t.Errorf("%d tries, %d taken", len(r.tries), len(r.taken))
+		}
+		if last := r.tries[7].Sub(r.tries[0]); last != 127*time.Second {
+			t.Errorf("the last came %s after the first", last)
+		}
+	})
+	if strings.Contains(log.String(), "hidden") || !strings.Contains(log.String(), "sent again") {
+		t.Errorf("the log says %s", &log)
+	}
+}
+
+func TestDeadReceiverBlocksNobodyAndIsGivenUp(t *testing.T) {
+	t.Parallel()
+	run(t, func(int) (int, error) { return http.StatusTeapot, nil }, io.Discard, func(s *notify.Sender, r *receiver) {
+		sent := 0
+		for i := range 2000 {
+			if s.Send(notify.Event{ID: strconv.Itoa(i)}) {
+				sent++
+			}
+		}
+		if st := s.Stats(); sent < 1024 || sent > 1025 || int(st.Dropped) != 2000-sent { //nolint:gosec // small
+			t.Errorf("%d were queued, %+v", sent, st)
+		}
+		time.Sleep(2 * time.Hour)
+		synctest.Wait()
+		if st := s.Stats(); st.Failed == 0 || len(r.taken) > 0 {
+			t.Errorf("%+v", st)
+		}
+	})
+}
+
+func TestOnlyHTTPSOrThisMachineIsTold(t *testing.T) {
+	t.Parallel()
+	for target, ok := range map[string]bool{
+		"https://hooks.example.com/a?b=c": true, "http://127.0.0.1:9000/x": true, "http://[::1]:9000/": true,
+		"http://hooks.example.com/": false, "http://localhost/": false, "http://127.0.0.1.example.com/": false, "http://10.0.0.1/": false,
+		"ftp://127.0.0.1/": false, "https://user:pass@example.com/": false, "https:///x": false, "": false, "https://example.com/#x": false,
+	} {
+		if _, err := notify.New(target, []byte(secret), nil, time.Now, slog.New(slog.DiscardHandler)); (err == nil) != ok {
+			t.Errorf("%q: %v", target, err)
+		}
+	}
+	if _, err := notify.New(hook, []byte("short"), nil, time.Now, slog.New(slog.DiscardHandler)); err == nil {
+		t.Error("a short secret is taken")
+	}
+}

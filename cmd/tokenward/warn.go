@@ -1,0 +1,126 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"tokenward/admin/notify"
+	"tokenward/metrics"
+	"tokenward/tokenstore"
+	"tokenward/tokenstore/boltstore"
+)
+
+const (
+	warnEvery = 15 * time.Minute
+	// warnAtOnce bounds the warnings of one round; the others come with the next.
+	warnAtOnce = 500
+)
+
+// newSender makes what tells a web hook; nil where none is configured.
+func newSender(cfg *Config, a *app) (*notify.Sender, error) {
+	if cfg.Notify.URL == "" {
+		return nil, nil
+	}
+	secret, err := readHookSecret(cfg.Notify.SecretFile)
+	if err != nil {
+		return nil, fmt.Errorf("notify.secret_file: %w", err)
+	}
+	return notify.New(cfg.Notify.URL, secret, nil, time.Now, a.log)
+}
+
+// tellRevoked tells the web hook of a token that was revoked. It does not wait.
+func (u *upkeep) tellRevoked(c tokenstore.Change) {
+	if u.sender == nil || c.After == nil || c.After.State != tokenstore.StateRevoked {
+		return
+	}
+	if c.Before == nil || c.Before.State != tokenstore.StateRevoked {
+		u.sender.Send(notify.RevokedEvent(c.After))
+	}
+}
+
+// warn warns of tokens that are about to end: once for each of the days that the
+// configuration names, by an event in the audit log and, where there is one, to a
+// web hook. What was told or taken is noted in the store.
+func (u *upkeep) warn(ctx context.Context) error {
+	now := u.clock.Now()
+	if len(u.days) == 0 || !u.warned.IsZero() && now.Sub(u.warned) < warnEvery {
+		return nil
+	}
+	u.warned = now
+	told := 0
+	for id, err := range u.store.Ending(ctx, now, now.Add(daysOf(slices.Max(u.days)))) {
+		if err != nil {
+			return err
+		}
+		t, err := u.store.ByID(ctx, id)
+		if errors.Is(err, tokenstore.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if t.State == tokenstore.StateRevoked || t.ReplacedBy != 0 || t.Expiry.Never {
+			continue
+		}
+		due, err := u.warnOf(ctx, t, now)
+		if err != nil {
+			return err
+		}
+		if due {
+			told++
+		}
+		if told == warnAtOnce {
+			u.warned = time.Time{} // the next round goes on
+			return nil
+		}
+	}
+	return nil
+}
+
+func daysOf(n int) time.Duration { return time.Duration(n) * 24 * time.Hour }
+
+// warnOf gives the warning of t's end that is due and has not been given, and
+// reports whether there was one.
+func (u *upkeep) warnOf(ctx context.Context, t *tokenstore.Token, now time.Time) (bool, error) {
+	due := 0
+	for _, days := range u.days {
+		if t.Expiry.At.Sub(now) <= daysOf(days) && (due == 0 || days < due) {
+			due = days
+		}
+	}
+	if due == 0 {
+		return false, nil
+	}
+	end := t.Expiry.At
+	noted, err := u.store.Notice(t.ID, end)
+	if err != nil {
+		return false, err
+	}
+	if noted.Told > due {
+		event, err := u.service.ExpiryWarning(t, due)
+		if err != nil {
+			return false, err
+		}
+		if err := u.store.NoteWarning(ctx, t.ID, end, event, func(n *boltstore.Notice) { n.Told = min(n.Told, due) }); err != nil {
+			return false, err
+		}
+	}
+	if u.sender == nil || noted.Sent <= due {
+		return noted.Told > due, nil
+	}
+	e := notify.ExpiryEvent(t, due, now)
+	e.Delivered = func() {
+		// A warning that was taken is noted even while the server stops.
+		err := u.store.NoteWarning(context.WithoutCancel(ctx), t.ID, end, nil, func(n *boltstore.Notice) { n.Sent = min(n.Sent, due) })
+		if err != nil {
+			u.log.Warn("a warning was taken by the web hook and could not be noted: it may come again", "event", e.ID, "error", err)
+		}
+	}
+	u.sender.Send(e)
+	return true, nil
+}
+
+func (u *upkeep) notifyStats() metrics.NotifyStats { return metrics.NotifyStats(u.sender.Stats()) }
