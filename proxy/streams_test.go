@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"slices"
 	"strings"
@@ -26,7 +27,7 @@ import (
 // in an upgrade, and whose clock can be moved.
 type streaming struct {
 	*world
-	addr    string        // of the upstream
+	serve   http.Handler  // the upstream
 	arrived chan struct{} // a stream has reached the upstream
 	ahead   atomic.Int64  // of the real time
 
@@ -38,7 +39,7 @@ type streaming struct {
 func newStreaming(t testing.TB) *streaming {
 	t.Helper()
 	s := &streaming{world: newWorld(t, canon.Options{}), arrived: make(chan struct{}, 20_000), told: make(chan []proxy.CutReport, 100)}
-	upstream := startServer(t, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+	s.serve = http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Upgrade") != "" {
 			nc, _, err := http.NewResponseController(rw).Hijack()
 			if err != nil {
@@ -54,9 +55,8 @@ func newStreaming(t testing.TB) *streaming {
 		_ = http.NewResponseController(rw).Flush()
 		s.arrived <- struct{}{}
 		<-r.Context().Done()
-	}))
-	s.addr = upstream
-	s.rules.Default = proxy.RouteOptions{Upstreams: upstreamsAt(t, nil, urlOf(t, upstream))}
+	})
+	s.rules.Default = proxy.RouteOptions{Upstreams: upstreamsAt(t, nil, urlOf(t, startServer(t, s.serve)))}
 	s.guard.Now = func() time.Time { return time.Now().Add(time.Duration(s.ahead.Load())) }
 	s.guard.Streams.Cut = func(r enforce.Reason) {
 		s.mu.Lock()
@@ -233,6 +233,40 @@ func TestStreamOutlivesWhatDoesNotConcernIt(t *testing.T) {
 	}
 }
 
+// oneParent knows the account of every card.
+type oneParent struct{}
+
+func (oneParent) Parent(context.Context, string, []byte) (string, error) { return "1", nil }
+
+// TestStreamThroughAParentOutlivesARename: what let it through is not looked up
+// again, and counts for as long as the token's grants stay as they were.
+func TestStreamThroughAParentOutlivesARename(t *testing.T) {
+	s := newStreaming(t)
+	policy, faults := enforce.Compile([]enforce.RouteSpec{{Match: "GET /cards/{card}", Resources: []string{"card:{card}"}}},
+		enforce.Options{Parents: map[string]string{"card": "account"}})
+	if faults != nil {
+		t.Fatal(faults)
+	}
+	s.rules.Policy = policy
+	s.guard.Engine.Parents = oneParent{}
+	addr := openWire(t, s.world)
+	ended := make(chan bool, 1)
+	go func() {
+		whole, _ := isWhole(t, addr, request("GET", "/cards/7", s.secrets["account1"], ""))
+		ended <- whole
+	}()
+	<-s.arrived
+	s.change(t, "account1", func(t *tokenstore.Token) { t.Name = "renamed" })
+	if n := s.guard.InFlight(); n != 1 {
+		t.Fatalf("%d in flight after the rename", n)
+	}
+	s.change(t, "account1", func(t *tokenstore.Token) { t.Resources.Grants[0].ID = "2" })
+	if cuts := <-s.told; cuts[0].Reason != enforce.ResourceNotGranted {
+		t.Errorf("%+v", cuts)
+	}
+	<-ended
+}
+
 // TestObservedStreamIsNotCut: what is only observed is not enforced either.
 func TestObservedStreamIsNotCut(t *testing.T) {
 	s := newStreaming(t)
@@ -327,11 +361,13 @@ func BenchmarkCutStreams(b *testing.B) {
 	})
 	b.Run("h2c-10000", func(b *testing.B) {
 		cutAll(b, func(s *streaming) {
-			up, err := url.Parse("h2c://" + strings.TrimPrefix(s.addr, "http://"))
-			if err != nil {
-				b.Fatal(err)
-			}
-			s.rules.Default = proxy.RouteOptions{Upstreams: upstreamsAt(b, nil, up)}
+			up := httptest.NewUnstartedServer(s.serve)
+			up.Config.Protocols = new(http.Protocols)
+			up.Config.Protocols.SetUnencryptedHTTP2(true)
+			up.Start()
+			b.Cleanup(up.Close)
+			at := &url.URL{Scheme: "h2c", Host: up.Listener.Addr().String()}
+			s.rules.Default = proxy.RouteOptions{Upstreams: upstreamsAt(b, nil, at)}
 			hostport := strings.TrimPrefix(openH2C(b, s.world), "h2c://")
 			for range 100 {
 				p := new(http.Protocols)
