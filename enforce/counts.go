@@ -36,11 +36,6 @@ func (k meterKey) countKey() CountKey {
 	return out
 }
 
-// Token returns the token whose counts they are; false where they are not one's.
-func (k CountKey) Token() (tokenstore.ID, bool) {
-	return tokenstore.ID(binary.BigEndian.Uint64(k[1:])), subject(k[0]) == ofToken
-}
-
 // Append appends the stored form of the counts.
 func (c *Counts) Append(dst []byte) []byte {
 	for i := range c {
@@ -490,38 +485,6 @@ func (b *ledgerBook) flushSome(ctx context.Context, work []bound, now time.Time,
 			delete(b.dirty, w.meter)
 			b.mu.Unlock()
 		}
-	}
-	return nil
-}
-
-// carryOver gives one token's counts to another, which takes its place and was not
-// used yet.
-func (l *limitTable) carryOver(ctx context.Context, from, to tokenstore.ID) error {
-	b := l.ledger
-	if b == nil {
-		return nil
-	}
-	b.writing.Lock()
-	defer b.writing.Unlock()
-	source := meterKey{ofToken, uint64(from), 0}
-	was, err := b.ledger.Counts(source.countKey())
-	if err != nil {
-		return fmt.Errorf("read the counts of limits: %w", err)
-	}
-	if m := l.look(source); m != nil {
-		m.mu.Lock()
-		if m.counts != nil && m.counts.loaded {
-			for kind := range m.counts.list {
-				was[kind] = Count{m.counts.list[kind].begin, m.counts.list[kind].used}
-			}
-		}
-		m.mu.Unlock()
-	}
-	if was == (Counts{}) {
-		return nil
-	}
-	if err := b.ledger.Keep(ctx, []Kept{{meterKey{ofToken, uint64(to), 0}.countKey(), was}}); err != nil {
-		return fmt.Errorf("keep the counts of limits: %w", err)
 	}
 	return nil
 }

@@ -131,12 +131,6 @@ func (e *Engine) SettleCounts(ctx context.Context, now time.Time) error {
 	return e.limits.ledger.flush(ctx, now, true)
 }
 
-// CarryOver gives one token's counts to another that takes its place, before that
-// is used for the first time.
-func (e *Engine) CarryOver(ctx context.Context, from, to tokenstore.ID) error {
-	return e.limits.carryOver(ctx, from, to)
-}
-
 // Admit charges the request to every limit that it is subject to (the token's, the
 // route's, the owner's, the account's), or, where one of them refuses, to none. It
 // changes d into a refusal then, and reports whether d allows. Only a decision that

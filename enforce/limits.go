@@ -22,7 +22,8 @@ type LimitOptions struct {
 }
 
 // subject is whose limits a meter measures. Locks of meters are taken in this
-// order.
+// order. The numbers are stored in a [CountKey]; that 0 is a token, whose id
+// follows, is known to boltstore too.
 type subject uint8
 
 const (

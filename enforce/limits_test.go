@@ -370,20 +370,6 @@ func TestFlushKeepsAheadOfUse(t *testing.T) {
 	}
 }
 
-func TestResetTokenKeepsWhatWasUsed(t *testing.T) {
-	e := limitedEngine(LimitOptions{}, &memoryLedger{})
-	limits := tokenstore.Limits{Uses: 20}
-	for range 8 {
-		use(e, with(1, 1, 1, limits), nil, start)
-	}
-	if err := e.CarryOver(t.Context(), 1, 2); err != nil {
-		t.Fatal(err)
-	}
-	if n, _ := uses(e, with(2, 1, 1, limits), start); n != 12 {
-		t.Errorf("the new token was used %d times", n)
-	}
-}
-
 // TestLimitsHoldUnderContention has many goroutines use tokens of one account up,
 // with a ledger and flushes beside them.
 func TestLimitsHoldUnderContention(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"tokenward/tokenstore"
+	"tokenward/tokenstore/storetest"
 )
 
 func counterKey(kind byte, id uint64) []byte {
@@ -63,4 +64,49 @@ func TestCountersThatAreOverAreDropped(t *testing.T) {
 	if v, err := s.Counter(all[4].Key); len(v) != 1 || err != nil {
 		t.Errorf("%q, %v", v, err)
 	}
+}
+
+// TestResetTokenInheritsCounters: whoever resets a token does not get its quota anew.
+func TestResetTokenInheritsCounters(t *testing.T) {
+	s := newTestStore(t, Options{})
+	load(t, s, 2)
+	if err := s.KeepCounters(t.Context(), []Counter{{counterKey(0, 1), []byte("used")}}); err != nil {
+		t.Fatal(err)
+	}
+	var heir tokenstore.ID
+	replace := func() {
+		t.Helper()
+		if err := s.Change(t.Context(), func(tx tokenstore.Tx) error {
+			old, err := tx.Token(1)
+			if err != nil {
+				return err
+			}
+			if heir == 0 {
+				if heir, err = tx.NewID(); err != nil {
+					return err
+				}
+				next := storetest.Sample(heir, old.Account, old.Owner)
+				if err := tx.Put(next); err != nil {
+					return err
+				}
+			}
+			old.ReplacedBy = heir
+			tx.Emit([]byte("{}"))
+			return tx.Put(old)
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	replace()
+	if v, err := s.Counter(counterKey(0, uint64(heir))); string(v) != "used" || err != nil {
+		t.Fatalf("%q, %v", v, err)
+	}
+	if err := s.KeepCounters(t.Context(), []Counter{{counterKey(0, uint64(heir)), []byte("used more")}}); err != nil {
+		t.Fatal(err)
+	}
+	replace() // another change of the old token
+	if v, err := s.Counter(counterKey(0, uint64(heir))); string(v) != "used more" || err != nil {
+		t.Fatalf("%q, %v", v, err)
+	}
+	check(t, s)
 }

@@ -51,7 +51,7 @@ func (b *batch) applyToken(id tokenstore.ID, t *staged) error {
 	tokens.FillPercent = orderedFill
 	var err error
 	if t.after != nil {
-		err = tokens.Put(number(uint64(id)), t.value)
+		err = errors.Join(tokens.Put(number(uint64(id)), t.value), inheritCounters(b.tx, t.before, t.after))
 	} else {
 		err = errors.Join(tokens.Delete(number(uint64(id))), sweepTraces(b.tx, id), sweepCounters(b.tx, id))
 	}
