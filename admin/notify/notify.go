@@ -51,7 +51,7 @@ const MinSecretBytes = 16
 
 const (
 	maxQueue   = 1024
-	maxTries   = 12 // the last about 40 minutes after the first
+	maxTries   = 12 // the last about half an hour after the first
 	firstPause = time.Second
 	maxPause   = 10 * time.Minute
 	tryTimeout = 10 * time.Second
@@ -262,7 +262,7 @@ func (s *Sender) post(ctx context.Context, e *Event, body []byte) error {
 		}
 		return err
 	}
-	defer resp.Body.Close()                                       //nolint:errcheck // it was only read
+	defer resp.Body.Close()
 	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10)) // so that the connection can be used again
 	if resp.StatusCode/100 != 2 {
 		return fmt.Errorf("the receiver answered %d", resp.StatusCode)

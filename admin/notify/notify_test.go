@@ -139,7 +139,7 @@ func TestFailedDeliveryIsRepeatedWithFreshSignatures(t *testing.T) {
 		token := storetest.Sample(7, 1, 2)
 		token.EndedAt = storetest.Epoch
 		s.Send(notify.RevokedEvent(token))
-		time.Sleep(time.Hour)
+		time.Sleep(time.Hour) //nolint:forbidigo // in a bubble
 		synctest.Wait()
 		if len(r.tries) != 8 || len(r.taken) != 1 || s.Stats().Sent != 1 {
 			t.Errorf("%d tries, %d taken", len(r.tries), len(r.taken))
@@ -165,7 +165,7 @@ func TestDeadReceiverBlocksNobodyAndIsGivenUp(t *testing.T) {
 		if st := s.Stats(); sent < 1024 || sent > 1025 || int(st.Dropped) != 2000-sent { //nolint:gosec // small
 			t.Errorf("%d were queued, %+v", sent, st)
 		}
-		time.Sleep(2 * time.Hour)
+		time.Sleep(2 * time.Hour) //nolint:forbidigo // in a bubble
 		synctest.Wait()
 		if st := s.Stats(); st.Failed == 0 || len(r.taken) > 0 {
 			t.Errorf("%+v", st)

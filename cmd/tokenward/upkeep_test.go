@@ -128,7 +128,7 @@ func (k *kept) create(expiry tokenstore.Expiry) *tokenstore.Token {
 func (k *kept) pass(d time.Duration) {
 	const rounds = 8
 	for range rounds {
-		time.Sleep(d / rounds)
+		time.Sleep(d / rounds) //nolint:forbidigo // in a bubble
 		k.upkeep.round(k.t.Context())
 		synctest.Wait()
 	}

@@ -2,6 +2,7 @@ package boltstore
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"tokenward/tokenstore"
 	"tokenward/tokenstore/storetest"
@@ -218,7 +220,7 @@ func writeUntilKilled(dir string) error {
 	if err != nil {
 		return err
 	}
-	s, err := Open(Options{Path: filepath.Join(dir, "tokens.db"), Peppers: peppers})
+	s, err := Open(Options{Path: filepath.Join(dir, "tokens.db"), Peppers: peppers, Now: time.Now})
 	if err != nil {
 		return err
 	}
@@ -240,7 +242,32 @@ func writeUntilKilled(dir string) error {
 		}()
 	}
 	go func() { failed <- drain(s, filepath.Join(dir, "audit")) }()
+	go func() { failed <- leaveTraces(s) }()
 	return <-failed
+}
+
+// leaveTraces writes what is known beside tokens: usage with its names, and
+// warnings, of tokens that are being swept meanwhile.
+func leaveTraces(s *Store) error {
+	ctx := context.Background()
+	for {
+		names, err := s.UsageNames()
+		if err != nil {
+			return err
+		}
+		var ids []tokenstore.ID
+		for range 64 {
+			ids = append(ids, 1+rand.N(tokenstore.ID(2000)))
+		}
+		fresh := []string{fmt.Sprint(len(names))}
+		err = s.MergeUsage(ctx, uint64(len(names))+1, fresh, ids, func(_ tokenstore.ID, old []byte) []byte { return append(bytes.Clone(old), 1)[:min(len(old)+1, 100)] })
+		if err != nil {
+			return err
+		}
+		if err := s.NoteWarning(ctx, ids[0], storetest.Epoch, nil, func(n *Notice) { n.Sent = min(n.Sent, 3) }); err != nil {
+			return err
+		}
+	}
 }
 
 // randomChange makes, edits, revokes or sweeps a token, and returns what became

@@ -313,11 +313,11 @@ func TestRunWritesEverySoOftenAndAtTheEnd(t *testing.T) {
 			return err == nil && value != nil
 		}
 		w.use(w.tokens[0], at(1), 0, "")
-		time.Sleep(usage.DefaultEvery - time.Millisecond)
+		time.Sleep(usage.DefaultEvery - time.Millisecond) //nolint:forbidigo // in a bubble
 		if stored() {
 			t.Error("it was written before its time")
 		}
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Millisecond) //nolint:forbidigo // in a bubble
 		if !stored() {
 			t.Error("it was not written in time")
 		}
