@@ -163,6 +163,34 @@ func TestRestartRemembersTheTime(t *testing.T) {
 	}
 }
 
+func TestOperatorCanBelieveTheMachinesClock(t *testing.T) {
+	cfg := defaultConfig()
+	dir := t.TempDir()
+	cfg.TokenStore.Path, cfg.Audit.Path = filepath.Join(dir, "tokens.db"), filepath.Join(dir, "audit.jsonl")
+	log := slog.New(slog.DiscardHandler)
+	ahead := func() time.Time { return time.Now().AddDate(10, 0, 0) }
+	for i, believe := range []string{"", "", "1", ""} {
+		t.Setenv(envBelieveClock, believe)
+		machine := time.Now
+		if i == 0 {
+			machine = ahead
+		}
+		v, err := openVault(cfg, log, machine, i == 0, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if behind := v.clock.Now().Before(ahead().AddDate(-1, 0, 0)); behind != (i >= 2) {
+			t.Errorf("start %d begins at %s", i, v.clock.Now())
+		}
+		if err := v.store.Stamp(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := v.close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestClockRunsAndStops(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

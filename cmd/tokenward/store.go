@@ -55,6 +55,20 @@ func (v *vault) stamp() time.Time {
 	return v.clock.Now()
 }
 
+// envBelieveClock makes the machine's clock count although the store was written at
+// a later time, as after a clock that was years ahead.
+const envBelieveClock = "TOKENWARD_BELIEVE_CLOCK"
+
+// leastTime is the time that the clock does not begin before.
+func (v *vault) leastTime(log *slog.Logger) time.Time {
+	last := v.store.LastTime()
+	if os.Getenv(envBelieveClock) != "1" {
+		return last
+	}
+	log.Warn("the machine's clock is believed as it is, whenever the store was last written: unset the variable once the server runs", "variable", envBelieveClock, "last_written", last)
+	return time.Time{}
+}
+
 // background runs a task until the vault is closed, which waits for it.
 func (v *vault) background(task func(ctx context.Context)) {
 	v.tasks.Go(func() { task(v.ctx) })
@@ -95,7 +109,7 @@ func openVault(cfg *Config, log *slog.Logger, now func() time.Time, create bool,
 	if v.store, err = open(opts); err != nil {
 		return nil, err
 	}
-	v.clock = newClock(now, steadyClock(), v.store.LastTime(), log)
+	v.clock = newClock(now, steadyClock(), v.leastTime(log), log)
 	v.now = v.clock.Now
 	if err := v.connect(cfg, log, observe); err != nil {
 		return nil, errors.Join(err, v.store.Close())
