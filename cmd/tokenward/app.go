@@ -41,6 +41,7 @@ type app struct {
 	guard    *proxy.Guard
 
 	upstreams *upstreamSet
+	leaks     http.Handler // takes reports of leaked secrets; nil: nobody does
 
 	stopStreams func() // the cutting of streams, waiting for its end
 	stopLimits  func() // the keeping of counts, likewise
@@ -244,6 +245,9 @@ func (a *app) ruleset(cfg *Config) (*proxy.Ruleset, error) {
 func (a *app) buildAdmin() error {
 	rules, err := canon.NewRules(a.cfg.adminCanonOptions())
 	if err != nil {
+		return err
+	}
+	if a.leaks, err = a.newLeaks(); err != nil {
 		return err
 	}
 	handler := a.adminHandler(newGate(a.engine, rules, a.vault.usage, a.now))

@@ -164,6 +164,17 @@ type AdminConfig struct {
 	// DefaultAccount and DefaultOwner are meant where root's path names none.
 	DefaultAccount uint64 `yaml:"default_account" reload:"no"`
 	DefaultOwner   uint64 `yaml:"default_owner" reload:"no"`
+
+	Leaks LeaksConfig `yaml:"leaks"`
+}
+
+// LeaksConfig configures the endpoint for reports of leaked secrets.
+type LeaksConfig struct {
+	// KeysFile holds the public keys that reports are signed with, in the form in
+	// which GitHub publishes them. Empty: there is no endpoint.
+	KeysFile string `yaml:"keys_file" reload:"no"`
+	// Action is what becomes of a token whose secret leaked: disable or revoke.
+	Action string `yaml:"action" reload:"no"`
 }
 
 // MetricsConfig configures the listener for operators' machines.
@@ -275,6 +286,7 @@ func defaultConfig() *Config {
 			Mount:          []string{},
 			DefaultAccount: 1,
 			DefaultOwner:   1,
+			Leaks:          LeaksConfig{Action: "disable"},
 		},
 		Metrics: MetricsConfig{Listen: "127.0.0.1:8082"},
 		TokenStore: TokenStoreConfig{

@@ -29,6 +29,11 @@ func (c *Config) checkFiles(now time.Time) (faults, warnings []configFault) {
 		f.secret(itemPath("tokenstore.import_key_files", i), path)
 	}
 	f.signingKey("audit.signing_key_file", c.Audit.SigningKeyFile)
+	if path := c.Admin.Leaks.KeysFile; path != "" {
+		if _, err := readLeakKeys(path); err != nil {
+			f.fault("admin.leaks.keys_file", err.Error(), "get it from https://api.github.com/meta/public_keys/secret_scanning")
+		}
+	}
 	f.hookSecret("notify.secret_file", c.Notify.SecretFile)
 	for i, path := range c.Proxy.Identity.SigningKeyFiles {
 		f.signingKey(itemPath("proxy.identity.signing_key_files", i), path)

@@ -357,6 +357,7 @@ var choices = map[string][]string{
 	"log.level":                   {"debug", "info", "warn", "error"},
 	"log.format":                  {"json", "text"},
 	"log.requests":                {"off", "denied", "all"},
+	"admin.leaks.action":          {"disable", "revoke"},
 	"routes[].restricted_tokens":  {"refuse", "allow"},
 	"routes[].mode":               {"enforce", "observe"},
 	"enforce.observe_credentials": {"keep", "remove"},
@@ -371,6 +372,8 @@ func (d *decoder) checkChoices(c *Config) {
 	d.choice("log.level", c.Log.Level)
 	d.choice("log.format", c.Log.Format)
 	d.choice("log.requests", c.Log.Requests)
+	d.choice("admin.leaks.action", c.Admin.Leaks.Action)
+	d.checkFileReference("admin.leaks.keys_file", c.Admin.Leaks.KeysFile)
 	for i, api := range c.Admin.Mount {
 		d.choiceOf("admin.mount", itemPath("admin.mount", i), api)
 	}

@@ -1,12 +1,16 @@
 package main
 
 import (
+	"crypto/ecdsa"
+	"fmt"
 	"net/http"
+	"os"
 
 	"github.com/gorilla/mux"
 
 	"tokenward/admin"
 	"tokenward/admin/fynn"
+	"tokenward/admin/leaks"
 	"tokenward/admin/mailtrap"
 	"tokenward/admin/native"
 	"tokenward/admin/unit"
@@ -52,7 +56,48 @@ func (a *app) facesHandler(g *gate, names ...string) *mux.Router {
 func (a *app) adminHandler(g *gate) http.Handler {
 	router := a.facesHandler(g, apiNames...)
 	router.Path("/openapi.yaml").Handler(admin.OpenAPI())
-	return withRequestID(router)
+	return withRequestID(a.withLeaks(router))
+}
+
+// withLeaks puts the endpoint for reports of leaked secrets before h. Reports bear
+// a signature and no token, so the token APIs do not see them.
+func (a *app) withLeaks(h http.Handler) http.Handler {
+	if a.leaks == nil {
+		return h
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/v1/leaks" {
+			a.leaks.ServeHTTP(w, r)
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
+// newLeaks makes the endpoint for reports of leaked secrets; nil where it is not
+// configured.
+func (a *app) newLeaks() (http.Handler, error) {
+	c := a.cfg.Admin.Leaks
+	if c.KeysFile == "" {
+		return nil, nil
+	}
+	keys, err := readLeakKeys(c.KeysFile)
+	if err != nil {
+		return nil, fmt.Errorf("admin.leaks.keys_file: %w", err)
+	}
+	return leaks.New(a.vault.service, leaks.Options{Keys: keys, Action: leaks.Action(c.Action), Find: a.vault.cache.Find, Log: a.log})
+}
+
+func readLeakKeys(path string) (map[string]*ecdsa.PublicKey, error) {
+	data, err := os.ReadFile(path) //nolint:gosec // the operator names it
+	if err != nil {
+		return nil, fmt.Errorf("%s %w", path, fileProblem(err))
+	}
+	keys, err := leaks.ParseKeys(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s cannot be used: %w", path, err)
+	}
+	return keys, nil
 }
 
 // noSuchPath answers for paths that belong to no token API.

@@ -1,0 +1,235 @@
+package leaks
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+
+	"tokenward/admin"
+	"tokenward/tokenstore"
+)
+
+// Name is the door's name in audit events.
+const Name = "leaks"
+
+// The headers of a report, as GitHub's secret scanning sends them.
+const (
+	headerKey       = "Github-Public-Key-Identifier"
+	headerSignature = "Github-Public-Key-Signature"
+)
+
+// The bounds of a report, and how many are taken at once.
+const (
+	maxReportBytes = 1 << 20
+	maxReported    = 1000
+	maxAtOnce      = 4
+)
+
+// Action is what becomes of a token whose secret was reported. The zero Action is
+// none and cannot be used.
+type Action string
+
+// The actions.
+const (
+	Disable Action = "disable" // refused until somebody enables it
+	Revoke  Action = "revoke"  // ended for good
+)
+
+// Options of a [Handler]; all are required.
+type Options struct {
+	Keys   map[string]*ecdsa.PublicKey // that reports are signed with, by identifier
+	Action Action
+	// Find leads from a presented text to its token, as [tokenstore.Cache.Find].
+	Find func(ctx context.Context, text []byte) (tokenstore.Match, error)
+	Log  *slog.Logger
+}
+
+// Handler takes reports of leaked secrets in the form of GitHub's partner
+// programme for secret scanning: a signed list, for which there is no other
+// credential.
+type Handler struct {
+	service *admin.Service
+	options Options
+	slots   chan struct{}
+}
+
+// New returns the handler over service.
+func New(service *admin.Service, o Options) (*Handler, error) {
+	switch {
+	case len(o.Keys) == 0:
+		return nil, errors.New("there is no public key to check reports with")
+	case o.Action != Disable && o.Action != Revoke:
+		return nil, fmt.Errorf("%q is no action: write disable or revoke", o.Action)
+	}
+	return &Handler{service, o, make(chan struct{}, maxAtOnce)}, nil
+}
+
+// reported is one leaked secret in a report.
+type reported struct {
+	Token  string `json:"token"`
+	Type   string `json:"type"`
+	URL    string `json:"url"`
+	Source string `json:"source"`
+}
+
+// feedback tells the reporter whether a find was one.
+type feedback struct {
+	Hash  string `json:"token_hash"` // SHA-256 in base64
+	Type  string `json:"token_type"`
+	Label string `json:"label"`
+}
+
+// ServeHTTP implements [http.Handler]. What is not signed learns nothing. A report
+// that could not be carried out whole is answered with 503, so that it comes again.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Cache-Control", "no-store")
+	if r.Method != http.MethodPost {
+		w.Header().Set("Allow", http.MethodPost)
+		w.WriteHeader(http.StatusMethodNotAllowed)
+		return
+	}
+	select {
+	case h.slots <- struct{}{}:
+		defer func() { <-h.slots }()
+	default:
+		w.Header().Set("Retry-After", "10")
+		w.WriteHeader(http.StatusServiceUnavailable)
+		return
+	}
+	status, answer := h.take(w, r)
+	if status == http.StatusServiceUnavailable {
+		w.Header().Set("Retry-After", "60")
+	}
+	if answer == nil {
+		w.WriteHeader(status)
+		return
+	}
+	_ = admin.WriteJSON(w, status, "application/json", answer) // the reporter is gone
+}
+
+func (h *Handler) take(w http.ResponseWriter, r *http.Request) (int, []feedback) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxReportBytes))
+	if err != nil {
+		return http.StatusRequestEntityTooLarge, nil
+	}
+	if !h.signed(r.Header, body) {
+		h.options.Log.WarnContext(r.Context(), "a report of leaked secrets was not signed by a configured key, and refused: are the keys of admin.leaks.keys_file the present ones?")
+		return http.StatusUnauthorized, nil
+	}
+	var list []reported
+	if err := json.Unmarshal(body, &list); err != nil || len(list) > maxReported {
+		return http.StatusBadRequest, nil
+	}
+	status, answer := http.StatusOK, make([]feedback, 0, len(list))
+	for i := range list {
+		one := &list[i]
+		sum := sha256.Sum256([]byte(one.Token))
+		known, err := h.end(r, one)
+		if err != nil {
+			h.options.Log.ErrorContext(r.Context(), "a leaked secret was reported and its token could not be ended: do it by hand", "error", err)
+			status = http.StatusServiceUnavailable
+			continue
+		}
+		label := "false_positive"
+		if known {
+			label = "true_positive"
+		}
+		answer = append(answer, feedback{base64.StdEncoding.EncodeToString(sum[:]), one.Type, label})
+	}
+	if status != http.StatusOK {
+		return status, nil
+	}
+	return status, answer
+}
+
+// signed reports whether body is signed, by ECDSA over its SHA-256, with the key
+// that the header names. A header that comes twice is refused.
+func (h *Handler) signed(header http.Header, body []byte) bool {
+	ids, signatures := header.Values(headerKey), header.Values(headerSignature)
+	if len(ids) != 1 || len(signatures) != 1 {
+		return false
+	}
+	key := h.options.Keys[ids[0]]
+	signature, err := base64.StdEncoding.DecodeString(signatures[0])
+	if key == nil || err != nil {
+		return false
+	}
+	sum := sha256.Sum256(body)
+	return ecdsa.VerifyASN1(key, sum[:], signature)
+}
+
+// end disables or revokes the token of a reported secret, if there is one. A
+// secret that has ended is still one that was found.
+func (h *Handler) end(r *http.Request, one *reported) (known bool, err error) {
+	ctx := context.WithoutCancel(r.Context()) // the reporter's hanging up saves no leaked token
+	m, err := h.options.Find(ctx, []byte(one.Token))
+	if errors.Is(err, tokenstore.ErrNotFound) || errors.Is(err, tokenstore.ErrBrokenSecret) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	c := admin.Operator(r.Header.Get("X-Request-Id"))
+	c.API = Name
+	target := admin.Target{ID: m.Token.ID, Revoked: true}
+	switch {
+	case m.Token.State == tokenstore.StateRevoked:
+	case h.options.Action == Revoke:
+		_, err = h.service.Revoke(ctx, c, target, false)
+	default:
+		_, err = h.service.Disable(ctx, c, target, 0)
+	}
+	if err == nil {
+		h.options.Log.WarnContext(ctx, "a leaked secret was reported", "token_id", m.Token.ID, "account", m.Token.Account, "action", string(h.options.Action), "url", clipped(one.URL), "source", clipped(one.Source))
+	}
+	return true, err
+}
+
+// clipped bounds what a reporter writes into our log.
+func clipped(s string) string {
+	const longest = 512
+	if len(s) > longest {
+		return s[:longest] + "…"
+	}
+	return s
+}
+
+// ParseKeys reads the public keys of a reporter, in the form in which GitHub
+// publishes them: {"public_keys":[{"key_identifier":"…","key":"PEM"},…]}.
+func ParseKeys(data []byte) (map[string]*ecdsa.PublicKey, error) {
+	var file struct {
+		Keys []struct {
+			ID  string `json:"key_identifier"`
+			Key string `json:"key"`
+		} `json:"public_keys"`
+	}
+	if err := json.Unmarshal(data, &file); err != nil {
+		return nil, fmt.Errorf("it is no list of public keys: %w", err)
+	}
+	keys := make(map[string]*ecdsa.PublicKey)
+	for _, k := range file.Keys {
+		block, _ := pem.Decode([]byte(k.Key))
+		if k.ID == "" || block == nil {
+			return nil, errors.New("one of its public_keys lacks key_identifier, or a key in PEM form")
+		}
+		parsed, err := x509.ParsePKIXPublicKey(block.Bytes)
+		key, ok := parsed.(*ecdsa.PublicKey)
+		if err != nil || !ok {
+			return nil, fmt.Errorf("key %.80q is no ECDSA public key", k.ID)
+		}
+		keys[k.ID] = key
+	}
+	if len(keys) == 0 {
+		return nil, errors.New("it has no public_keys")
+	}
+	return keys, nil
+}

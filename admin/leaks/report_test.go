@@ -1,0 +1,178 @@
+package leaks_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"tokenward/admin"
+	"tokenward/admin/admintest"
+	"tokenward/admin/leaks"
+	"tokenward/tokenstore"
+)
+
+type reporter struct {
+	key  *ecdsa.PrivateKey
+	keys []byte // as it publishes them
+}
+
+func newReporter(t testing.TB) *reporter {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKIXPublicKey(&key.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
+	keys, err := json.Marshal(map[string]any{"public_keys": []map[string]any{{"key_identifier": "k1", "key": string(text), "is_current": true}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &reporter{key, keys}
+}
+
+func (r *reporter) request(t testing.TB, body string) *http.Request {
+	t.Helper()
+	sum := sha256.Sum256([]byte(body))
+	signature, err := ecdsa.SignASN1(rand.Reader, r.key, sum[:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	req := httptest.NewRequest(http.MethodPost, "/v1/leaks", strings.NewReader(body))
+	req.Header.Set("Github-Public-Key-Identifier", "k1")
+	req.Header.Set("Github-Public-Key-Signature", base64.StdEncoding.EncodeToString(signature))
+	return req
+}
+
+func handler(t testing.TB, w *admintest.World, r *reporter, action leaks.Action, fail error) http.Handler {
+	t.Helper()
+	keys, err := leaks.ParseKeys(r.keys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := leaks.New(w.Service, leaks.Options{Keys: keys, Action: action, Log: w.Log, Find: func(ctx context.Context, text []byte) (tokenstore.Match, error) {
+		if fail != nil {
+			return tokenstore.Match{}, fail
+		}
+		m, err := w.Service.Introspect(ctx, admin.Operator(""), tokenstore.SecretFrom(string(text)))
+		if err != nil {
+			return m, tokenstore.ErrNotFound
+		}
+		return m, nil
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+func TestReportEndsTheToken(t *testing.T) {
+	t.Parallel()
+	for action, want := range map[leaks.Action]tokenstore.State{leaks.Disable: tokenstore.StateDisabled, leaks.Revoke: tokenstore.StateRevoked} {
+		w, r := admintest.New(t), newReporter(t)
+		leaked := w.Make(admin.Spec{Name: "leaked", Scopes: []string{"cards"}})
+		kept := w.Make(admin.Spec{Name: "kept", Scopes: []string{"cards"}})
+		body, err := json.Marshal([]map[string]string{
+			{"token": leaked.Secret.Reveal(), "type": "tokenward", "url": "https://example.com/a", "source": "content"},
+			{"token": "nothing of ours", "type": "tokenward"},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		h := handler(t, w, r, action, nil)
+		for range 2 { // it may come twice
+			rec := httptest.NewRecorder()
+			h.ServeHTTP(rec, r.request(t, string(body)))
+			if text := rec.Body.String(); rec.Code != http.StatusOK || !strings.Contains(text, `"true_positive"`) || !strings.Contains(text, `"false_positive"`) || strings.Contains(text, leaked.Secret.Reveal()) {
+				t.Errorf("%s: %d %s", action, rec.Code, text)
+			}
+		}
+		if got := w.Token(leaked.ID).State; got != want {
+			t.Errorf("%s: the token is %s", action, got)
+		}
+		if got := w.Token(kept.ID).State; got != tokenstore.StateActive {
+			t.Errorf("%s: another token is %s", action, got)
+		}
+		events := w.Events()
+		if last := events[len(events)-1]; last.Actor.Via != leaks.Name || last.Target.Token != uint64(leaked.ID) {
+			t.Errorf("%s: the last event is %+v", action, last)
+		}
+	}
+}
+
+func TestReportThatIsNotSoundIsRefused(t *testing.T) {
+	t.Parallel()
+	w, r, stranger := admintest.New(t), newReporter(t), newReporter(t)
+	leaked := w.Make(admin.Spec{Name: "leaked", Scopes: []string{"cards"}})
+	body := `[{"token":"` + leaked.Secret.Reveal() + `"}]`
+	h := handler(t, w, r, leaks.Revoke, nil)
+	for name, test := range map[string]struct {
+		request func() *http.Request
+		status  int
+	}{
+		"another key": {func() *http.Request { return stranger.request(t, body) }, 401},
+		"an unknown key": {func() *http.Request {
+			q := r.request(t, body)
+			q.Header.Set("Github-Public-Key-Identifier", "k2")
+			return q
+		}, 401},
+		"no signature": {func() *http.Request {
+			q := r.request(t, body)
+			q.Header.Del("Github-Public-Key-Signature")
+			return q
+		}, 401},
+		"two signatures": {func() *http.Request {
+			q := r.request(t, body)
+			q.Header.Add("Github-Public-Key-Signature", "AA==")
+			return q
+		}, 401},
+		"another body": {func() *http.Request {
+			signed := r.request(t, `[]`)
+			q := httptest.NewRequest(http.MethodPost, "/", strings.NewReader(body))
+			q.Header = signed.Header
+			return q
+		}, 401},
+		"no list":     {func() *http.Request { return r.request(t, `{}`) }, 400},
+		"a long list": {func() *http.Request { return r.request(t, `[`+strings.Repeat(`{},`, 1000)+`{}]`) }, 400},
+		"a long body": {func() *http.Request { return r.request(t, strings.Repeat(" ", 1<<20)+body) }, 413},
+		"a get":       {func() *http.Request { q := r.request(t, body); q.Method = http.MethodGet; return q }, 405},
+	} {
+		rec := httptest.NewRecorder()
+		h.ServeHTTP(rec, test.request())
+		if rec.Code != test.status || rec.Body.Len() != 0 {
+			t.Errorf("%s: %d %s", name, rec.Code, rec.Body)
+		}
+	}
+	if got := w.Token(leaked.ID).State; got != tokenstore.StateActive {
+		t.Errorf("the token is %s", got)
+	}
+	rec := httptest.NewRecorder()
+	handler(t, w, r, leaks.Revoke, errors.New("the store is away")).ServeHTTP(rec, r.request(t, body))
+	if rec.Code != http.StatusServiceUnavailable || rec.Header().Get("Retry-After") == "" {
+		t.Errorf("while the store is away: %d", rec.Code)
+	}
+}
+
+func FuzzParseKeys(f *testing.F) {
+	f.Add(newReporter(f).keys)
+	f.Add([]byte(`{"public_keys":[{"key_identifier":"a","key":"-----BEGIN PUBLIC KEY-----\nAA==\n-----END PUBLIC KEY-----"}]}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if keys, err := leaks.ParseKeys(data); err == nil && len(keys) == 0 {
+			t.Error("no key, and no error")
+		}
+	})
+}
