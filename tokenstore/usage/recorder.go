@@ -101,7 +101,8 @@ type entry struct {
 	words    *Vocabulary
 	uses     uint64
 	last     int64
-	bits     []uint64 // by index of the vocabulary's routes
+	bits     []uint64 // by index of the vocabulary's routes: inline, where it is large enough
+	inline   [2]uint64
 	from     netip.Addr
 	route    int
 	agentLen int
@@ -182,7 +183,12 @@ func (s *shard) add(where place, v *Vocabulary, old *entry) *entry {
 	} else {
 		e = &entry{}
 	}
-	bits := slices.Grow(e.bits[:0], v.words())[:v.words()]
+	bits := e.inline[:]
+	if words := v.words(); words <= len(bits) {
+		bits = bits[:words]
+	} else {
+		bits = slices.Grow(e.bits[:0], words)[:words]
+	}
 	clear(bits)
 	e.place, e.words, e.bits, e.route = where, v, bits, -1
 	e.uses, e.last, e.agentLen = 0, 0, 0

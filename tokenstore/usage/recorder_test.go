@@ -180,6 +180,33 @@ func TestExercisedNamesOutliveThePolicy(t *testing.T) {
 	}
 }
 
+func TestLargePoliciesAreFollowedUpToTheirBound(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1)
+	var many []usage.Route
+	for i := range 5000 {
+		many = append(many, usage.Route{Pattern: fmt.Sprintf("GET /%04d", i)})
+	}
+	large := usage.NewVocabulary(many)
+	take := func(words *usage.Vocabulary, taken ...int) {
+		for _, route := range taken {
+			w.recorder.Record(words, &usage.Use{Token: w.tokens[0].ID, Secret: w.tokens[0].Secrets[0].Digest, At: at(route), Route: route})
+		}
+		w.flush(t)
+	}
+	take(routes, 0, 2) // the entry of the one is used again for the other, and back
+	take(large, 0, 2, 299, 4095, 4999)
+	take(routes, 2)
+	got, err := w.recorder.Of(w.tokens[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"GET /0000", "GET /0002", "GET /0299", "GET /4095", "GET /accounts/{account}", "GET /healthz"}
+	if diff := cmp.Diff(want, got.Routes); diff != "" || got.Uses != 8 || got.Secrets[0].Route != "GET /4999" {
+		t.Errorf("%d uses, the last on %s; routes (-want +got):\n%s", got.Uses, got.Secrets[0].Route, diff)
+	}
+}
+
 func TestUserAgentCannotCarryASecretOrControls(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 1)
