@@ -106,9 +106,9 @@ type bounds struct {
 
 func (bs *bounds) all() []bound { return bs.list[:bs.n] }
 
-func (bs *bounds) add(b bound) {
-	if b.set() {
-		bs.list[bs.n] = b
+// take counts the bound that was put into the next place, if it bounds anything.
+func (bs *bounds) take() {
+	if bs.list[bs.n].set() {
 		bs.n++
 	}
 }
@@ -116,25 +116,29 @@ func (bs *bounds) add(b bound) {
 // of gathers the limits that a request with the token on the route is subject to.
 // A route's limits are for tokens that have none of the kind themselves.
 func (bs *bounds) of(t *tokenstore.Token, r *Route, o *LimitOptions) {
-	bs.add(bound{key: meterKey{ofToken, uint64(t.ID), 0}, rate: t.Limits.Rate, burst: t.Limits.Burst,
-		concurrent: t.Limits.Concurrent, uses: t.Limits.Uses, quotas: t.Limits.Quotas})
+	bs.list[bs.n] = bound{key: meterKey{ofToken, uint64(t.ID), 0}, rate: t.Limits.Rate, burst: t.Limits.Burst,
+		concurrent: t.Limits.Concurrent, uses: t.Limits.Uses, quotas: t.Limits.Quotas}
+	bs.take()
 	if r != nil && (r.limits.Rate != 0 || r.limits.Concurrent != 0) {
-		b := bound{key: meterKey{ofRoute, uint64(t.ID), r.hash}}
+		b := &bs.list[bs.n]
+		*b = bound{key: meterKey{ofRoute, uint64(t.ID), r.hash}}
 		if t.Limits.Rate == 0 {
 			b.rate, b.burst = r.limits.Rate, r.limits.Burst
 		}
 		if t.Limits.Concurrent == 0 {
 			b.concurrent = r.limits.Concurrent
 		}
-		bs.add(b)
+		bs.take()
 	}
 	if o == nil || t.IsRoot() {
 		return
 	}
-	bs.add(bound{key: meterKey{ofOwner, t.Account, t.Owner}, rate: o.Owner.Rate, burst: o.Owner.Burst,
-		concurrent: o.Owner.Concurrent, quotas: o.Owner.Quotas})
-	bs.add(bound{key: meterKey{ofAccount, t.Account, 0}, rate: o.Account.Rate, burst: o.Account.Burst,
-		concurrent: o.Account.Concurrent, quotas: o.Account.Quotas})
+	bs.list[bs.n] = bound{key: meterKey{ofOwner, t.Account, t.Owner}, rate: o.Owner.Rate, burst: o.Owner.Burst,
+		concurrent: o.Owner.Concurrent, quotas: o.Owner.Quotas}
+	bs.take()
+	bs.list[bs.n] = bound{key: meterKey{ofAccount, t.Account, 0}, rate: o.Account.Rate, burst: o.Account.Burst,
+		concurrent: o.Account.Concurrent, quotas: o.Account.Quotas}
+	bs.take()
 }
 
 // unlimited reports whether a request is subject to no limit at all.
