@@ -37,7 +37,7 @@ func readRecords(name string, yield func(Record, error) bool) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close() //nolint:errcheck // it was only read
+	defer f.Close()
 	_, err = readLines(f, func(_ int, text []byte) error {
 		r, ok, err := ParseRecord(text)
 		if err != nil || !ok {

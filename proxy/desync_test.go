@@ -89,7 +89,7 @@ func (p program) run(t *testing.T, upstream string) string {
 		_ = cmd.Process.Kill() // it may have ended
 		<-ended
 	})
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) { //nolint:forbidigo // another program tells nobody when it listens
 		if nc, err := net.Dial("tcp", listen); err == nil {
 			_ = nc.Close()
 			return listen

@@ -18,8 +18,8 @@ func TestDownTimeGrowsAndIsBounded(t *testing.T) {
 	if h.up() {
 		t.Fatal("still up")
 	}
-	for _, want := range []time.Duration{1, 2, 4, 8, 16, 30, 30, 30} {
-		want *= time.Second
+	for _, seconds := range []int{1, 2, 4, 8, 16, 30, 30, 30} {
+		want := time.Duration(seconds) * time.Second
 		if h.available(now.Add(want - 1)) {
 			t.Fatalf("available before %v", want)
 		}

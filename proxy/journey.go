@@ -179,7 +179,7 @@ func (b *sendingBody) Read(p []byte) (int, error) {
 	case b.bound > 0 && b.size > b.bound:
 		n, err = 0, errBodyTooLarge
 		b.fail(err)
-	case err == io.EOF: //nolint:errorlint // io.Reader gives it bare
+	case err == io.EOF:
 		for name := range b.out.Trailer {
 			b.out.Trailer[name] = b.in.Trailer[name]
 		}
@@ -236,7 +236,7 @@ func (b *answerBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	b.journey.patience.moved()
 	switch {
-	case err == io.EOF: //nolint:errorlint // io.Reader gives it bare
+	case err == io.EOF:
 		b.filterTrailer()
 	case err != nil && !b.clientGone():
 		b.guard.countFailure(codeUpstreamBroke, b.journey.passage, err)

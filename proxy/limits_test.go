@@ -92,7 +92,7 @@ func TestInFlightIsBounded(t *testing.T) {
 // waitFor polls until ok holds.
 func waitFor(t testing.TB, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) { //nolint:forbidigo // what the kernel does with a socket is seen by looking only
 		if time.Now().After(end) {
 			t.Fatal("waited in vain")
 		}

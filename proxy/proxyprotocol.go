@@ -258,7 +258,7 @@ func readV1(r io.Reader, raw []byte) ([]byte, error) {
 }
 
 func readV2(r io.Reader, raw []byte) ([]byte, error) {
-	raw = raw[:16]
+	raw = raw[:16] //nolint:gosec // the caller made room for the longest header
 	if _, err := io.ReadFull(r, raw[12:]); err != nil {
 		return nil, fmt.Errorf("read PROXY protocol header: %w", err)
 	}

@@ -2,8 +2,10 @@ package proxy_test
 
 import (
 	"bufio"
+	"context"
 	"crypto/tls"
 	"encoding/binary"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -153,8 +155,8 @@ func TestSilentLoadBalancerHoldsUpNobody(t *testing.T) {
 }
 
 func isTimeout(err error) bool {
-	ne, ok := err.(net.Error)
-	return ok && ne.Timeout()
+	var ne net.Error
+	return errors.As(err, &ne) && ne.Timeout()
 }
 
 // TestProxyProtocolBeforeTLS: the handshake follows the header, for both protocols.
@@ -178,9 +180,9 @@ func TestProxyProtocolBeforeTLS(t *testing.T) {
 			defer nc.Close()
 			_ = nc.SetDeadline(time.Now().Add(10 * time.Second))
 			_, _ = io.WriteString(nc, header)
-			transport := &http.Transport{ForceAttemptHTTP2: protocol == "h2", DialTLS: func(string, string) (net.Conn, error) {
+			transport := &http.Transport{ForceAttemptHTTP2: protocol == "h2", DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 				tc := tls.Client(nc, a.client(protocol))
-				return tc, tc.Handshake()
+				return tc, tc.HandshakeContext(ctx)
 			}}
 			req, err := http.NewRequest("GET", "https://api.example/echo/", nil)
 			if err != nil {

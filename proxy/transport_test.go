@@ -548,8 +548,8 @@ func settled(t *testing.T) {
 				buf := make([]byte, 1<<20)
 				t.Fatalf("%d goroutines (before %d), %d files (before %d):\n%s", runtime.NumGoroutine(), goroutines, openFiles(t), files, buf[:runtime.Stack(buf, true)])
 			}
-			runtime.GC() // pipes for splice are kept until then
-			time.Sleep(5 * time.Millisecond)
+			runtime.GC()                     // pipes for splice are kept until then
+			time.Sleep(5 * time.Millisecond) //nolint:forbidigo // goroutines and descriptors go when the runtime lets them
 		}
 	})
 }

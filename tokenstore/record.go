@@ -98,7 +98,9 @@ func DecodeRecord(b []byte) (*Token, error) {
 	// One string holds all the texts of the token: one allocation instead of
 	// one for each, and less memory for a cached token.
 	r := recordReader{b: b[1:], s: string(b[1:])}
-	t := &Token{
+	room := &roomyToken{}
+	t := &room.Token
+	*t = Token{
 		ID: ID(r.uint()), Account: r.uint(), Owner: r.uint(), Name: r.text(),
 		State: State(r.byte()), Revision: r.uint(),
 		NotBefore: r.time(), Expiry: r.expiry(),
@@ -107,19 +109,19 @@ func DecodeRecord(b []byte) (*Token, error) {
 		ReplacedBy: ID(r.uint()),
 	}
 	if n := r.count(1); n > 0 {
-		t.Scopes = make([]string, n)
+		t.Scopes = take(room.scopes[:], n)
 		for i := range t.Scopes {
 			t.Scopes[i] = r.text()
 		}
 	}
 	t.Resources.All = r.bool()
 	if n := r.count(3); n > 0 {
-		t.Resources.Grants = make([]Grant, n)
+		t.Resources.Grants = take(room.grants[:], n)
 		for i := range t.Resources.Grants {
 			t.Resources.Grants[i] = Grant{Type: r.text(), ID: r.text(), Level: Level(r.byte())}
 		}
 	}
-	t.Sources = Sources{Any: r.bool(), Allow: r.prefixes(), Deny: r.prefixes(), Text: r.text()}
+	t.Sources = Sources{Any: r.bool(), Allow: r.prefixes(room.allow[:]), Deny: r.prefixes(nil), Text: r.text()}
 	t.Limits = Limits{Rate: math.Float64frombits(r.uint()), Burst: r.uint(), Uses: r.uint(), Concurrent: r.uint()}
 	if n := r.count(2); n > 0 {
 		t.Limits.Quotas = make([]Quota, n)
@@ -128,7 +130,7 @@ func DecodeRecord(b []byte) (*Token, error) {
 		}
 	}
 	if n := r.count(len(Digest{})); n > 0 {
-		t.Secrets = make([]SecretRecord, n)
+		t.Secrets = take(room.secrets[:], n)
 		for i := range t.Secrets {
 			s := &t.Secrets[i]
 			r.bytes(s.Digest[:])
@@ -143,6 +145,25 @@ func DecodeRecord(b []byte) (*Token, error) {
 		return nil, ErrRecord
 	}
 	return t, nil
+}
+
+// roomyToken is a token with room for what most tokens hold beside it, so that
+// judging one touches a few neighbouring cache lines in place of a dozen
+// scattered ones, and decoding one is two allocations.
+type roomyToken struct {
+	Token
+	scopes  [4]string
+	grants  [2]Grant
+	allow   [2]netip.Prefix
+	secrets [1]SecretRecord
+}
+
+// take gives n elements: of room, if that has so many.
+func take[T any](room []T, n int) []T {
+	if n > len(room) {
+		return make([]T, n)
+	}
+	return room[:n:n]
 }
 
 type recordWriter struct{ b []byte }
@@ -286,12 +307,12 @@ func (r *recordReader) expiry() Expiry {
 	return EndsAt(r.time())
 }
 
-func (r *recordReader) prefixes() []netip.Prefix {
+func (r *recordReader) prefixes(room []netip.Prefix) []netip.Prefix {
 	n := r.count(6)
 	if n == 0 {
 		return nil
 	}
-	ps := make([]netip.Prefix, n)
+	ps := take(room, n)
 	for i := range ps {
 		var buf [16]byte
 		size := int(r.byte())

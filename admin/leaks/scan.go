@@ -107,14 +107,14 @@ func (s *Scanner) ScanPath(path string, found func(file string, f Found), failed
 		if err != nil {
 			return err
 		}
-		defer f.Close() //nolint:errcheck // it was only read
+		defer f.Close()
 		return s.Scan(f, func(one Found) { found(path, one) })
 	}
 	root, err := os.OpenRoot(path)
 	if err != nil {
 		return err
 	}
-	defer root.Close() //nolint:errcheck // it was only read
+	defer root.Close()
 	return fs.WalkDir(root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
 		if err != nil {
 			failed(err)
@@ -128,7 +128,7 @@ func (s *Scanner) ScanPath(path string, found func(file string, f Found), failed
 			failed(err)
 			return nil
 		}
-		defer f.Close() //nolint:errcheck // it was only read
+		defer f.Close()
 		shown := strings.TrimSuffix(path, "/") + "/" + name
 		if err := s.Scan(f, func(one Found) { found(shown, one) }); err != nil {
 			failed(fmt.Errorf("%s: %w", shown, err))

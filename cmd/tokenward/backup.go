@@ -81,7 +81,7 @@ func writeBackup(cmd *cobra.Command, path string, write func(*cobra.Command, io.
 		return m, fmt.Errorf("write the backup: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.Remove(tmp.Name())) }()
-	defer tmp.Close() //nolint:errcheck // closed below where it matters
+	defer tmp.Close()
 	if err := write(cmd, tmp); err != nil {
 		return m, err
 	}
@@ -143,7 +143,7 @@ func (c *client) stream(ctx context.Context, one call, media string, w io.Writer
 	if err != nil {
 		return err
 	}
-	defer resp.Body.Close() //nolint:errcheck // it was only read
+	defer resp.Body.Close()
 	if _, err := io.Copy(w, resp.Body); err != nil {
 		return &lostError{c, one, err}
 	}

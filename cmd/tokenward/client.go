@@ -93,7 +93,7 @@ func (f *serverFlags) secret(stdin io.Reader, stderr io.Writer) (tokenstore.Secr
 		if err != nil {
 			return tokenstore.Secret{}, "", fmt.Errorf("--token-file %s %w\nIt is to hold the calling token and nothing else", f.tokenFile, fileProblem(err))
 		}
-		defer file.Close() //nolint:errcheck // it was only read
+		defer file.Close()
 		if info, err := file.Stat(); err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o007 != 0 {
 			fmt.Fprintf(stderr, "warning: everybody on this machine can reach %s: type `chmod 600 %s`, and rotate the token if others could read it\n", f.tokenFile, f.tokenFile)
 		}

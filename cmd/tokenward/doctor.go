@@ -94,7 +94,7 @@ func (d *doctor) examine(ctx context.Context, config string) {
 	}
 	d.openStore(ctx)
 	if d.store != nil {
-		defer d.store.Close() //nolint:errcheck // it was only read
+		defer d.store.Close()
 	}
 	d.auditLog()
 }
@@ -293,7 +293,7 @@ func copyFile(to, from string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer in.Close()                                                      //nolint:errcheck // it was only read
+	defer in.Close()
 	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600) //nolint:gosec // beside what the operator names
 	if err != nil {
 		return err

@@ -73,7 +73,7 @@ func (t *tokenCommand) importFile(cmd *cobra.Command, f *importFlags, path strin
 		if err != nil {
 			return fmt.Errorf("%s %w", path, fileProblem(err))
 		}
-		defer file.Close() //nolint:errcheck // it was only read
+		defer file.Close()
 		in = file
 	}
 	items, err := importer.Read(f.format, in, importer.Options{Digest: f.digest})

@@ -179,7 +179,7 @@ func (r *restorer) copyOut(backup string) (path string, err error) {
 	if err != nil {
 		return "", fmt.Errorf("%s %w", backup, fileProblem(err))
 	}
-	defer in.Close() //nolint:errcheck // it was only read
+	defer in.Close()
 	out, err := os.CreateTemp(filepath.Dir(r.cfg.TokenStore.Path), ".tokenward-restore-*")
 	if err != nil {
 		return "", fmt.Errorf("restore: %w", err)

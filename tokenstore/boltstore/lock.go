@@ -67,7 +67,7 @@ func lockHolders(path string) []int {
 	if err != nil {
 		return nil
 	}
-	defer f.Close() //nolint:errcheck // it was only read
+	defer f.Close()
 	return parseLocks(f, st.Ino)
 }
 
