@@ -262,7 +262,7 @@ func readV2(r io.Reader, raw []byte) ([]byte, error) {
 	if _, err := io.ReadFull(r, raw[12:]); err != nil {
 		return nil, fmt.Errorf("read PROXY protocol header: %w", err)
 	}
-	rest := int(binary.BigEndian.Uint16(raw[14:]))
+	rest := int(binary.BigEndian.Uint16(raw[14:])) //nolint:gosec // 16 bytes, as above
 	if rest > maxV2Rest {
 		return nil, errHeaderLength
 	}

@@ -98,16 +98,15 @@ func DecodeRecord(b []byte) (*Token, error) {
 	// One string holds all the texts of the token: one allocation instead of
 	// one for each, and less memory for a cached token.
 	r := recordReader{b: b[1:], s: string(b[1:])}
-	room := &roomyToken{}
-	t := &room.Token
-	*t = Token{
+	room := &roomyToken{Token: Token{
 		ID: ID(r.uint()), Account: r.uint(), Owner: r.uint(), Name: r.text(),
 		State: State(r.byte()), Revision: r.uint(),
 		NotBefore: r.time(), Expiry: r.expiry(),
 		CreatedAt: r.time(), UpdatedAt: r.time(), EndedAt: r.time(),
 		Creator:    Creator{ID: ID(r.uint()), Name: r.text()},
 		ReplacedBy: ID(r.uint()),
-	}
+	}}
+	t := &room.Token
 	if n := r.count(1); n > 0 {
 		t.Scopes = take(room.scopes[:], n)
 		for i := range t.Scopes {
