@@ -44,13 +44,16 @@ const (
 	Revoke  Action = "revoke"  // ended for good
 )
 
-// Options of a [Handler]; all are required.
+// Options of a [Handler]; all but Reported are required.
 type Options struct {
 	Keys   map[string]*ecdsa.PublicKey // that reports are signed with, by identifier
 	Action Action
 	// Find leads from a presented text to its token, as [tokenstore.Cache.Find].
 	Find func(ctx context.Context, text []byte) (tokenstore.Match, error)
-	Log  *slog.Logger
+	// Reported is told of each token whose secret was reported, as it was before, once
+	// it has been dealt with. It must not wait. nil: nobody is told.
+	Reported func(t *tokenstore.Token)
+	Log      *slog.Logger
 }
 
 // Handler takes reports of leaked secrets in the form of GitHub's partner
@@ -187,6 +190,9 @@ func (h *Handler) end(r *http.Request, one *reported) (known bool, err error) {
 		_, err = h.service.Revoke(ctx, c, target, false)
 	default:
 		_, err = h.service.Disable(ctx, c, target, 0)
+	}
+	if err == nil && h.options.Reported != nil {
+		h.options.Reported(m.Token)
 	}
 	if err == nil {
 		h.options.Log.WarnContext(ctx, "a leaked secret was reported", "token_id", m.Token.ID, "account", m.Token.Account, "action", string(h.options.Action), "url", clipped(one.URL), "source", clipped(one.Source))

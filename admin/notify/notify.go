@@ -1,5 +1,5 @@
 // Package notify tells a web hook what happens to tokens: that one is about to
-// expire, or was revoked.
+// expire, was revoked, or that its secret leaked.
 //
 // # What the receiver gets
 //
@@ -64,6 +64,7 @@ type Kind string
 const (
 	Expires Kind = "token.expires"
 	Revoked Kind = "token.revoked"
+	Leaked  Kind = "token.leaked" // its secret was found where it should not be
 )
 
 // Event is what a receiver is told.
@@ -97,6 +98,11 @@ func ExpiryEvent(t *tokenstore.Token, days int, now time.Time) Event {
 // RevokedEvent tells that t was revoked.
 func RevokedEvent(t *tokenstore.Token) Event {
 	return Event{ID: fmt.Sprintf("revoked.%d.%d", t.ID, t.EndedAt.UnixMilli()), Type: Revoked, Time: t.EndedAt.UTC(), Token: about(t)}
+}
+
+// LeakedEvent tells that a secret of t was reported as leaked.
+func LeakedEvent(t *tokenstore.Token, now time.Time) Event {
+	return Event{ID: fmt.Sprintf("leaked.%d.%d", t.ID, t.Revision), Type: Leaked, Time: now.UTC(), Token: about(t)}
 }
 
 func about(t *tokenstore.Token) Token {

@@ -85,7 +85,7 @@ func (a *app) newLeaks() (http.Handler, error) {
 	if err != nil {
 		return nil, fmt.Errorf("admin.leaks.keys_file: %w", err)
 	}
-	return leaks.New(a.vault.service, leaks.Options{Keys: keys, Action: leaks.Action(c.Action), Find: a.vault.cache.Find, Log: a.log})
+	return leaks.New(a.vault.service, leaks.Options{Keys: keys, Action: leaks.Action(c.Action), Find: a.vault.cache.Find, Reported: a.tellLeaked, Log: a.log})
 }
 
 func readLeakKeys(path string) (map[string]*ecdsa.PublicKey, error) {

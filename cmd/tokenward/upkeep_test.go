@@ -211,6 +211,20 @@ func TestReceiverIsToldOfRevocation(t *testing.T) {
 	})
 }
 
+func TestReceiverIsToldOfALeak(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		k := newKept(t)
+		a := &app{upkeep: k.upkeep, now: time.Now}
+		a.tellLeaked(k.create(tokenstore.Never()))
+		k.pass(time.Second)
+		if ids := k.hook.ids(); !slices.Equal(ids, []string{"leaked.1.1"}) {
+			t.Errorf("it is told of %v", ids)
+		}
+		k.close()
+	})
+}
+
 func TestUpkeepSweepsSilencesAndCounts(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

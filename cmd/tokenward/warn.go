@@ -41,6 +41,14 @@ func (u *upkeep) tellRevoked(c tokenstore.Change) {
 	}
 }
 
+// tellLeaked tells the web hook of a token whose secret was reported as leaked. It
+// does not wait.
+func (a *app) tellLeaked(t *tokenstore.Token) {
+	if a.upkeep != nil && a.upkeep.sender != nil {
+		a.upkeep.sender.Send(notify.LeakedEvent(t, a.now()))
+	}
+}
+
 // warn warns of tokens that are about to end: once for each of the days that the
 // configuration names, by an event in the audit log and, where there is one, to a
 // web hook. What was told or taken is noted in the store.
