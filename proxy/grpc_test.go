@@ -277,7 +277,9 @@ func TestGRPC(t *testing.T) {
 				for err == nil {
 					err = s.RecvMsg(out)
 				}
-				if status.Code(err) != codes.DeadlineExceeded {
+				// Both ends give up at the same moment. Where the server is first, its reset
+				// comes through as an internal error: net/http cannot send its code on.
+				if code := status.Code(err); code != codes.DeadlineExceeded && code != codes.Internal {
 					t.Error(err)
 				}
 				<-cancelled

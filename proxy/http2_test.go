@@ -382,10 +382,12 @@ func TestHTTP2BodyIsAsLongAsItSays(t *testing.T) {
 		conn := dialH2(t, openH2C(t, w))
 		conn.headers(false, ":method", "POST", ":scheme", "http", ":authority", "a", ":path", "/echo/", "content-length", c.length, "api-token", w.secrets["full"])
 		conn.data(true, c.body)
-		if resp, _, err := conn.answer(); err == nil && resp.StatusCode == 200 {
+		// A request that says it has no body may be answered before the frame that
+		// belies it comes; what must not happen is that the frame goes anywhere.
+		if resp, _, err := conn.answer(); err == nil && resp.StatusCode == 200 && c.length != "0" {
 			t.Errorf("%s for %d bytes was answered with 200", c.length, len(c.body))
 		}
-		if n := w.upstream.count(); n > 1 || n == 1 && strings.HasSuffix(w.upstream.last(), "abcdef") {
+		if n := w.upstream.count(); n > 1 || n == 1 && (strings.HasSuffix(w.upstream.last(), "abcdef") || strings.Contains(w.upstream.last(), "GET / ")) {
 			t.Errorf("the upstream saw %d requests, last %q", n, w.upstream.last())
 		}
 	}

@@ -66,6 +66,7 @@ func TestSecretsFromElsewhereAreFoundByTheirScheme(t *testing.T) {
 	}
 	mac := hmac.New(sha256.New, key)
 	mac.Write([]byte("by hmac"))
+	byHMAC := tokenstore.Digest(mac.Sum(nil)) // here: an HMAC is not for several goroutines
 	for name, peppers := range map[string]*tokenstore.Peppers{"plain": nil, "peppered": pepper} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -73,7 +74,7 @@ func TestSecretsFromElsewhereAreFoundByTheirScheme(t *testing.T) {
 			sum := tokenstore.Digest(sha256.Sum256([]byte("by digest")))
 			stored, _ := peppers.Imported(tokenstore.SchemeSHA256, sum)
 			store.add(1, tokenstore.SchemeSHA256, stored)
-			stored, _ = peppers.Imported(tokenstore.SchemeHMAC, tokenstore.Digest(mac.Sum(nil)))
+			stored, _ = peppers.Imported(tokenstore.SchemeHMAC, byHMAC)
 			store.add(2, tokenstore.SchemeHMAC, stored)
 			find := func(text string, f *tokenstore.Formats, k *tokenstore.ImportKeys) tokenstore.ID {
 				c, err := tokenstore.NewCache(store, peppers, f, 10)
