@@ -59,14 +59,16 @@ type limitTable struct {
 type limitShard struct {
 	mu      sync.Mutex
 	meters  map[meterKey]*meter
+	held    map[uint64]int // meters of each account
 	evicted uint64
 	refused uint64
-	_       [24]byte
+	_       [16]byte
 }
 
 // meter measures one subject.
 type meter struct {
-	key meterKey
+	key     meterKey
+	account uint64
 
 	mu       sync.Mutex // guards what follows; held for moments only
 	gone     bool       // evicted: it must not be used any more
@@ -155,7 +157,7 @@ func (l *limitTable) admit(d *Decision, o *LimitOptions, now time.Time) {
 	var bs bounds
 	bs.of(d.Match.Token, d.Route, o)
 	for {
-		if !l.find(&bs, now) {
+		if !l.find(&bs, d.Match.Token.Account, now) {
 			d.Reason, d.RetryAfter = LimitsFull, time.Second
 			return
 		}
@@ -176,9 +178,9 @@ func (l *limitTable) admit(d *Decision, o *LimitOptions, now time.Time) {
 }
 
 // find gets every bound its meter. It reports false where there is no room.
-func (l *limitTable) find(bs *bounds, now time.Time) bool {
+func (l *limitTable) find(bs *bounds, account uint64, now time.Time) bool {
 	for i := range bs.all() {
-		if bs.list[i].meter = l.meter(bs.list[i].key, now); bs.list[i].meter == nil {
+		if bs.list[i].meter = l.meter(bs.list[i].key, account, now); bs.list[i].meter == nil {
 			return false
 		}
 	}
@@ -189,7 +191,7 @@ func (l *limitTable) shard(k meterKey) *limitShard {
 	return &l.shards[(k.a+k.b*31+uint64(k.subject)*7)%limitShards]
 }
 
-func (l *limitTable) meter(k meterKey, now time.Time) *meter {
+func (l *limitTable) meter(k meterKey, account uint64, now time.Time) *meter {
 	s := l.shard(k)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -197,16 +199,25 @@ func (l *limitTable) meter(k meterKey, now time.Time) *meter {
 	if m != nil {
 		return m
 	}
-	if len(s.meters) >= l.perShard && !s.evict(now) {
+	if !s.hasRoom(account, l.perShard) && !s.evict(now) || !s.hasRoom(account, l.perShard) {
 		s.refused++
 		return nil
 	}
 	if s.meters == nil {
-		s.meters = make(map[meterKey]*meter)
+		s.meters, s.held = make(map[meterKey]*meter), make(map[uint64]int)
 	}
-	m = &meter{key: k}
+	m = &meter{key: k, account: account}
 	s.meters[k] = m
+	s.held[account]++
 	return m
+}
+
+// hasRoom reports whether the account may have another meter. Once half of the
+// shard is taken, an account that holds more than what is left free gets no more,
+// so that one tenant with very many slow tokens cannot lock out all others.
+func (s *limitShard) hasRoom(account uint64, perShard int) bool {
+	free := perShard - len(s.meters)
+	return free > 0 && (len(s.meters) < perShard/2 || s.held[account] <= free)
 }
 
 // look returns the meter if there is one.
@@ -226,6 +237,9 @@ func (s *limitShard) evict(now time.Time) bool {
 	for k, m := range s.meters {
 		if m.forget(now) {
 			delete(s.meters, k)
+			if s.held[m.account]--; s.held[m.account] == 0 {
+				delete(s.held, m.account)
+			}
 			s.evicted++
 			return true
 		}

@@ -582,3 +582,30 @@ func BenchmarkAdmit(b *testing.B) {
 		})
 	}
 }
+
+// TestOneTenantCannotLockOutTheOthers fills the table with one account's tokens
+// that refill in weeks, each used once.
+func TestOneTenantCannotLockOutTheOthers(t *testing.T) {
+	e := NewEngine(nil, 64*limitShards)
+	admit := func(id, account uint64) Reason {
+		tok := &tokenstore.Token{ID: tokenstore.ID(id), Account: account, Owner: 1, Limits: tokenstore.Limits{Rate: 1e-6, Burst: 1}}
+		d := Decision{Reason: Allowed, Match: tokenstore.Match{Token: tok, Secret: &tokenstore.SecretRecord{}}}
+		e.Admit(&d, start)
+		d.Release()
+		return d.Reason
+	}
+	refused := 0
+	for id := uint64(1); id <= 64*limitShards*2; id++ {
+		if admit(id, 1) == LimitsFull {
+			refused++
+		}
+	}
+	if refused == 0 {
+		t.Fatal("one account filled the whole table")
+	}
+	for id := uint64(1); id <= 1000; id++ {
+		if r := admit(1<<30+id, 2+id%100); r != Allowed {
+			t.Fatalf("token %d of another account: %v", id, r)
+		}
+	}
+}
