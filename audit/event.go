@@ -38,6 +38,7 @@ type Event struct {
 	Target  Target    `json:"target,omitzero"`
 	Before  *Token    `json:"before,omitempty"` // nil when there was none
 	After   *Token    `json:"after,omitempty"`  // nil when nothing came to be
+	Denied  Denied    `json:"denied,omitzero"`  // of the verb "deny" only
 }
 
 // A Word is a lower-case name out of [a-z0-9._-], beginning with a letter and
@@ -234,6 +235,7 @@ func (e *Event) sanitise() {
 	}
 	e.Before = e.Before.sanitised()
 	e.After = e.After.sanitised()
+	e.Denied.Route = cleanText(e.Denied.Route)
 }
 
 func (t *Token) sanitised() *Token {
@@ -267,11 +269,16 @@ func cleanText(s string) string {
 		return utf8.RuneError
 	}, s)
 	s = secretForm.ReplaceAllString(s, "[secret]")
-	if len(s) <= maxText {
+	return cutText(s, maxText)
+}
+
+// cutText returns s cut to so many bytes.
+func cutText(s string, most int) string {
+	if len(s) <= most {
 		return s
 	}
 	const mark = "…"
-	end := maxText - len(mark)
+	end := most - len(mark)
 	for !utf8.RuneStart(s[end]) {
 		end--
 	}

@@ -33,6 +33,7 @@ func fullEvent() Event {
 		Time: noon, Node: "n1", Request: "r1", Verb: "update", Outcome: Refusal, Reason: "may not widen",
 		Actor:  Actor{Token: 1, Name: "root", Account: 2, Owner: 3, Address: netip.MustParseAddr("192.0.2.7"), Via: "native"},
 		Target: Target{Token: 9, Account: 3, Owner: 4}, Before: &token, After: &token,
+		Denied: Denied{Count: 5, Since: At(noon), Route: "GET /a"},
 	}
 }
 

@@ -110,6 +110,16 @@ type AuditStats struct {
 	Line      uint64 // number of the last line
 	Broken    bool   // it can no longer be written
 	Head      string // the last signed head as text; empty when there is none
+
+	Denials DenialStats
+}
+
+// DenialStats count denied requests by what the audit log tells of them.
+type DenialStats struct {
+	Written uint64 // with token and address
+	Folded  uint64 // by their number only, for want of room
+	Lost    uint64 // nothing
+	Waiting uint64 // nothing yet
 }
 
 // WatchAudit adds the audit log's metrics, as [Registry.WatchStore] does.

@@ -50,7 +50,9 @@ func populate(r *Registry) {
 	r.WatchCache(func() CacheStats {
 		return CacheStats{Entries: 4, Hits: 100, Misses: 9, Evictions: 1, Outdated: 2}
 	})
-	r.WatchAudit(func() AuditStats { return AuditStats{Events: 9, FileBytes: 1000, Line: 12, Head: "id 12 00"} })
+	r.WatchAudit(func() AuditStats {
+		return AuditStats{Events: 9, FileBytes: 1000, Line: 12, Head: "id 12 00", Denials: DenialStats{Written: 3, Folded: 4, Lost: 5, Waiting: 6}}
+	})
 }
 
 func TestFamiliesAreCleanForPromlint(t *testing.T) {
@@ -132,6 +134,10 @@ func TestEveryFamilyHasItsNameLabelsAndValue(t *testing.T) {
 		"tokenward_audit_last_line{}":                                                                             12,
 		"tokenward_audit_writable{}":                                                                              1,
 		"tokenward_audit_head_info{head=id 12 00}":                                                                1,
+		"tokenward_audit_denials_total{result=written}":                                                           3,
+		"tokenward_audit_denials_total{result=folded}":                                                            4,
+		"tokenward_audit_denials_total{result=lost}":                                                              5,
+		"tokenward_audit_denials_waiting{}":                                                                       6,
 	}
 	for name, v := range want {
 		if g, ok := got[name]; !ok || g != v {

@@ -81,6 +81,7 @@ func (c *cacheCollector) Collect(ch chan<- prometheus.Metric) {
 type auditCollector struct {
 	stats                         func() AuditStats
 	events, bytes, line, up, head *prometheus.Desc
+	denials, waiting              *prometheus.Desc
 }
 
 func newAuditCollector(f func() AuditStats) *auditCollector {
@@ -91,11 +92,14 @@ func newAuditCollector(f func() AuditStats) *auditCollector {
 		line:   desc("tokenward_audit_last_line", "Number of the audit log's last line."),
 		up:     desc("tokenward_audit_writable", "1 while the audit log can be written, else 0."),
 		head:   desc("tokenward_audit_head_info", "Always 1; its label is the audit log's last signed head, to be kept elsewhere.", "head"),
+		denials: desc("tokenward_audit_denials_total",
+			"Denied requests by what the audit log tells of them: written with token and address, folded into one number for want of room, or lost.", "result"),
+		waiting: desc("tokenward_audit_denials_waiting", "Denied requests that the audit log is not told of yet."),
 	}
 }
 
 func (c *auditCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.events, c.bytes, c.line, c.up, c.head} {
+	for _, d := range []*prometheus.Desc{c.events, c.bytes, c.line, c.up, c.head, c.denials, c.waiting} {
 		ch <- d
 	}
 }
@@ -113,6 +117,10 @@ func (c *auditCollector) Collect(ch chan<- prometheus.Metric) {
 	if s.Head != "" {
 		ch <- gauge(c.head, 1, s.Head)
 	}
+	ch <- counter(c.denials, s.Denials.Written, "written")
+	ch <- counter(c.denials, s.Denials.Folded, "folded")
+	ch <- counter(c.denials, s.Denials.Lost, "lost")
+	ch <- gauge(c.waiting, float64(s.Denials.Waiting))
 }
 
 func desc(name, help string, labels ...string) *prometheus.Desc {

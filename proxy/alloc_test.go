@@ -8,7 +8,9 @@ import (
 	"net"
 	"runtime"
 	"testing"
+	"time"
 
+	"tokenward/enforce"
 	"tokenward/enforce/canon"
 )
 
@@ -32,6 +34,7 @@ func steady(nc net.Conn) {
 func TestForwardedRequestAllocatesNothing(t *testing.T) {
 	w := newWorld(t, canon.Options{})
 	w.rules.Observe = nil
+	w.rules.Denied = func(d *enforce.Decision, _ *canon.Request, _ time.Time) { t.Errorf("refused: %v", d.Reason) }
 	w.rules.InFlight = 100
 	w.rules.Default.BodyBytes = 1000
 	w.rules.Default.Upstreams = upstreamsAt(t, nil, talking(t, steady), refusing(t))

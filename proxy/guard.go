@@ -43,6 +43,9 @@ type Ruleset struct {
 	// the upstream; nil is told nothing. It must not keep anything of a request, and
 	// must be quick.
 	Used func(d *enforce.Decision, q *canon.Request, userAgent []byte, now time.Time)
+	// Denied is told of every request that a judgement refuses, from its goroutine,
+	// on the same terms; nil is told nothing.
+	Denied func(d *enforce.Decision, q *canon.Request, now time.Time)
 	// Routes say how the requests of each route travel, by the indexes of Policy's
 	// routes, and Default how those do of which it says nothing.
 	Routes  []RouteOptions
@@ -293,6 +296,9 @@ func (g *Guard) judge(ctx context.Context, p *passage) bool {
 			g.failures.Do(func() {
 				g.Log.ErrorContext(ctx, "what a judgement depends on cannot be read, requests are refused; see tokenward_decisions_total for how often", "reason", d.Reason, "error", d.Cause, "request_id", p.id.String())
 			})
+		}
+		if p.rules.Denied != nil {
+			p.rules.Denied(&p.decision, &p.req, p.started)
 		}
 		p.refusal = refusalOf(&d)
 		return false

@@ -127,7 +127,7 @@ func (a *app) buildProxy() error {
 	a.guard.Failed = a.countFailure
 	a.guard.SetRules(rules)
 	if len(a.cfg.Admin.Mount) > 0 {
-		g := newGate(a.engine, rules.Canon, a.vault.usage, a.now)
+		g := newGate(a.engine, rules.Canon, a.vault, a.now)
 		for _, name := range a.cfg.Admin.Mount {
 			handler := withRequestID(a.facesHandler(g, name))
 			a.guard.Mounts = append(a.guard.Mounts, proxy.PrefixMount(handler, mountedPaths[name]...))
@@ -234,6 +234,9 @@ func (a *app) ruleset(cfg *Config) (*proxy.Ruleset, error) {
 	a.vault.service.SetVocabulary(admin.Vocabulary{Scopes: policy.Scopes(), ResourceTypes: policy.ResourceTypes(), Routes: policy.Routes()})
 	rules.Observe = a.observer(policy)
 	rules.Used = a.usedBy(policy)
+	if a.vault.denials != nil {
+		rules.Denied = func(d *enforce.Decision, q *canon.Request, now time.Time) { a.vault.denied("proxy", d, q, now) }
+	}
 	rules.Routes, rules.Default, rules.InFlight = routes, others, cfg.Proxy.Limits.InFlight
 	rules.StripObserved = cfg.Enforce.ObserveCredentials == "remove"
 	rules.Record = cfg.recording()
@@ -250,7 +253,7 @@ func (a *app) buildAdmin() error {
 	if a.leaks, err = a.newLeaks(); err != nil {
 		return err
 	}
-	handler := a.adminHandler(newGate(a.engine, rules, a.vault.usage, a.now))
+	handler := a.adminHandler(newGate(a.engine, rules, a.vault, a.now))
 	t, l := a.cfg.Proxy.Timeouts, a.cfg.Proxy.Limits
 	a.adminHTTP2 = proxy.NewHTTP2(handler, t.Header, t.Idle, int(l.HeaderBytes), a.log)
 	a.adminServer = &http1.Server{

@@ -207,6 +207,8 @@ type AuditConfig struct {
 	// SigningKeyFile holds an Ed25519 private key in PEM (PKCS #8), with which heads
 	// of the log are signed. Empty: none are.
 	SigningKeyFile string `yaml:"signing_key_file" reload:"no"`
+	// Denials says whether refused requests are told there too, gathered: on or off.
+	Denials string `yaml:"denials" reload:"no"`
 }
 
 // LogConfig configures the program's log on standard error.
@@ -299,7 +301,7 @@ func defaultConfig() *Config {
 
 			CacheEntries: 100_000,
 		},
-		Audit:  AuditConfig{Path: "tokenward-audit.jsonl"},
+		Audit:  AuditConfig{Path: "tokenward-audit.jsonl", Denials: "on"},
 		Notify: defaultNotify(),
 		Log:    LogConfig{Level: "info", Format: "json", Requests: "off", RequestsEvery: 1},
 		Routes: []RouteConfig{},

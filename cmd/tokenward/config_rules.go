@@ -358,6 +358,7 @@ var choices = map[string][]string{
 	"log.format":                  {"json", "text"},
 	"log.requests":                {"off", "denied", "all"},
 	"admin.leaks.action":          {"disable", "revoke"},
+	"audit.denials":               {"on", "off"},
 	"routes[].restricted_tokens":  {"refuse", "allow"},
 	"routes[].mode":               {"enforce", "observe"},
 	"enforce.observe_credentials": {"keep", "remove"},
@@ -373,6 +374,7 @@ func (d *decoder) checkChoices(c *Config) {
 	d.choice("log.format", c.Log.Format)
 	d.choice("log.requests", c.Log.Requests)
 	d.choice("admin.leaks.action", c.Admin.Leaks.Action)
+	d.choice("audit.denials", c.Audit.Denials)
 	d.checkFileReference("admin.leaks.keys_file", c.Admin.Leaks.KeysFile)
 	for i, api := range c.Admin.Mount {
 		d.choiceOf("admin.mount", itemPath("admin.mount", i), api)

@@ -20,7 +20,7 @@ type gate struct {
 	engine *enforce.Engine
 	canon  *canon.Rules
 	policy *enforce.Policy
-	usage  *usage.Recorder
+	vault  *vault // is told of uses and denials
 	words  *usage.Vocabulary
 	now    func() time.Time
 	visits sync.Pool // of *visit
@@ -35,12 +35,12 @@ type visit struct {
 // adminRoutes are the built-in policy.
 var adminRoutes = []enforce.RouteSpec{{Match: "* /{path...}", RestrictedTokens: true}}
 
-func newGate(engine *enforce.Engine, rules *canon.Rules, used *usage.Recorder, now func() time.Time) *gate {
+func newGate(engine *enforce.Engine, rules *canon.Rules, v *vault, now func() time.Time) *gate {
 	policy, faults := enforce.Compile(adminRoutes, enforce.Options{})
 	if len(faults) > 0 {
 		panic("built-in policy: " + faults[0].Error())
 	}
-	return &gate{engine: engine, canon: rules, policy: policy, usage: used, words: newAPIWords(), now: now}
+	return &gate{engine: engine, canon: rules, policy: policy, vault: v, words: newAPIWords(), now: now}
 }
 
 // Authenticate implements [admin.Gate].
@@ -58,6 +58,7 @@ func (g *gate) Authenticate(r *http.Request) (admin.Caller, *admin.Error) {
 	d := g.engine.Decide(r.Context(), g.policy, &v.req, now)
 	g.engine.Fail(&d, v.req.Client.Addr, now)
 	if !g.engine.Admit(&d, now) {
+		g.vault.denied("admin", &d, &v.req, now)
 		return admin.Caller{}, gateError(&d)
 	}
 	d.Release() // what goes on in a token API is bounded there

@@ -76,7 +76,10 @@ func (a *app) usageStats() metrics.UsageStats { return metrics.UsageStats(a.vaul
 
 func (a *app) auditStats() metrics.AuditStats {
 	s := a.vault.log.Stats()
-	out := metrics.AuditStats{Events: s.Events, FileBytes: s.FileBytes, Line: s.Line, Broken: s.Broken}
+	out := metrics.AuditStats{
+		Events: s.Events, FileBytes: s.FileBytes, Line: s.Line, Broken: s.Broken,
+		Denials: metrics.DenialStats(a.vault.denials.Stats()),
+	}
 	if head := a.vault.log.SignedHead(); head.Line > 0 {
 		out.Head = head.String()
 	}

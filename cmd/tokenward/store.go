@@ -29,6 +29,7 @@ type vault struct {
 	log     *audit.Log
 	service *admin.Service
 	usage   *usage.Recorder
+	denials *audit.Denials // nil: they are not told
 	clock   *clock
 	peppers *tokenstore.Peppers
 
@@ -149,6 +150,9 @@ func (v *vault) connect(cfg *Config, log *slog.Logger, observe func(audit.Progre
 	}
 	v.startDrainer(log, observe)
 	v.runUsage(log)
+	if cfg.Audit.Denials == "on" {
+		v.runDenials(log)
+	}
 	v.background(v.clock.run)
 	return nil
 }

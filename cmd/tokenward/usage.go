@@ -61,7 +61,7 @@ func (g *gate) used(d *enforce.Decision, v *visit, r *http.Request, now time.Tim
 	if r.Method == http.MethodGet || r.Method == http.MethodHead {
 		route = apiReading
 	}
-	g.usage.Record(g.words, &usage.Use{
+	g.vault.usage.Record(g.words, &usage.Use{
 		Token: d.Match.Token.ID, Secret: d.Match.Secret.Digest, At: now,
 		From: v.req.Client.Addr, UserAgent: []byte(r.UserAgent()), Route: route,
 	})
