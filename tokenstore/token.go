@@ -241,6 +241,11 @@ func (t *Token) AwaitsSilence() bool {
 	return slices.ContainsFunc(t.Secrets, func(s SecretRecord) bool { return s.Silence != 0 })
 }
 
+// holds reports whether one of t's secrets has the digest.
+func (t *Token) holds(d Digest) bool {
+	return slices.ContainsFunc(t.Secrets, func(s SecretRecord) bool { return s.Digest.Equal(d) })
+}
+
 // Clone returns a deep copy of t.
 func (t *Token) Clone() *Token {
 	c := *t

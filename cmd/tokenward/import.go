@@ -337,7 +337,7 @@ func (v *vault) recordForeign(ctx context.Context, scheme tokenstore.Scheme) err
 		keys = v.importKeys.IDs() // which of them made a digest does not show, so all are needed
 	}
 	for _, key := range keys {
-		if err := v.store.RecordForeign(ctx, boltstore.Foreign{Scheme: scheme, Key: key}); err != nil {
+		if err := v.store.RecordForeign(ctx, tokenstore.Foreign{Scheme: scheme, Key: key}); err != nil {
 			return err
 		}
 	}

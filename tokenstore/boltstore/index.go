@@ -12,14 +12,23 @@ import (
 
 // apply writes what a change did into the batch's transaction.
 func (b *batch) apply(o *overlay) error {
-	for _, id := range o.order {
-		if err := b.applyToken(id, o.tokens[id]); err != nil {
+	for t := range o.Tokens() {
+		var value []byte
+		if t.After != nil {
+			value = append([]byte{byte(t.After.State)}, b.s.peppers.Seal(t.Record)...)
+		}
+		if err := b.applyToken(t.ID, t.Before, t.After, value); err != nil {
+			return err
+		}
+	}
+	for _, c := range o.copied {
+		if err := b.applyToken(c.id, c.before, c.after, c.value); err != nil {
 			return err
 		}
 	}
 	digests := b.tx.Bucket(bucketDigests)
 	digests.FillPercent = scatteredFill
-	for d, id := range o.digests {
+	for d, id := range o.Digests() {
 		if err := digests.Put(d[:], number(uint64(id))); err != nil {
 			return err
 		}
@@ -46,43 +55,45 @@ func (b *batch) finish() error {
 	)
 }
 
-func (b *batch) applyToken(id tokenstore.ID, t *staged) error {
+// applyToken writes what became of a token. before is nil for a new one, after for
+// one that is swept, and value is after as the tokens bucket holds it.
+func (b *batch) applyToken(id tokenstore.ID, before, after *tokenstore.Token, value []byte) error {
 	tokens := b.tx.Bucket(bucketTokens)
 	tokens.FillPercent = orderedFill
 	var err error
-	if t.after != nil {
-		err = errors.Join(tokens.Put(number(uint64(id)), t.value), inheritCounters(b.tx, t.before, t.after))
+	if after != nil {
+		err = errors.Join(tokens.Put(number(uint64(id)), value), inheritCounters(b.tx, before, after))
 	} else {
 		err = errors.Join(tokens.Delete(number(uint64(id))), sweepTraces(b.tx, id), sweepCounters(b.tx, id))
 	}
 	if err != nil {
 		return err
 	}
-	before, after := placeOf(t.before), placeOf(t.after)
-	if before.state != 0 {
-		b.now.states[before.state]--
+	was, is := placeOf(before), placeOf(after)
+	if was.state != 0 {
+		b.now.states[was.state]--
 	}
-	if after.state != 0 {
-		b.now.states[after.state]++
+	if is.state != 0 {
+		b.now.states[is.state]++
 	}
-	owned := t.after
+	owned := after
 	if owned == nil {
-		owned = t.before
+		owned = before
 	}
 	if owned == nil {
 		return nil // made and swept in one change
 	}
-	if before.state != after.state {
+	if was.state != is.state {
 		for _, l := range listsOf(owned) {
-			if err := l.move(b.tx, id, before.state, after.state); err != nil {
+			if err := l.move(b.tx, id, was.state, is.state); err != nil {
 				return err
 			}
 		}
 	}
 	return errors.Join(
-		replace(b.tx.Bucket(bucketChildren), before.child, after.child),
-		replace(b.tx.Bucket(bucketEnds), before.end, after.end),
-		moveSilence(b.tx, silenceOf(t.before), silenceOf(t.after)),
+		replace(b.tx.Bucket(bucketChildren), was.child, is.child),
+		replace(b.tx.Bucket(bucketEnds), was.end, is.end),
+		moveSilence(b.tx, silenceOf(before), silenceOf(after)),
 	)
 }
 

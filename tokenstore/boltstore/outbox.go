@@ -64,7 +64,7 @@ func (s *Store) signal() {
 func (b *batch) applyEvents(o *overlay) error {
 	out := b.tx.Bucket(bucketOutbox)
 	out.FillPercent = orderedFill
-	for _, event := range o.events {
+	for _, event := range o.Events() {
 		seq, err := out.NextSequence()
 		if err != nil {
 			return err

@@ -7,7 +7,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -74,7 +73,7 @@ const (
 	scatteredFill = 0.75
 )
 
-func writeSchema(tx *bolt.Tx, peppers *tokenstore.Peppers) error {
+func writeSchema(tx *bolt.Tx, peppers *tokenstore.Peppers, replicaOf string) error {
 	for _, name := range buckets {
 		if _, err := tx.CreateBucket(name); err != nil {
 			return err
@@ -94,11 +93,18 @@ func writeSchema(tx *bolt.Tx, peppers *tokenstore.Peppers) error {
 			return err
 		}
 	}
+	if replicaOf != "" {
+		return writePosition(tx, &tokenstore.Position{Store: replicaOf})
+	}
 	return nil
 }
 
 func pepperKey(id tokenstore.PepperID) []byte { return append(bytes.Clone(keyPeppers), id[:]...) }
 func prefixKey(prefix string) []byte          { return append(bytes.Clone(keyPrefixes), prefix...) }
+
+func schemeKey(f tokenstore.Foreign) []byte {
+	return append(append(bytes.Clone(keySchemes), byte(f.Scheme)), f.Key[:]...)
+}
 
 // readMeta reads the meta bucket. It fails for files that are no token store.
 func readMeta(tx *bolt.Tx, path string) (*meta, error) {
@@ -118,73 +124,59 @@ func readMeta(tx *bolt.Tx, path string) (*meta, error) {
 		if len(id) != len(tokenstore.PepperID{}) {
 			return nil, damaged(path, "it names a pepper that is none")
 		}
-		m.peppers = append(m.peppers, tokenstore.PepperID(id))
+		m.traits.Peppers = append(m.traits.Peppers, tokenstore.PepperID(id))
 	}
 	for k, _ := c.Seek(keyPrefixes); bytes.HasPrefix(k, keyPrefixes); k, _ = c.Next() {
 		prefix := string(k[len(keyPrefixes):])
 		if !tokenstore.ValidPrefix(prefix) {
 			return nil, damaged(path, "it names a secret prefix that is none")
 		}
-		m.prefixes = append(m.prefixes, prefix)
+		m.traits.Prefixes = append(m.traits.Prefixes, prefix)
 	}
 	for k, _ := c.Seek(keySchemes); bytes.HasPrefix(k, keySchemes); k, _ = c.Next() {
 		rest := k[len(keySchemes):]
 		if len(rest) != 1+len(tokenstore.PepperID{}) || !tokenstore.Scheme(rest[0]).Valid() {
 			return nil, damaged(path, "it names a scheme of secrets that is none")
 		}
-		m.schemes = append(m.schemes, Foreign{tokenstore.Scheme(rest[0]), tokenstore.PepperID(rest[1:])})
+		m.traits.Foreign = append(m.traits.Foreign, tokenstore.Foreign{Scheme: tokenstore.Scheme(rest[0]), Key: tokenstore.PepperID(rest[1:])})
 	}
 	return m, nil
 }
 
-// Foreign is a kind of secrets from elsewhere that a store holds: the scheme of
-// their digests, and for SchemeHMAC the id of the key.
-type Foreign struct {
-	Scheme tokenstore.Scheme
-	Key    tokenstore.PepperID
-}
-
-func (f Foreign) metaKey() []byte {
-	return append(append(bytes.Clone(keySchemes), byte(f.Scheme)), f.Key[:]...)
-}
-
 // formats is what the store knows of the form of its secrets.
-func (m *meta) formats() *tokenstore.Formats {
-	f := tokenstore.NewFormats(m.prefixes...)
-	for _, s := range m.schemes {
-		f = f.With(s.Scheme)
-	}
-	return f
-}
+func (m *meta) formats() *tokenstore.Formats { return m.traits.Formats() }
 
 // RecordForeign notes that the store holds secrets from elsewhere of a kind. It
 // comes before the first of them, and does nothing when it is known.
-func (s *Store) RecordForeign(ctx context.Context, kind Foreign) error {
-	if !kind.Scheme.Valid() || kind.Scheme == tokenstore.SchemeNative || kind.Key.IsZero() == (kind.Scheme == tokenstore.SchemeHMAC) {
+func (s *Store) RecordForeign(ctx context.Context, kind tokenstore.Foreign) error {
+	if !kind.Valid() {
 		return errors.New("secrets from elsewhere have the scheme sha256, or hmac-sha256 and a key")
 	}
 	return s.change(ctx, func(o *overlay) error {
 		m, err := readMeta(o.batch.tx, o.batch.s.path)
-		if err != nil || slices.Contains(m.schemes, kind) {
-			return err
+		if err == nil {
+			o.learn(m, &tokenstore.Traits{Foreign: []tokenstore.Foreign{kind}})
 		}
-		o.meta = append(o.meta, kind.metaKey())
-		m.schemes = append(m.schemes, kind)
-		o.formats = m.formats()
-		return nil
+		return err
 	})
 }
 
 // Foreign returns the kinds of secrets from elsewhere that the store holds.
-func (s *Store) Foreign() (kinds []Foreign, err error) {
+func (s *Store) Foreign() ([]tokenstore.Foreign, error) {
+	t, err := s.Traits()
+	return t.Foreign, err
+}
+
+// Traits returns what the store says of its secrets.
+func (s *Store) Traits() (t tokenstore.Traits, err error) {
 	err = s.view(func(tx *bolt.Tx) error {
 		m, err := readMeta(tx, s.path)
 		if err == nil {
-			kinds = m.schemes
+			t = m.traits
 		}
 		return err
 	})
-	return kinds, err
+	return t, err
 }
 
 // damagedError is for a file that is a token store but not a sound one.

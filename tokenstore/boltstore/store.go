@@ -25,7 +25,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -58,6 +57,10 @@ type Options struct {
 	// Now stamps every commit, see [Store.LastTime]. nil, and a zero time: none.
 	Now func() time.Time
 
+	// ReplicaOf is the ID of the store elsewhere that this one is a copy of, and
+	// follows by [Store.Apply]; "": it is a store of its own.
+	ReplicaOf string
+
 	// LockTimeout is how long to wait for another process to let go of the file,
 	// 0: one second.
 	LockTimeout time.Duration
@@ -83,6 +86,8 @@ type Store struct {
 	clock    func() time.Time // nil: commits bear no time
 	lastTime time.Time        // of the last commit before this process
 	id       string
+	replica  bool                                // it only follows
+	position atomic.Pointer[tokenstore.Position] // nil: it follows nothing
 	formats  atomic.Pointer[tokenstore.Formats]
 	wake     chan struct{}
 
@@ -141,7 +146,7 @@ func open(o Options) (*Store, error) {
 
 func newStore(db *bolt.DB, o Options) *Store {
 	return &Store{
-		path: o.Path, db: db, peppers: o.Peppers, onChange: o.OnChange, clock: o.Now,
+		path: o.Path, db: db, peppers: o.Peppers, replica: o.ReplicaOf != "", onChange: o.OnChange, clock: o.Now,
 		wake:    make(chan struct{}, 1),
 		queue:   make(chan *job),
 		closing: make(chan struct{}), written: make(chan struct{}),
@@ -167,6 +172,9 @@ func (s *Store) load() error {
 			if tx.Bucket(name) == nil {
 				return damaged(s.path, fmt.Sprintf("it lacks the part %q", name))
 			}
+		}
+		if err := s.checkReplica(tx); err != nil {
+			return err
 		}
 		s.id = m.id
 		s.lastTime = readTime(tx)
@@ -233,7 +241,7 @@ func create(o Options) (err error) {
 	if err := tmp.Close(); err != nil {
 		return err
 	}
-	if err := fill(tmp.Name(), o.Peppers); err != nil {
+	if err := fill(tmp.Name(), o.Peppers, o.ReplicaOf); err != nil {
 		return err
 	}
 	switch err := os.Link(tmp.Name(), o.Path); {
@@ -246,12 +254,12 @@ func create(o Options) (err error) {
 }
 
 // fill makes an empty bolt file an empty store.
-func fill(path string, peppers *tokenstore.Peppers) error {
+func fill(path string, peppers *tokenstore.Peppers, replicaOf string) error {
 	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second})
 	if err != nil {
 		return err
 	}
-	return errors.Join(db.Update(func(tx *bolt.Tx) error { return writeSchema(tx, peppers) }), db.Close())
+	return errors.Join(db.Update(func(tx *bolt.Tx) error { return writeSchema(tx, peppers, replicaOf) }), db.Close())
 }
 
 func syncDir(dir string) error {
@@ -326,11 +334,9 @@ func (s *Store) view(fn func(tx *bolt.Tx) error) (err error) {
 
 // meta is what a store says about itself.
 type meta struct {
-	schema   uint64
-	id       string
-	peppers  []tokenstore.PepperID
-	prefixes []string
-	schemes  []Foreign
+	schema uint64
+	id     string
+	traits tokenstore.Traits
 }
 
 func (m *meta) checkSchema(path string) error {
@@ -345,15 +351,12 @@ func (m *meta) checkSchema(path string) error {
 
 func (m *meta) checkPeppers(path string, have *tokenstore.Peppers) error {
 	switch {
-	case len(m.peppers) == 0 && have != nil:
+	case len(m.traits.Peppers) == 0 && have != nil:
 		return fmt.Errorf("%s was made without a pepper, so its records are not sealed: remove tokenstore.pepper_files, or make a new store with `tokenward init --config F` and issue the tokens anew", path)
-	case len(m.peppers) > 0 && have == nil:
-		return fmt.Errorf("%s is sealed with %s, and tokenstore.pepper_files is empty: name the file in it", path, peppersText(m.peppers))
+	case len(m.traits.Peppers) > 0 && have == nil:
+		return fmt.Errorf("%s is sealed with %s, and tokenstore.pepper_files is empty: name the file in it", path, peppersText(m.traits.Peppers))
 	}
-	missing := slices.DeleteFunc(slices.Clone(m.peppers), func(id tokenstore.PepperID) bool {
-		return slices.Contains(have.IDs(), id)
-	})
-	if len(missing) > 0 {
+	if missing := m.traits.Lacks(have); len(missing) > 0 {
 		return fmt.Errorf("%s is sealed with %s, which tokenstore.pepper_files does not hold: add the file to the end of the list", path, peppersText(missing))
 	}
 	return nil

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"runtime"
 	"runtime/debug"
-	"slices"
 	"syscall"
 
 	bolt "go.etcd.io/bbolt"
@@ -28,6 +27,9 @@ type job struct {
 // Change implements [tokenstore.Writer]. fn runs on the store's writing
 // goroutine, so it must not call Change itself. A panic in it becomes an error.
 func (s *Store) Change(ctx context.Context, fn func(tx tokenstore.Tx) error) error {
+	if s.replica {
+		return fmt.Errorf("%w: %s is a copy, which only follows", tokenstore.ErrInvariant, s.path)
+	}
 	return s.change(ctx, func(o *overlay) error { return fn(o) })
 }
 
@@ -181,7 +183,7 @@ func (b *batch) try(j *job) (o *overlay, err error) {
 	if err := j.fn(o); err != nil {
 		return nil, err
 	}
-	if err := o.check(); err != nil || o.empty() {
+	if err := o.Check(b.now.outbox); err != nil || o.empty() {
 		return nil, err
 	}
 	return o, nil
@@ -236,10 +238,13 @@ func (o *overlay) confirm(s *Store) {
 	if s.onChange == nil {
 		return
 	}
-	for _, id := range o.order {
-		if t := o.tokens[id]; t.before != nil || t.after != nil {
-			s.onChange(tokenstore.Change{Before: t.before, After: t.after})
+	for t := range o.Tokens() {
+		if t.Before != nil || t.After != nil {
+			s.onChange(tokenstore.Change{Before: t.Before, After: t.After})
 		}
+	}
+	for _, c := range o.copied {
+		s.onChange(tokenstore.Change{Before: c.before, After: c.after})
 	}
 }
 
@@ -325,11 +330,8 @@ func (s *Store) RecordPrefix(ctx context.Context, prefix string) error {
 // transaction, since another change of the same commit may add one too.
 func (o *overlay) addPrefix(prefix string) error {
 	m, err := readMeta(o.batch.tx, o.batch.s.path)
-	if err != nil || slices.Contains(m.prefixes, prefix) {
-		return err
+	if err == nil {
+		o.learn(m, &tokenstore.Traits{Prefixes: []string{prefix}})
 	}
-	o.meta = append(o.meta, prefixKey(prefix))
-	m.prefixes = append(m.prefixes, prefix)
-	o.formats = m.formats()
-	return nil
+	return err
 }

@@ -1,0 +1,364 @@
+package boltstore
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"slices"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+
+	"tokenward/tokenstore"
+)
+
+// keyReplica of the meta bucket says that the store follows another one, and how
+// far it has come. What it holds of tokens comes from there alone.
+var keyReplica = []byte("replica")
+
+// replicaState is the value of keyReplica.
+type replicaState struct {
+	Store    string    `json:"store"`
+	Revision int64     `json:"revision"`
+	FreshAt  time.Time `json:"fresh_at"`
+	Gaps     bool      `json:"gaps,omitempty"`
+}
+
+func readPosition(tx *bolt.Tx) (p tokenstore.Position, replica bool, err error) {
+	v := tx.Bucket(bucketMeta).Get(keyReplica)
+	if v == nil {
+		return p, false, nil
+	}
+	var s replicaState
+	if err := json.Unmarshal(v, &s); err != nil {
+		return p, true, err
+	}
+	return tokenstore.Position(s), true, nil
+}
+
+func writePosition(tx *bolt.Tx, p *tokenstore.Position) error {
+	v, err := json.Marshal(replicaState(*p))
+	if err != nil {
+		return err
+	}
+	return tx.Bucket(bucketMeta).Put(keyReplica, v)
+}
+
+// checkReplica refuses a store of its own where a copy is wanted, and the other way
+// round.
+func (s *Store) checkReplica(tx *bolt.Tx) error {
+	p, is, err := readPosition(tx)
+	switch {
+	case err != nil:
+		return damaged(s.path, "it does not say which store it is a copy of")
+	case is && !s.replica:
+		return fmt.Errorf("%s is a node's copy of the token store in etcd (%s), not a store of its own: configure tokenstore.etcd, or name another file in tokenstore.path", s.path, p.Store)
+	case !is && s.replica:
+		return fmt.Errorf("%s is a token store of its own and cannot become a copy of the one in etcd: copy its tokens there with `tokenward migrate --to etcd --config F`, or name another file in tokenstore.path", s.path)
+	}
+	s.position.Store(&p)
+	return nil
+}
+
+// Followed returns how far a replica has come.
+func (s *Store) Followed() tokenstore.Position {
+	if p := s.position.Load(); p != nil {
+		return *p
+	}
+	return tokenstore.Position{}
+}
+
+// copied is a token as the store that is followed has it.
+type copied struct {
+	id            tokenstore.ID
+	before, after *tokenstore.Token
+	value         []byte
+}
+
+// Apply makes the store, which is a replica, follow the one that it copies.
+// Observers are told as of any change. A record that cannot be read is left out, so
+// that its token is refused; unreadable says how many there were.
+func (s *Store) Apply(ctx context.Context, u *tokenstore.Update) (unreadable int, err error) {
+	if !s.replica {
+		return 0, fmt.Errorf("%w: %s is not a replica", tokenstore.ErrInvariant, s.path)
+	}
+	position := u.Position
+	err = s.change(ctx, func(o *overlay) error {
+		var err error
+		if unreadable, err = o.follow(u); err != nil {
+			return err
+		}
+		position = u.Position
+		if position == (tokenstore.Position{}) {
+			position = s.Followed()
+		}
+		position.Gaps = position.Gaps || unreadable > 0
+		return nil
+	})
+	if err != nil {
+		return unreadable, fmt.Errorf("follow the token store: %w", err)
+	}
+	s.position.Store(&position)
+	return unreadable, nil
+}
+
+// follow stages an update.
+func (o *overlay) follow(u *tokenstore.Update) (unreadable int, err error) {
+	s, tx := o.batch.s, o.batch.tx
+	last := make(map[tokenstore.ID]int, len(u.Records))
+	for i := range u.Records {
+		last[u.Records[i].ID] = i
+	}
+	for i := range u.Records {
+		r := &u.Records[i]
+		if last[r.ID] != i {
+			continue
+		}
+		bad, err := o.copyRecord(r)
+		if err != nil {
+			return 0, err
+		}
+		if bad {
+			unreadable++
+		}
+		s.lastID = max(s.lastID, r.ID)
+	}
+	if u.Traits != nil {
+		m, err := readMeta(tx, s.path)
+		if err != nil {
+			return 0, err
+		}
+		o.learn(m, u.Traits)
+	}
+	position, gaps := u.Position, unreadable > 0
+	if position == (tokenstore.Position{}) {
+		position = s.Followed()
+	}
+	position.Gaps = position.Gaps || gaps
+	o.direct = func(tx *bolt.Tx) error {
+		return errors.Join(o.retire(tx, u.Retired), o.linkDigests(tx), writePosition(tx, &position))
+	}
+	return unreadable, nil
+}
+
+// copyRecord stages one record. A damaged copy of the token that is there is no
+// reason to keep it.
+func (o *overlay) copyRecord(r *tokenstore.SealedRecord) (unreadable bool, err error) {
+	s, tx := o.batch.s, o.batch.tx
+	old := tx.Bucket(bucketTokens).Get(number(uint64(r.ID)))
+	if len(old) > 0 && len(r.Sealed) > 0 && bytes.Equal(old[1:], r.Sealed) {
+		return false, nil
+	}
+	c := copied{id: r.ID}
+	if old != nil {
+		if c.before, err = s.decode(r.ID, old); err != nil {
+			return false, err
+		}
+	}
+	if len(r.Sealed) > 0 {
+		if c.after, err = s.unseal(r); err != nil {
+			unreadable, c.after = true, nil
+		} else {
+			c.value = append([]byte{byte(c.after.State)}, r.Sealed...)
+		}
+	}
+	if c.before == nil && c.after == nil {
+		return unreadable, nil
+	}
+	o.copied = append(o.copied, c)
+	return unreadable, nil
+}
+
+func (s *Store) unseal(r *tokenstore.SealedRecord) (*tokenstore.Token, error) {
+	record, err := s.peppers.Unseal(r.Sealed)
+	if err != nil {
+		return nil, err
+	}
+	t, err := tokenstore.DecodeRecord(record)
+	if err != nil {
+		return nil, err
+	}
+	if t.ID != r.ID {
+		return nil, s.wrong(fmt.Sprintf("token %d has the record of another token", r.ID))
+	}
+	return t, nil
+}
+
+// retire notes digests that no token may have again.
+func (o *overlay) retire(tx *bolt.Tx, retired []tokenstore.Retired) error {
+	digests := tx.Bucket(bucketDigests)
+	for i := range retired {
+		if err := digests.Put(retired[i].Digest[:], number(uint64(retired[i].Owner))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// linkDigests leads the secrets of the copied tokens to them.
+func (o *overlay) linkDigests(tx *bolt.Tx) error {
+	digests := tx.Bucket(bucketDigests)
+	digests.FillPercent = scatteredFill
+	for i := range o.copied {
+		t := o.copied[i].after
+		if t == nil {
+			continue
+		}
+		for j := range t.Secrets {
+			if err := digests.Put(t.Secrets[j].Digest[:], number(uint64(t.ID))); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// learn adds what t says to what the store, which says m, says of its secrets.
+func (o *overlay) learn(m *meta, t *tokenstore.Traits) {
+	known := len(o.meta)
+	for _, id := range t.Peppers {
+		if !slices.Contains(m.traits.Peppers, id) {
+			o.meta, m.traits.Peppers = append(o.meta, pepperKey(id)), append(m.traits.Peppers, id)
+		}
+	}
+	for _, p := range t.Prefixes {
+		if !slices.Contains(m.traits.Prefixes, p) {
+			o.meta, m.traits.Prefixes = append(o.meta, prefixKey(p)), append(m.traits.Prefixes, p)
+		}
+	}
+	for _, f := range t.Foreign {
+		if !slices.Contains(m.traits.Foreign, f) {
+			o.meta, m.traits.Foreign = append(o.meta, schemeKey(f)), append(m.traits.Foreign, f)
+		}
+	}
+	if len(o.meta) > known {
+		o.formats = m.formats()
+	}
+}
+
+// KeepPosition notes how far a replica has come although nothing changed.
+func (s *Store) KeepPosition(ctx context.Context, p tokenstore.Position) error {
+	_, err := s.Apply(ctx, &tokenstore.Update{Position: p})
+	return err
+}
+
+// IDsFrom returns the ids of stored tokens from an id on, in ascending order, at
+// most limit of them.
+func (s *Store) IDsFrom(from tokenstore.ID, limit int) (ids []tokenstore.ID, err error) {
+	err = s.view(func(tx *bolt.Tx) error {
+		c := tx.Bucket(bucketTokens).Cursor()
+		for k, _ := c.Seek(number(uint64(from))); k != nil && len(ids) < limit; k, _ = c.Next() {
+			ids = append(ids, tokenstore.ID(binary.BigEndian.Uint64(k)))
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list token ids: %w", err)
+	}
+	return ids, nil
+}
+
+// Children yields the ids of the tokens that id made and that are not revoked,
+// oldest first, as of one moment.
+func (s *Store) Children(ctx context.Context, id tokenstore.ID) iter.Seq2[tokenstore.ID, error] {
+	return func(yield func(tokenstore.ID, error) bool) {
+		var ids []tokenstore.ID
+		err := ctx.Err()
+		if err == nil {
+			err = s.view(func(tx *bolt.Tx) error {
+				for child, err := range (ground{&batch{s: s, tx: tx}}).Children(id) {
+					if err != nil {
+						return err
+					}
+					ids = append(ids, child)
+				}
+				return nil
+			})
+		}
+		if err != nil {
+			yield(0, fmt.Errorf("list the tokens that token %d made: %w", id, err))
+			return
+		}
+		for _, child := range ids {
+			if !yield(child, nil) {
+				return
+			}
+		}
+	}
+}
+
+// Records yields every token as it is kept, sealed, in the order of ids. It reads
+// in steps, as List does.
+func (s *Store) Records(ctx context.Context) iter.Seq2[tokenstore.SealedRecord, error] {
+	return func(yield func(tokenstore.SealedRecord, error) bool) {
+		for from, more := uint64(0), true; more; {
+			if err := ctx.Err(); err != nil {
+				yield(tokenstore.SealedRecord{}, err)
+				return
+			}
+			var found []tokenstore.SealedRecord
+			err := s.view(func(tx *bolt.Tx) error {
+				c := tx.Bucket(bucketTokens).Cursor()
+				k, v := c.Seek(number(from))
+				for ; k != nil && len(found) < stepTokens; k, v = c.Next() {
+					if len(v) == 0 {
+						return s.wrong("a token has no record")
+					}
+					from = lastNumber(k) + 1
+					found = append(found, tokenstore.SealedRecord{ID: tokenstore.ID(lastNumber(k)), Sealed: bytes.Clone(v[1:])})
+				}
+				more = k != nil
+				return nil
+			})
+			if err != nil {
+				yield(tokenstore.SealedRecord{}, fmt.Errorf("read records: %w", err))
+				return
+			}
+			for _, r := range found {
+				if !yield(r, nil) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// Digests yields every digest that a secret has or ever had, and whose it is. It
+// reads in steps, as List does.
+func (s *Store) Digests(ctx context.Context) iter.Seq2[tokenstore.Retired, error] {
+	return func(yield func(tokenstore.Retired, error) bool) {
+		at := []byte{}
+		for at != nil {
+			if err := ctx.Err(); err != nil {
+				yield(tokenstore.Retired{}, err)
+				return
+			}
+			var found []tokenstore.Retired
+			err := s.view(func(tx *bolt.Tx) error {
+				c := tx.Bucket(bucketDigests).Cursor()
+				k, v := c.Seek(at)
+				for ; k != nil && len(found) < stepEntries; k, v = c.Next() {
+					if len(k) != len(tokenstore.Digest{}) || len(v) != 8 {
+						return s.wrong("a digest leads nowhere")
+					}
+					found = append(found, tokenstore.Retired{Digest: tokenstore.Digest(k), Owner: tokenstore.ID(lastNumber(v))})
+				}
+				at = bytes.Clone(k)
+				return nil
+			})
+			if err != nil {
+				yield(tokenstore.Retired{}, fmt.Errorf("read digests: %w", err))
+				return
+			}
+			for _, r := range found {
+				if !yield(r, nil) {
+					return
+				}
+			}
+		}
+	}
+}
