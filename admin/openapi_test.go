@@ -3,8 +3,11 @@ package admin_test
 import (
 	"bytes"
 	"context"
-	"encoding/json"
-	"fmt"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
 	"io"
 	"log/slog"
 	"net/http"
@@ -14,132 +17,17 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/getkin/kin-openapi/openapi3"
-	"github.com/getkin/kin-openapi/openapi3filter"
-	"github.com/getkin/kin-openapi/routers"
-	"github.com/getkin/kin-openapi/routers/gorillamux"
+	"github.com/gorilla/mux"
 
 	"tokenward/admin"
 	"tokenward/admin/admintest"
 	"tokenward/admin/fynn"
+	"tokenward/admin/leaks"
 	"tokenward/admin/mailtrap"
 	"tokenward/admin/native"
 	"tokenward/admin/unit"
 	"tokenward/tokenstore"
 )
-
-// description is the document, ready to hold requests and answers against.
-type description struct {
-	doc    *openapi3.T
-	router routers.Router
-	used   map[string]bool // operations that answered with success
-}
-
-func readDescription(t testing.TB) *description {
-	t.Helper()
-	recorder := httptest.NewRecorder()
-	admin.OpenAPI().ServeHTTP(recorder, httptest.NewRequest("GET", "/openapi.yaml", nil))
-	doc, err := openapi3.NewLoader().LoadFromData(recorder.Body.Bytes())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := doc.Validate(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	router, err := gorillamux.NewRouter(doc)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &description{doc, router, make(map[string]bool)}
-}
-
-// checked serves h and holds every request that succeeds and every answer
-// against the document.
-func (d *description) checked(t *testing.T, h http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		body, err := io.ReadAll(r.Body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		r.Body = io.NopCloser(bytes.NewReader(body))
-		recorder := httptest.NewRecorder()
-		h.ServeHTTP(recorder, r)
-		if fault := d.check(r, body, recorder); fault != nil {
-			t.Errorf("%s %s %.300s\n%d %.500s\nis not as described: %v", r.Method, r.URL, body, recorder.Code, recorder.Body, fault)
-		}
-		for name, values := range recorder.Header() {
-			w.Header()[name] = values
-		}
-		w.WriteHeader(recorder.Code)
-		_, _ = w.Write(recorder.Body.Bytes())
-	})
-}
-
-func (d *description) check(r *http.Request, body []byte, answer *httptest.ResponseRecorder) error {
-	input, err := d.input(r, body)
-	if err != nil {
-		if answer.Code == http.StatusNotFound || answer.Code == http.StatusMethodNotAllowed || answer.Code == http.StatusUnauthorized || answer.Code == http.StatusBadRequest {
-			return d.checkError(r, answer)
-		}
-		return err
-	}
-	if answer.Code < 300 {
-		d.used[input.Route.Operation.OperationID] = true
-		if err := openapi3filter.ValidateRequest(r.Context(), input); err != nil {
-			return fmt.Errorf("the request: %w", err)
-		}
-	}
-	return openapi3filter.ValidateResponse(r.Context(), &openapi3filter.ResponseValidationInput{
-		RequestValidationInput: input,
-		Status:                 answer.Code,
-		Header:                 answer.Header(),
-		Body:                   io.NopCloser(bytes.NewReader(answer.Body.Bytes())),
-		Options:                &openapi3filter.Options{IncludeResponseStatus: true},
-	})
-}
-
-// input is the request as the library wants it. A body that claims no type, or
-// is none, gets what the document asks for: the contracts do not insist.
-func (d *description) input(r *http.Request, body []byte) (*openapi3filter.RequestValidationInput, error) {
-	copied := r.Clone(r.Context())
-	copied.Body = io.NopCloser(bytes.NewReader(body))
-	copied.ContentLength = int64(len(body))
-	route, parameters, err := d.router.FindRoute(copied)
-	if err != nil {
-		return nil, err
-	}
-	if len(body) == 0 || route.Operation.RequestBody == nil {
-		copied.Header.Del("Content-Type")
-		copied.Body, copied.ContentLength = http.NoBody, 0
-	} else if copied.Header.Get("Content-Type") == "" {
-		for media := range route.Operation.RequestBody.Value.Content {
-			copied.Header.Set("Content-Type", media)
-		}
-	}
-	return &openapi3filter.RequestValidationInput{
-		Request: copied, PathParams: parameters, Route: route,
-		Options: &openapi3filter.Options{AuthenticationFunc: openapi3filter.NoopAuthenticationFunc},
-	}, nil
-}
-
-// checkError holds an answer on a path or a method that is not described
-// against the errors of the API whose path it is.
-func (d *description) checkError(r *http.Request, answer *httptest.ResponseRecorder) error {
-	name := "Problem"
-	for prefix, of := range map[string]string{"/users/": "UnitErrors", "/user/": "FynnProblem", "/api/": "MailtrapErrors"} {
-		if strings.HasPrefix(r.URL.Path, prefix) {
-			name = of
-		}
-	}
-	if name == "FynnProblem" && answer.Code == http.StatusUnauthorized {
-		name = "FynnUnauthorized"
-	}
-	var value any
-	if err := json.Unmarshal(answer.Body.Bytes(), &value); err != nil {
-		return err
-	}
-	return d.doc.Components.Schemas[name].Value.VisitJSON(value, openapi3.EnableJSONSchema2020())
-}
 
 // describedFaces are the four APIs as their own transcripts expect them.
 func describedFaces(w *admintest.World) http.Handler {
@@ -153,6 +41,7 @@ func describedFaces(w *admintest.World) http.Handler {
 	}
 	g := w.Gate()
 	return admintest.Handler(
+		reports{w},
 		unit.New(w.Service, g, w.Log),
 		fynn.New(w.Service, g, w.Log),
 		mailtrap.New(w.Service, g, w.Log, mailtrap.Options{Requests: mailtrap.DefaultRequests}),
@@ -161,28 +50,82 @@ func describedFaces(w *admintest.World) http.Handler {
 			Explain: func(context.Context, native.Question) (native.Explanation, error) {
 				return native.Explanation{Decision: "deny", Code: "no_route", Reason: "no route", Steps: []native.Step{{Step: "route", Detail: "none matches"}}}, nil
 			},
+			Backup: func(_ context.Context, to io.Writer) error {
+				_, err := io.WriteString(to, "a backup")
+				return err
+			},
+			Import: func(_ context.Context, _ admin.Caller, body io.Reader, o admin.ImportOptions) (native.ImportAnswer, error) {
+				_, err := io.Copy(io.Discard, body)
+				done := admin.Imported{Count: 1, First: 7, Last: 7, Refused: []admin.ImportRefusal{{Line: 2, Detail: "is known", Existing: 3, Wanted: 8}, {Line: 3, Detail: "is weak"}}}
+				return native.ImportAnswerOf(&done, o), err
+			},
 		}),
 	)
+}
+
+// reports is the endpoint for reports of leaked secrets, beside the faces.
+type reports struct{ w *admintest.World }
+
+func (f reports) Register(r *mux.Router) {
+	h, err := leaks.New(f.w.Service, leaks.Options{
+		Keys: map[string]*ecdsa.PublicKey{"k1": &reporterKey(f.w.T).PublicKey}, Action: leaks.Disable, Log: f.w.Log,
+		Find: func(context.Context, []byte) (tokenstore.Match, error) {
+			return tokenstore.Match{}, tokenstore.ErrNotFound
+		},
+	})
+	if err != nil {
+		f.w.T.Fatal(err)
+	}
+	r.Path("/v1/leaks").Handler(h)
+}
+
+func reporterKey(t testing.TB) *ecdsa.PrivateKey {
+	t.Helper()
+	key, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), bytes.Repeat([]byte{1}, 32))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+// signature is how a reporter signs the body.
+func signature(t testing.TB, body string) string {
+	t.Helper()
+	sum := sha256.Sum256([]byte(body))
+	s, err := ecdsa.SignASN1(rand.Reader, reporterKey(t), sum[:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return base64.StdEncoding.EncodeToString(s)
 }
 
 // TestDescriptionHoldsForEveryTranscript plays the transcripts of all contracts
 // against the four APIs together.
 func TestDescriptionHoldsForEveryTranscript(t *testing.T) {
-	d := readDescription(t)
+	d := admintest.ReadDescription(t)
 	for _, face := range []string{"unit", "fynn", "mailtrap", "native"} {
 		t.Run(face, func(t *testing.T) {
 			admintest.PlayFiles(t, face+"/testdata/*.txt", func(w *admintest.World) http.Handler {
-				return d.checked(t, describedFaces(w))
+				return d.Checked(t, describedFaces(w))
 			})
 		})
 	}
 	w := admintest.New(t)
 	cast := w.Cast()
-	admintest.Send(t, d.checked(t, describedFaces(w)), cast.Admin, "POST", "/v1/explain",
+	h := d.Checked(t, describedFaces(w))
+	admintest.Send(t, h, cast.Admin, "POST", "/v1/explain",
 		`{"method":"GET","target":"/a","headers":{"Host":"example.com","X-A":["b","c"]},"from":"192.0.2.1","token_id":`+cast.Peer.ID.String()+`}`)
-	for path, item := range d.doc.Paths.Map() {
+	admintest.Send(t, h, cast.Root, "GET", "/v1/backup", "")
+	admintest.Send(t, h, cast.Admin, "GET", "/v1/backup", "") // refused
+	admintest.Send(t, h, cast.Root, "POST", "/v1/import?allow_weak=true", `{"secret":"weak"}`+"\n"+`{"digest":"00","digest_type":"sha256","last4":"abcd","disabled":true}`, "Content-Type", "application/x-ndjson")
+	admintest.Send(t, h, cast.Root, "POST", "/v1/import?dry_run=maybe", `{"secret":"weak"}`, "Content-Type", "application/x-ndjson")
+	admintest.Send(t, h, cast.Root, "POST", "/v1/import", `{"secret":"weak"}`)
+	report := `[{"token":"tw_x","type":"tokenward","url":"https://example.com","source":"content"}]`
+	admintest.Send(t, h, admintest.Holder{}, "POST", "/v1/leaks", report, "Content-Type", "application/json", "Github-Public-Key-Identifier", "k1", "Github-Public-Key-Signature", signature(t, report))
+	admintest.Send(t, h, admintest.Holder{}, "POST", "/v1/leaks", report, "Content-Type", "application/json", "Github-Public-Key-Identifier", "k1", "Github-Public-Key-Signature", "AA==")
+	for path, item := range d.Doc.Paths.Map() {
 		for method, operation := range item.Operations() {
-			if !d.used[operation.OperationID] {
+			if !d.Used[operation.OperationID] {
 				t.Errorf("no transcript shows %s %s at work", method, path)
 			}
 		}
@@ -191,11 +134,11 @@ func TestDescriptionHoldsForEveryTranscript(t *testing.T) {
 
 // TestDescriptionNamesEveryPath compares the document with what the faces serve.
 func TestDescriptionNamesEveryPath(t *testing.T) {
-	d := readDescription(t)
+	d := admintest.ReadDescription(t)
 	w := admintest.New(t)
 	root := w.Root()
 	h := describedFaces(w)
-	for path, item := range d.doc.Paths.Map() {
+	for path, item := range d.Doc.Paths.Map() {
 		target := strings.NewReplacer("{userId}", "1", "{tokenId}", "1", "{account_id}", "1", "{id}", "1").Replace(path)
 		var described []string
 		for method := range item.Operations() {
@@ -215,7 +158,7 @@ func TestDescriptionNamesEveryPath(t *testing.T) {
 
 // TestWrongAnswersAreNoticed proves that the check above checks.
 func TestWrongAnswersAreNoticed(t *testing.T) {
-	d := readDescription(t)
+	d := admintest.ReadDescription(t)
 	for name, c := range map[string]struct {
 		target, media, body string
 		status              int
@@ -237,7 +180,7 @@ func TestWrongAnswersAreNoticed(t *testing.T) {
 		rec.Header().Set("X-Mailtrap-Version", "v2")
 		rec.WriteHeader(c.status)
 		_, _ = rec.WriteString(c.body)
-		if d.check(httptest.NewRequest("GET", "http://tokenward.test"+c.target, nil), nil, rec) == nil {
+		if d.Check(httptest.NewRequest("GET", "http://tokenward.test"+c.target, nil), nil, rec) == nil {
 			t.Errorf("%s is not noticed", name)
 		}
 	}
@@ -263,7 +206,7 @@ func TestDescriptionIsServedAsItIs(t *testing.T) {
 // FuzzAnyRequestIsAnsweredAsDescribed sends what it likes to all four APIs: none
 // of it may be a fault of ours, and every refusal has the form of its API.
 func FuzzAnyRequestIsAnsweredAsDescribed(f *testing.F) {
-	d := readDescription(f)
+	d := admintest.ReadDescription(f)
 	var (
 		w     *admintest.World
 		h     http.Handler
@@ -319,7 +262,7 @@ func FuzzAnyRequestIsAnsweredAsDescribed(f *testing.F) {
 		case rec.Code >= 500:
 			t.Errorf("%s %q: %d %s", method, target, rec.Code, rec.Body)
 		case rec.Code >= 400:
-			if err := d.checkError(r, rec); err != nil {
+			if err := d.CheckError(r, rec); err != nil {
 				t.Errorf("%s %q: %d %s: %v", method, target, rec.Code, rec.Body, err)
 			}
 		}

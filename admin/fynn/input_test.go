@@ -46,7 +46,7 @@ func text(s string) string {
 // TestBadInputNamesTheField sends what a body can have wrong, one thing each.
 func TestBadInputNamesTheField(t *testing.T) {
 	w := admintest.New(t)
-	admin, h := w.Cast().Admin, handler(w)
+	admin, h := w.Cast().Admin, admintest.Described(t, handler(w))
 	w.Events()
 	for name, c := range map[string]struct{ body, field string }{
 		"description too short":     {`{"description":"ab"}`, "description"},
@@ -86,7 +86,7 @@ func TestBadInputNamesTheField(t *testing.T) {
 
 func TestBodyOverTheBoundIsRefused(t *testing.T) {
 	w := admintest.New(t)
-	rec := admintest.Send(t, handler(w), w.Cast().Admin, "POST", "/user/api-tokens", `{"description":`+text(strings.Repeat("x", 1<<20))+`}`)
+	rec := admintest.Send(t, admintest.Described(t, handler(w)), w.Cast().Admin, "POST", "/user/api-tokens", `{"description":`+text(strings.Repeat("x", 1<<20))+`}`)
 	if rec.Code != http.StatusRequestEntityTooLarge || rec.Header().Get("Connection") != "close" {
 		t.Errorf("a description of 1 MiB gives %d", rec.Code)
 	}

@@ -101,7 +101,7 @@ func checkShape(t *testing.T, what string, r *httptest.ResponseRecorder) {
 func TestBadInputIsRefusedInTheVendorsForm(t *testing.T) {
 	w := admintest.New(t)
 	cast := w.Cast()
-	h := serve(w, 0)
+	h := admintest.Described(t, serve(w, 0))
 	one := func(field, value string) string {
 		fields := map[string]string{"name": `"x"`, "resource_type": `"inbox"`, "resource_id": "5", "access_level": "100"}
 		fields[field] = value
@@ -215,7 +215,7 @@ func TestBodyOverTheBoundIsRefusedBeforeItIsRead(t *testing.T) {
 func TestRequestsInAWindowAreCounted(t *testing.T) {
 	w := admintest.New(t)
 	cast := w.Cast()
-	h := serve(w, 3)
+	h := admintest.Described(t, serve(w, 3))
 	get := func(by admintest.Holder) (int, string, string) {
 		r := admintest.Send(t, h, by, "GET", "/api/api_tokens/"+by.ID.String(), "")
 		return r.Code, r.Header().Get("X-RateLimit-Remaining"), r.Header().Get("Retry-After")
@@ -333,7 +333,7 @@ func TestListThatFailsOnTheWayBreaksTheConnection(t *testing.T) {
 func TestFaultOfTheProgramIsOpaque(t *testing.T) {
 	w := admintest.New(t)
 	cast := w.Cast()
-	h := serve(w, 0)
+	h := admintest.Described(t, serve(w, 0))
 	w.Store.Store = panicking{w.Store.Store}
 	r := admintest.Send(t, h, cast.Admin, "GET", "/api/api_tokens", "")
 	if r.Code != 500 || strings.Contains(r.Body.String(), "very private") {

@@ -72,7 +72,7 @@ func (f failing) Authenticate(*http.Request) (admin.Caller, *admin.Error) {
 func TestBadInputNamesTheField(t *testing.T) {
 	w := admintest.New(t)
 	cast := w.Cast()
-	h := serve(w)
+	h := admintest.Described(t, serve(w))
 	field := func(name, value string) string { return fmt.Sprintf(`{"name":"x",%q:%s}`, name, value) }
 	scopes := `["s0"` + strings.Repeat(`,"s"`, 9_999) + "]"
 	for name, tt := range map[string]struct {
@@ -163,7 +163,7 @@ func TestBadInputNamesTheField(t *testing.T) {
 func TestBodyOverTheBoundIsRefused(t *testing.T) {
 	w := admintest.New(t)
 	cast := w.Cast()
-	h := serve(w)
+	h := admintest.Described(t, serve(w))
 	long := strings.Repeat(" ", admin.MaxBodyBytes+1)
 	for _, call := range []string{"POST /v1/tokens", "PATCH /v1/tokens/2", "POST /v1/tokens/2/rotate", "POST /v1/tokens/2/reset", "POST /v1/tokens/2/disable", "POST /v1/introspect"} {
 		method, path, _ := strings.Cut(call, " ")
@@ -183,7 +183,7 @@ type list struct {
 func TestPagesHoldEveryTokenOnce(t *testing.T) {
 	w := admintest.New(t)
 	cast := w.Cast()
-	h := serve(w)
+	h := admintest.Described(t, serve(w))
 	for _, selection := range []string{"", "state=active", "name=e", "account=1&owner=1", "account=1&state=revoked"} {
 		var whole []tokenstore.ID
 		for _, limit := range []int{1000, 1, 2, 3, 7} {
@@ -216,7 +216,7 @@ func TestPagesHoldEveryTokenOnce(t *testing.T) {
 func TestCursorOfAnotherListIsRefused(t *testing.T) {
 	w := admintest.New(t)
 	cast := w.Cast()
-	h := serve(w)
+	h := admintest.Described(t, serve(w))
 	r := admintest.Send(t, h, cast.Root, "GET", "/v1/tokens?limit=1&account=1", "")
 	var page list
 	if err := json.Unmarshal(r.Body.Bytes(), &page); err != nil || page.Next == nil {
@@ -240,7 +240,7 @@ func TestCursorOfAnotherListIsRefused(t *testing.T) {
 func TestIdempotencyKeyOverHTTP(t *testing.T) {
 	w := admintest.New(t)
 	cast := w.Cast()
-	h := serve(w)
+	h := admintest.Described(t, serve(w))
 	send := func(path, body string, keys ...string) *httptest.ResponseRecorder {
 		var headers []string
 		for _, key := range keys {
@@ -335,7 +335,7 @@ func TestExplainAsksForWhatTheCallerMaySee(t *testing.T) {
 func TestStoreFaultsAreAnsweredWithoutTheirCause(t *testing.T) {
 	w := admintest.New(t)
 	cast := w.Cast()
-	h := serve(w)
+	h := admintest.Described(t, serve(w))
 	memory := w.Store.Store
 	for fate, status := range map[storetest.Fate]int{storetest.NotMade: 503, storetest.Lost: 500} {
 		w.Store.Store = &storetest.Faulty{Store: memory, ChangeFate: func() storetest.Fate { return fate }}

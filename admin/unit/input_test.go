@@ -52,7 +52,7 @@ func text(s string) string {
 // TestBadInputNamesTheAttribute sends what a body can have wrong, one thing each.
 func TestBadInputNamesTheAttribute(t *testing.T) {
 	w := admintest.New(t)
-	admin, h := w.Cast().Admin, handler(w)
+	admin, h := w.Cast().Admin, admintest.Described(t, handler(w))
 	w.Events()
 	for name, c := range map[string]struct{ attributes, pointer string }{
 		"description too long":      {`"scope":"accounts","expiration":"2027-07-01T00:00:00Z","description":` + text(strings.Repeat("é", 256)), "description"},
@@ -123,7 +123,7 @@ func TestBadInputNamesTheAttribute(t *testing.T) {
 // TestBadIDsLeadNowhere: whatever stands in an id's place is an unknown id.
 func TestBadIDsLeadNowhere(t *testing.T) {
 	w := admintest.New(t)
-	c, h := w.Cast(), handler(w)
+	c, h := w.Cast(), admintest.Described(t, handler(w))
 	for _, id := range []string{"0", "-1", "01", "+3", "1e3", "3.0", "0x3", "%33", "3%20", "18446744073709551616", "18446744073709551619", "9007199254740992", "\u0663", strings.Repeat("9", 4000), "*", "self"} {
 		for _, by := range []admintest.Holder{c.Root, c.Admin} {
 			rec := admintest.Send(t, h, by, "DELETE", "/users/1/api-tokens/"+id, "")
