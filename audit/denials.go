@@ -31,7 +31,7 @@ type Denied struct {
 }
 
 // VerbDeny is the verb of events that tell of refused requests.
-const VerbDeny = Word("deny")
+const VerbDeny = "deny"
 
 const (
 	// DenialsEvery is how often denials are written.

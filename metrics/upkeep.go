@@ -87,6 +87,41 @@ func (c *usageCollector) Collect(ch chan<- prometheus.Metric) {
 	ch <- counter(c.failures, s.Failures)
 }
 
+// LimitStats are what the table of limits tells of itself.
+type LimitStats struct {
+	Meters  int    // tokens, owners and accounts with limits, held now
+	Evicted uint64 // those with nothing to remember that made room
+	Refused uint64 // requests refused because no room could be made
+}
+
+// WatchLimits adds the metrics of limits, as [Registry.WatchStore] does.
+func (r *Registry) WatchLimits(f func() LimitStats) {
+	r.prom.MustRegister(&limitCollector{
+		stats:   f,
+		meters:  desc("tokenward_limits_tracked", "Tokens, owners and accounts whose limits are held in memory."),
+		evicted: desc("tokenward_limits_evictions_total", "Limits with nothing to remember that made room for others."),
+		refused: desc("tokenward_limits_full_total", "Requests refused because no room could be made for their limits."),
+	})
+}
+
+type limitCollector struct {
+	stats                    func() LimitStats
+	meters, evicted, refused *prometheus.Desc
+}
+
+func (c *limitCollector) Describe(ch chan<- *prometheus.Desc) {
+	ch <- c.meters
+	ch <- c.evicted
+	ch <- c.refused
+}
+
+func (c *limitCollector) Collect(ch chan<- prometheus.Metric) {
+	s := c.stats()
+	ch <- gauge(c.meters, float64(s.Meters))
+	ch <- counter(c.evicted, s.Evicted)
+	ch <- counter(c.refused, s.Refused)
+}
+
 // UpkeepStats are what a program does with tokens by itself.
 type UpkeepStats struct {
 	Ending   []Ending // tokens that end soon

@@ -27,6 +27,7 @@ import (
 	"tokenward/enforce/canon"
 	"tokenward/proxy/http1"
 	"tokenward/proxy/identity"
+	"tokenward/tokenstore"
 )
 
 // Ruleset is everything about requests that a reload replaces, whole. It is
@@ -43,6 +44,10 @@ type Ruleset struct {
 	// the upstream; nil is told nothing. It must not keep anything of a request, and
 	// must be quick.
 	Used func(d *enforce.Decision, q *canon.Request, userAgent []byte, now time.Time)
+	// Lasts is told of a request that goes on under its token, about every minute and
+	// at its end, where it took that long; nil is told nothing. It is called with a
+	// lock held, and must be quick.
+	Lasts func(m *tokenstore.Match, route *enforce.Route, q *canon.Request, userAgent []byte, now time.Time)
 	// Denied is told of every request that a judgement refuses, from its goroutine,
 	// on the same terms; nil is told nothing.
 	Denied func(d *enforce.Decision, q *canon.Request, now time.Time)
@@ -180,6 +185,7 @@ type passage struct {
 	read      bool // req is this request's
 	observed  bool // it would have been refused, and goes on without identity
 	untouched bool // its credentials go on too
+	lasted    bool // it took long enough to be told to Lasts; guarded as live is
 }
 
 // enter begins a passage. The door fills head and calls judge.
@@ -199,6 +205,9 @@ func (g *Guard) enter() *passage {
 // leave ends the passage: it is observed and may not be used any more.
 func (g *Guard) leave(p *passage) {
 	g.Streams.release(p)
+	if p.lasted { // by which the minute's walk found it, so that most requests need not look
+		p.lasts(g.Now())
+	}
 	p.decision.Release()
 	g.inFlight.Add(-1)
 	if p.gate != nil {
@@ -226,7 +235,7 @@ func (g *Guard) leave(p *passage) {
 	p.rules, p.mount, p.lane, p.gate = nil, nil, nil, nil
 	p.decision, p.refusal = enforce.Decision{}, refusal{}
 	p.cutter = cutter{}
-	p.read, p.observed, p.untouched = false, false, false
+	p.read, p.observed, p.untouched, p.lasted = false, false, false, false
 	p.took, p.status = 0, 0
 	g.passages.Put(p)
 }
@@ -313,6 +322,13 @@ func (g *Guard) judge(ctx context.Context, p *passage) bool {
 		return false
 	}
 	return true
+}
+
+// lasts tells that the request goes on at now, under the token that it began with.
+func (p *passage) lasts(now time.Time) {
+	if p.rules.Lasts != nil {
+		p.rules.Lasts(&p.decision.Match, p.decision.Route, &p.req, p.first(nameUserAgent), now)
+	}
 }
 
 // forwards reports whether field i of the head goes on to the upstream.

@@ -58,6 +58,9 @@ const (
 	// sweepEvery is how often exchanges are looked at whose token or secret has an
 	// end.
 	sweepEvery = 250 * time.Millisecond
+	// touchEvery is how often exchanges that last so long count as use of their
+	// token.
+	touchEvery = time.Minute
 	// maxCutReports bounds what waits for Report.
 	maxCutReports = 10_000
 )
@@ -291,21 +294,26 @@ func (s *Streams) Run(ctx context.Context) {
 	defer reporter.Wait()
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
+	touched := s.now()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-s.wakeCut:
 		case <-tick.C:
-			s.sweep()
+			now := s.now()
+			s.sweep(now)
+			if now.Sub(touched) >= touchEvery {
+				touched = now
+				s.touch(now)
+			}
 		}
 		s.cut()
 	}
 }
 
 // sweep judges the exchanges whose token or secret has come to its end.
-func (s *Streams) sweep() {
-	now := s.now()
+func (s *Streams) sweep(now time.Time) {
 	for i := range s.lists {
 		s.lists[i].sweep(s, now)
 	}
@@ -334,6 +342,24 @@ func (l *streamList) sweep(s *Streams, now time.Time) {
 	l.mu.Unlock()
 	for _, d := range ended {
 		s.condemn(*d)
+	}
+}
+
+// touch tells of the exchanges that have gone on for touchEvery: a token that is in
+// use must not count as silent because the request began long ago.
+func (s *Streams) touch(now time.Time) {
+	for i := range s.lists {
+		l := &s.lists[i]
+		l.mu.Lock()
+		for head := range l.heads {
+			for one := l.heads[head]; one != nil; one = one.next {
+				if p := one.passage; !one.doomed && now.Sub(p.started) >= touchEvery {
+					p.lasted = true
+					p.lasts(now)
+				}
+			}
+		}
+		l.mu.Unlock()
 	}
 }
 

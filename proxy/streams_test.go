@@ -74,10 +74,7 @@ func newStreaming(t testing.TB) *streaming {
 // change changes the named token.
 func (w *world) change(t testing.TB, name string, f func(*tokenstore.Token)) {
 	t.Helper()
-	tok, err := w.store.ByDigest(t.Context(), sha256.Sum256([]byte(w.secrets[name])))
-	if err != nil {
-		t.Fatal(err)
-	}
+	tok := w.token(t, name)
 	if err := w.store.Change(t.Context(), func(tx tokenstore.Tx) error {
 		tok, err := tx.Token(tok.ID)
 		if err != nil {
@@ -322,6 +319,54 @@ func TestChangeBetweenJudgementAndForwardingIsNotMissed(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestLongStreamGoesOnBeingUse has a stream last, and its token told of as in use
+// while it does and at its end.
+func TestLongStreamGoesOnBeingUse(t *testing.T) {
+	for _, d := range doors {
+		t.Run(d.name, func(t *testing.T) {
+			t.Parallel()
+			s := newStreaming(t)
+			s.mint(t, "stream", nil)
+			id := s.token(t, "stream").ID
+			uses := make(chan time.Time, 10)
+			s.rules.Lasts = func(m *tokenstore.Match, route *enforce.Route, q *canon.Request, _ []byte, now time.Time) {
+				if m.Token.ID != id || route == nil || !q.Client.Known {
+					t.Errorf("told of token %d on %v", m.Token.ID, route)
+				}
+				uses <- now
+			}
+			addr := d.open(t, s.world)
+			began := s.guard.Now()
+			ended := make(chan bool, 1)
+			go func() {
+				whole, _ := isWhole(t, addr, request("GET", "/echo/", s.secrets["stream"], ""))
+				ended <- whole
+			}()
+			<-s.arrived
+			s.ahead.Store(int64(2 * time.Minute))
+			if at := <-uses; at.Sub(began) < 2*time.Minute {
+				t.Errorf("told at %v after its begin", at.Sub(began))
+			}
+			s.ahead.Store(int64(150 * time.Second))
+			s.change(t, "stream", revoke)
+			<-ended
+			if at := <-uses; at.Sub(began) < 150*time.Second {
+				t.Errorf("at the end: %v after its begin", at.Sub(began))
+			}
+		})
+	}
+}
+
+// token is the named token as it is now.
+func (w *world) token(t testing.TB, name string) *tokenstore.Token {
+	t.Helper()
+	tok, err := w.store.ByDigest(t.Context(), sha256.Sum256([]byte(w.secrets[name])))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tok
 }
 
 // TestManyStreamsAreCutTogether opens many streams of one token and revokes it. How

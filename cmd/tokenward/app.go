@@ -233,7 +233,8 @@ func (a *app) ruleset(cfg *Config) (*proxy.Ruleset, error) {
 	policy := rules.Policy
 	a.vault.service.SetVocabulary(admin.Vocabulary{Scopes: policy.Scopes(), ResourceTypes: policy.ResourceTypes(), Routes: policy.Routes()})
 	rules.Observe = a.observer(policy)
-	rules.Used = a.usedBy(policy)
+	words := vocabularyOf(policy)
+	rules.Used, rules.Lasts = a.usedBy(words), a.lastingBy(words)
 	if a.vault.denials != nil {
 		rules.Denied = func(d *enforce.Decision, q *canon.Request, now time.Time) { a.vault.denied("proxy", d, q, now) }
 	}
@@ -340,6 +341,7 @@ func (a *app) buildMetrics() {
 	a.health.Watch("clock", a.vault.clock.check)
 	a.registry.WatchClock(a.vault.clock.stats)
 	a.registry.WatchUsage(a.usageStats)
+	a.registry.WatchLimits(func() metrics.LimitStats { return metrics.LimitStats(a.engine.LimitStats()) })
 	a.registry.WatchUpkeep(a.upkeep.stats)
 	if a.upkeep.sender != nil {
 		a.registry.WatchNotify(a.upkeep.notifyStats)

@@ -23,12 +23,21 @@ func (v *vault) runUsage(log *slog.Logger) {
 }
 
 // usedBy records the requests that a policy lets through.
-func (a *app) usedBy(p *enforce.Policy) func(*enforce.Decision, *canon.Request, []byte, time.Time) {
-	words := vocabularyOf(p)
+func (a *app) usedBy(words *usage.Vocabulary) func(*enforce.Decision, *canon.Request, []byte, time.Time) {
 	return func(d *enforce.Decision, q *canon.Request, userAgent []byte, now time.Time) {
 		a.vault.usage.Record(words, &usage.Use{
 			Token: d.Match.Token.ID, Secret: d.Match.Secret.Digest, At: now,
 			From: q.Client.Addr, UserAgent: userAgent, Route: d.Route.Index,
+		})
+	}
+}
+
+// lastingBy records that requests go on which were let through.
+func (a *app) lastingBy(words *usage.Vocabulary) func(*tokenstore.Match, *enforce.Route, *canon.Request, []byte, time.Time) {
+	return func(m *tokenstore.Match, route *enforce.Route, q *canon.Request, userAgent []byte, now time.Time) {
+		a.vault.usage.Record(words, &usage.Use{
+			Token: m.Token.ID, Secret: m.Secret.Digest, At: now,
+			From: q.Client.Addr, UserAgent: userAgent, Route: route.Index, Lasts: true,
 		})
 	}
 }

@@ -131,6 +131,7 @@ type Use struct {
 	From      netip.Addr // invalid: not known
 	UserAgent []byte     // as received; not kept
 	Route     int        // index in the vocabulary; -1: none
+	Lasts     bool       // the request was noted before and goes on: it is not counted again
 }
 
 // Record notes a use.
@@ -157,7 +158,9 @@ func (r *Recorder) Record(v *Vocabulary, u *Use) {
 			}
 		}
 	}
-	e.uses++
+	if !u.Lasts {
+		e.uses++
+	}
 	if at >= e.last {
 		e.last, e.from, e.route = at, u.From, u.Route
 		e.agentLen = copy(e.agent[:], u.UserAgent)

@@ -140,6 +140,29 @@ func TestUseIsKnownBeforeAndAfterItIsWritten(t *testing.T) {
 	w.want(t, w.tokens[1], usage.Record{})
 }
 
+// TestRequestThatLastsIsOneUse has a stream go on over two writes: its token is in
+// use until its end, and was used once.
+func TestRequestThatLastsIsOneUse(t *testing.T) {
+	w := newWorld(t, 1)
+	token := w.tokens[0]
+	w.use(token, at(1), 0, "app")
+	for _, second := range []int{61, 121} {
+		w.flush(t)
+		w.recorder.Record(routes, &usage.Use{
+			Token: token.ID, Secret: token.Secrets[0].Digest, At: at(second), From: client, UserAgent: []byte("app"), Route: 0, Lasts: true,
+		})
+	}
+	w.flush(t)
+	w.restart(t)
+	got, err := w.recorder.Of(token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Uses != 1 || !got.Last.Equal(at(121)) || len(got.Secrets) != 1 || got.Secrets[0].Uses != 1 || got.Secrets[0].UserAgent != "app" {
+		t.Errorf("%+v", got)
+	}
+}
+
 func TestLateUseDoesNotHideALaterOne(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 1)
