@@ -373,8 +373,7 @@ func (r *restorer) deliver() error {
 func (r *restorer) place(copied string) error {
 	path := r.cfg.TokenStore.Path
 	if _, err := os.Lstat(path); err == nil {
-		r.aside = fmt.Sprintf("%s.replaced-%s", path, r.now().UTC().Format("20060102T150405Z"))
-		if err := os.Link(path, r.aside); err != nil {
+		if err := r.linkAside(path); err != nil {
 			return fmt.Errorf("move the old store aside: %w", err)
 		}
 		if err := os.Rename(copied, path); err != nil {
@@ -384,6 +383,20 @@ func (r *restorer) place(copied string) error {
 		return fmt.Errorf("put the store into its place: %w", err)
 	}
 	return syncFolder(filepath.Dir(path))
+}
+
+// linkAside gives the old store a second name, one that is free: a restore that was
+// broken off may have left one of the same second.
+func (r *restorer) linkAside(path string) error {
+	stem := fmt.Sprintf("%s.replaced-%s", path, r.now().UTC().Format("20060102T150405Z"))
+	r.aside = stem
+	for n := 2; ; n++ {
+		err := os.Link(path, r.aside)
+		if !errors.Is(err, fs.ErrExist) || n > 100 {
+			return err
+		}
+		r.aside = fmt.Sprintf("%s-%d", stem, n)
+	}
 }
 
 func (r *restorer) text() string {
