@@ -337,6 +337,10 @@ func (f *forward) connect(mayReuse bool) error {
 	if err == nil {
 		return nil
 	}
+	if errors.Is(err, errNotQuiet) {
+		f.release(false)
+		return f.connect(mayReuse) // there is one idle connection less
+	}
 	again := f.pc.pooled && (n == 0 || f.idempotent())
 	f.release(false)
 	if again && !f.c.cut.Load() && !f.c.gone.Load() && !errors.Is(err, os.ErrDeadlineExceeded) {

@@ -56,9 +56,17 @@ type upConn struct {
 	limits Limits // of an answer's head
 	epoch  int    // when it became idle
 	pooled bool   // it has served an exchange before
+	looker looker // does what silent does when it writes; nil: it cannot
 	calm   bool   // what check found
 	check  func(fd uintptr)
 }
+
+// looker is a writer that can look at its connection in the moment of writing.
+type looker interface{ onlyIfQuiet() }
+
+// errNotQuiet says that an idle connection was closed or sent something, and that
+// nothing was written to it.
+var errNotQuiet = errors.New("http1: idle connection is not silent")
 
 // Idle is the number of idle connections.
 func (u *Upstream) Idle() int {
@@ -95,7 +103,9 @@ func (u *Upstream) Close() {
 	u.CloseIdle()
 }
 
-// takeIdle gives a connection that is open and silent, or nil.
+// takeIdle gives a connection that is open and silent, or nil. Where the
+// connection's writer can look by itself it does so with the next write, which
+// then may fail with errNotQuiet.
 func (u *Upstream) takeIdle() *upConn {
 	for {
 		u.mu.Lock()
@@ -108,6 +118,10 @@ func (u *Upstream) takeIdle() *upConn {
 		u.idle[n-1] = nil
 		u.idle = u.idle[:n-1]
 		u.mu.Unlock()
+		if pc.looker != nil {
+			pc.looker.onlyIfQuiet()
+			return pc
+		}
 		if pc.silent() {
 			return pc
 		}
@@ -169,6 +183,7 @@ func (u *Upstream) dial(ctx context.Context) (*upConn, error) {
 		pc.tcp = tcp
 	}
 	pc.rd, pc.wr = directIO(nc, pc.tcp, raw)
+	pc.looker, _ = pc.wr.(looker)
 	pc.check = func(fd uintptr) { pc.calm = quiet(fd) }
 	pc.limits = Limits{HeaderBytes: orInt(u.HeaderBytes, 64<<10), HeaderCount: orInt(u.HeaderCount, 256)}
 	return pc, nil
