@@ -6,8 +6,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"tokenward/tokenstore"
 )
 
@@ -58,11 +56,11 @@ type limitTable struct {
 // map access.
 type limitShard struct {
 	mu      sync.Mutex
-	meters  map[meterKey]*meter
+	meters  meterTable
 	held    map[uint64]int // meters of each account
 	evicted uint64
 	refused uint64
-	_       [16]byte
+	_       [8]byte
 }
 
 // meter measures one subject.
@@ -72,9 +70,7 @@ type meter struct {
 
 	mu       sync.Mutex // guards what follows; held for moments only
 	gone     bool       // evicted: it must not be used any more
-	bucket   *rate.Limiter
-	rate     float64 // what bucket was made for
-	burst    uint64
+	bucket   bucket
 	inFlight uint64
 	counts   *counts // nil until there is a quota or a number of uses
 }
@@ -195,7 +191,7 @@ func (l *limitTable) meter(k meterKey, account uint64, now time.Time) *meter {
 	s := l.shard(k)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	m := s.meters[k]
+	m := s.meters.get(k)
 	if m != nil {
 		return m
 	}
@@ -203,11 +199,11 @@ func (l *limitTable) meter(k meterKey, account uint64, now time.Time) *meter {
 		s.refused++
 		return nil
 	}
-	if s.meters == nil {
-		s.meters, s.held = make(map[meterKey]*meter), make(map[uint64]int)
+	if s.held == nil {
+		s.held = make(map[uint64]int)
 	}
 	m = &meter{key: k, account: account}
-	s.meters[k] = m
+	s.meters.add(m)
 	s.held[account]++
 	return m
 }
@@ -216,8 +212,8 @@ func (l *limitTable) meter(k meterKey, account uint64, now time.Time) *meter {
 // shard is taken, an account that holds more than what is left free gets no more,
 // so that one tenant with very many slow tokens cannot lock out all others.
 func (s *limitShard) hasRoom(account uint64, perShard int) bool {
-	free := perShard - len(s.meters)
-	return free > 0 && (len(s.meters) < perShard/2 || s.held[account] <= free)
+	free := perShard - s.meters.n
+	return free > 0 && (s.meters.n < perShard/2 || s.held[account] <= free)
 }
 
 // look returns the meter if there is one.
@@ -225,27 +221,25 @@ func (l *limitTable) look(k meterKey) *meter {
 	s := l.shard(k)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.meters[k]
+	return s.meters.get(k)
 }
 
-// evictLooks is how many meters are looked at to find one that may go: map order
-// is random, so that the work is constant and no entry is favoured.
+// evictLooks is how many entries are looked at to find one that may go, so that
+// the work is constant.
 const evictLooks = 16
 
 func (s *limitShard) evict(now time.Time) bool {
-	looks := 0
-	for k, m := range s.meters {
-		if m.forget(now) {
-			delete(s.meters, k)
-			if s.held[m.account]--; s.held[m.account] == 0 {
-				delete(s.held, m.account)
-			}
-			s.evicted++
-			return true
+	for range 2 * evictLooks { // at least half of the places are empty
+		m := s.meters.next()
+		if m == nil || !m.forget(now) {
+			continue
 		}
-		if looks++; looks == evictLooks {
-			break
+		s.meters.remove(m)
+		if s.held[m.account]--; s.held[m.account] == 0 {
+			delete(s.held, m.account)
 		}
+		s.evicted++
+		return true
 	}
 	return false
 }
@@ -257,7 +251,7 @@ func (m *meter) forget(now time.Time) bool {
 		return false // in use
 	}
 	defer m.mu.Unlock()
-	if m.inFlight > 0 || m.bucket != nil && m.bucket.TokensAt(now) < float64(m.bucket.Burst()) || !m.counts.forgettable(now) {
+	if m.inFlight > 0 || !m.bucket.full(now.UnixNano()) || !m.counts.forgettable(now) {
 		return false
 	}
 	m.gone = true
@@ -291,7 +285,7 @@ func (bs *bounds) unlock() {
 // held. It returns a bound whose count must first be made durable, and has changed
 // nothing then.
 func (bs *bounds) charge(d *Decision, now time.Time) (uncounted *bound) {
-	last := -1 // the last bound with a rate: taking from it is its check
+	at := now.UnixNano()
 	for i := range bs.all() {
 		b := &bs.list[i]
 		if b.concurrent != 0 && b.meter.inFlight >= b.concurrent {
@@ -309,8 +303,7 @@ func (bs *bounds) charge(d *Decision, now time.Time) (uncounted *bound) {
 			}
 		}
 		if b.rate != 0 {
-			b.setRate(now)
-			last = i
+			b.meter.bucket.make(at, b.rate, b.burstInForce())
 		}
 	}
 	for i := range bs.all() {
@@ -318,17 +311,16 @@ func (bs *bounds) charge(d *Decision, now time.Time) (uncounted *bound) {
 		if b.rate == 0 {
 			continue
 		}
-		if i == last && !b.meter.bucket.AllowN(now, 1) || i != last && b.meter.bucket.TokensAt(now) < 1 {
-			missing := max(0, 1-b.meter.bucket.TokensAt(now))
-			b.refuse(d, limitRate, time.Duration(missing/b.rate*float64(time.Second)))
+		if missing := b.meter.bucket.missing(at); missing > 0 {
+			b.refuse(d, limitRate, missing)
 			return nil
 		}
 	}
 	held := 0
 	for i := range bs.all() {
 		b := &bs.list[i]
-		if b.rate != 0 && i != last {
-			b.meter.bucket.AllowN(now, 1)
+		if b.rate != 0 {
+			b.meter.bucket.take(at)
 		}
 		if b.counted() {
 			b.count()
@@ -342,20 +334,10 @@ func (bs *bounds) charge(d *Decision, now time.Time) (uncounted *bound) {
 	return nil
 }
 
-// setRate makes the bucket, or adapts it where the limit was changed.
-func (b *bound) setRate(now time.Time) {
-	m := b.meter
-	if m.bucket != nil && m.rate == b.rate && m.burst == b.burst {
-		return
-	}
+// burstInForce is how many requests the rate lets through at once.
+func (b *bound) burstInForce() uint64 {
 	l := tokenstore.Limits{Rate: b.rate, Burst: b.burst}
-	if m.bucket == nil {
-		m.bucket = rate.NewLimiter(rate.Limit(b.rate), l.BurstInForce())
-	} else {
-		m.bucket.SetLimitAt(now, rate.Limit(b.rate))
-		m.bucket.SetBurstAt(now, l.BurstInForce())
-	}
-	m.rate, m.burst = b.rate, b.burst
+	return uint64(l.BurstInForce()) //nolint:gosec // at least one
 }
 
 // refuse turns the decision into the refusal by one limit.
@@ -439,8 +421,7 @@ func (b *bound) left(kind limitKind, left uint64, reset time.Duration) Left {
 	case limitConcurrent:
 		out.Quota, out.Concurrent = b.concurrent, true
 	case limitRate:
-		l := tokenstore.Limits{Rate: b.rate, Burst: b.burst}
-		out.Quota = uint64(l.BurstInForce()) //nolint:gosec // at least one
+		out.Quota = b.burstInForce()
 		out.Window = max(time.Second, time.Duration(math.Ceil(float64(out.Quota)/b.rate))*time.Second)
 	case limitMinute, limitHour, limitDay, limitMonth:
 		for _, q := range b.quotas {
@@ -475,8 +456,8 @@ func (b *bound) appendLeft(dst []Left, now time.Time) []Left {
 	if b.rate != 0 {
 		one := b.left(limitRate, 0, 0)
 		tokens := float64(one.Quota)
-		if m.bucket != nil {
-			tokens = min(tokens, max(0, m.bucket.TokensAt(now)))
+		if m.bucket.rate != 0 {
+			tokens = min(tokens, m.bucket.levelAt(now.UnixNano()))
 		}
 		one.Left = uint64(tokens)
 		if one.Left < one.Quota {
@@ -510,7 +491,7 @@ func (l *limitTable) stats() LimitStats {
 	for i := range l.shards {
 		s := &l.shards[i]
 		s.mu.Lock()
-		out.Meters += len(s.meters)
+		out.Meters += s.meters.n
 		out.Evicted += s.evicted
 		out.Refused += s.refused
 		s.mu.Unlock()
