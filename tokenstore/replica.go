@@ -41,7 +41,7 @@ func (t *Traits) Lacks(have *Peppers) []PepperID {
 // Update is a step in which a replica follows a store elsewhere. It takes effect
 // as a whole or not at all, and doing it twice is doing it once.
 type Update struct {
-	Records  []SealedRecord // in the order of the changes; the last of a token counts
+	Records  []SealedRecord // in the order of the changes, which observers are told in
 	Retired  []Retired
 	Traits   *Traits  // nil: as before; else what is new is added
 	Position Position // where the replica is afterwards; zero: where it was

@@ -17,6 +17,9 @@ var (
 	ErrOutcomeUnknown = errors.New("the store did not confirm the change: it may or may not have been made, look before trying again")
 	// ErrOutboxFull: the audit log does not take events, so changes wait.
 	ErrOutboxFull = errors.New("changes are refused while the audit log cannot be written: free its disk, then try again")
+	// ErrTooLarge: the change is larger than the store takes at once, and was not
+	// made.
+	ErrTooLarge = errors.New("the change is too large to be made at once: divide it")
 	// ErrClosed: the store has been closed.
 	ErrClosed = errors.New("the token store is closed")
 	// ErrInvariant: a change was refused because it broke a promise of the

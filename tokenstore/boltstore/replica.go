@@ -109,16 +109,10 @@ func (s *Store) Apply(ctx context.Context, u *tokenstore.Update) (unreadable int
 // follow stages an update.
 func (o *overlay) follow(u *tokenstore.Update) (unreadable int, err error) {
 	s, tx := o.batch.s, o.batch.tx
-	last := make(map[tokenstore.ID]int, len(u.Records))
-	for i := range u.Records {
-		last[u.Records[i].ID] = i
-	}
+	staged := make(map[tokenstore.ID]int) // where in o.copied the token was last
 	for i := range u.Records {
 		r := &u.Records[i]
-		if last[r.ID] != i {
-			continue
-		}
-		bad, err := o.copyRecord(r)
+		bad, err := o.copyRecord(r, staged)
 		if err != nil {
 			return 0, err
 		}
@@ -145,19 +139,20 @@ func (o *overlay) follow(u *tokenstore.Update) (unreadable int, err error) {
 	return unreadable, nil
 }
 
-// copyRecord stages one record. A damaged copy of the token that is there is no
-// reason to keep it.
-func (o *overlay) copyRecord(r *tokenstore.SealedRecord) (unreadable bool, err error) {
-	s, tx := o.batch.s, o.batch.tx
-	old := tx.Bucket(bucketTokens).Get(number(uint64(r.ID)))
-	if len(old) > 0 && len(r.Sealed) > 0 && bytes.Equal(old[1:], r.Sealed) {
-		return false, nil
-	}
+// copyRecord stages one record over those before it.
+func (o *overlay) copyRecord(r *tokenstore.SealedRecord, staged map[tokenstore.ID]int) (unreadable bool, err error) {
+	s := o.batch.s
 	c := copied{id: r.ID}
-	if old != nil {
+	old := o.batch.tx.Bucket(bucketTokens).Get(number(uint64(r.ID)))
+	if at, ok := staged[r.ID]; ok {
+		old, c.before = o.copied[at].value, o.copied[at].after
+	} else if old != nil {
 		if c.before, err = s.decode(r.ID, old); err != nil {
 			return false, err
 		}
+	}
+	if len(old) > 0 && len(r.Sealed) > 0 && bytes.Equal(old[1:], r.Sealed) {
+		return false, nil
 	}
 	if len(r.Sealed) > 0 {
 		if c.after, err = s.unseal(r); err != nil {
@@ -169,6 +164,7 @@ func (o *overlay) copyRecord(r *tokenstore.SealedRecord) (unreadable bool, err e
 	if c.before == nil && c.after == nil {
 		return unreadable, nil
 	}
+	staged[r.ID] = len(o.copied)
 	o.copied = append(o.copied, c)
 	return unreadable, nil
 }

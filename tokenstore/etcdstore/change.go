@@ -1,0 +1,497 @@
+package etcdstore
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"iter"
+	"math/rand/v2"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"tokenward/tokenstore"
+)
+
+// Change implements [tokenstore.Writer]. The changes of other nodes can make fn run
+// again.
+func (s *Store) Change(ctx context.Context, fn func(tx tokenstore.Tx) error) error {
+	return s.write(ctx, func(w *writing) error { return fn(&transaction{w.staging(), w}) })
+}
+
+// write makes a change: fn reads and stages it, as often as others make their own
+// in between.
+func (s *Store) write(ctx context.Context, fn func(*writing) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	var l *lane
+	select {
+	case l = <-s.lanes:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-s.ctx.Done():
+		return tokenstore.ErrClosed
+	}
+	// What was begun is finished, whether or not anybody waits for it.
+	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), changePatience)
+	defer cancel()
+	w, revision, err := s.attempt(work, l, fn)
+	s.giveBack(l)
+	if err != nil || revision == 0 {
+		return err
+	}
+	s.stats.changes.Add(1)
+	return w.seen(revision)
+}
+
+// attempt tries until the change is made, for as long as ctx allows. The revision is
+// 0 when there was nothing to write.
+func (s *Store) attempt(ctx context.Context, l *lane, fn func(*writing) error) (*writing, int64, error) {
+	pause := time.Millisecond
+	large := false // more was read than can be compared one by one
+	for certain := false; ; certain = true {
+		if s.isTaken.Load() {
+			return nil, 0, errTaken
+		}
+		w := &writing{store: s, ctx: ctx, certain: certain || large, read: map[string]int64{}, fresh: map[tokenstore.Digest]bool{}}
+		err := guarded(func() error { return fn(w) })
+		if errors.Is(err, rpctypes.ErrCompacted) {
+			continue // its revision is gone; the next has another
+		}
+		if err != nil {
+			return nil, 0, err
+		}
+		if w.empty() {
+			return nil, 0, nil
+		}
+		if err := w.finish(); err != nil {
+			return nil, 0, err
+		}
+		if len(w.ops) == 0 {
+			return nil, 0, nil
+		}
+		cmps := w.comparisons()
+		if len(cmps) >= txnCompares && w.staged != nil {
+			if !w.certain {
+				large = true
+				continue
+			}
+			cmps = w.onlyHead()
+		}
+		o, err := l.commit(ctx, cmps, w.ops)
+		switch {
+		case errors.Is(err, tokenstore.ErrOutcomeUnknown):
+			s.stats.unknown.Add(1)
+			return nil, 0, err
+		case errors.Is(err, rpctypes.ErrRequestTooLarge):
+			return nil, 0, fmt.Errorf("%w: %w", tokenstore.ErrTooLarge, err)
+		case err != nil:
+			return nil, 0, err
+		case o.made:
+			return w, o.revision, nil
+		}
+		s.stats.conflicts.Add(1)
+		if err := sleep(ctx, rand.N(pause)); err != nil {
+			return nil, 0, errors.New("other nodes change the same tokens all the time: nothing was changed, try again")
+		}
+		pause = min(2*pause, 100*time.Millisecond)
+	}
+}
+
+// guarded turns a panic in a change into an error.
+func guarded(fn func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("change panicked: %v\n%s", p, debug.Stack())
+		}
+	}()
+	return fn()
+}
+
+// giveBack returns a lane, at once or when it is known what became of its last
+// change.
+func (s *Store) giveBack(l *lane) {
+	if !l.unsettled {
+		s.lanes <- l
+		return
+	}
+	s.background.Go(func() {
+		if _, err := l.settle(s.ctx); err == nil {
+			s.lanes <- l
+		}
+	})
+}
+
+// seen waits until this node has heard of what was made as the revision.
+func (w *writing) seen(revision int64) error {
+	var err error
+	if w.touches {
+		err = w.store.data.wait(w.ctx, revision)
+	}
+	if err == nil && w.emits {
+		err = w.store.events.wait(w.ctx, revision)
+	}
+	if err != nil {
+		return fmt.Errorf("%w (it was made, as revision %d, and this node has not heard of it yet)", tokenstore.ErrOutcomeUnknown, revision)
+	}
+	return nil
+}
+
+// writing is one try of a change.
+type writing struct {
+	store    *Store
+	ctx      context.Context //nolint:containedctx // lives as long as one try
+	certain  bool            // nothing is taken for granted: an earlier try was refused
+	at       int64           // the revision that everything is read at; 0: nothing was read yet
+	read     map[string]int64
+	ranges   []string                   // prefixes below which nothing may be put after at
+	whole    bool                       // it rests on all data
+	fresh    map[tokenstore.Digest]bool // digests that no token ever had
+	staged   *tokenstore.Staging
+	answers  []stagedAnswer
+	answered time.Time // as KeepAnswer was told
+	ops      []clientv3.Op
+	touches  bool // one of ops is below data/
+	emits    bool // one of ops is an event
+}
+
+type stagedAnswer struct {
+	key    tokenstore.Digest
+	sealed []byte
+	until  time.Time
+}
+
+func (w *writing) staging() *tokenstore.Staging {
+	if w.staged == nil {
+		w.staged = tokenstore.NewStaging(w)
+	}
+	return w.staged
+}
+
+// get reads a key at the revision of the change, and has the commit depend on it.
+func (w *writing) get(key string) ([]byte, error) {
+	got, err := w.ask(key)
+	if err != nil {
+		return nil, err
+	}
+	if len(got.Kvs) == 0 {
+		w.read[key] = 0
+		return nil, nil
+	}
+	w.read[key] = got.Kvs[0].ModRevision
+	return got.Kvs[0].Value, nil
+}
+
+// ask reads from etcd at the revision of the change, which its first question sets.
+func (w *writing) ask(key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	ctx, cancel := context.WithTimeout(w.ctx, changePatience/2)
+	defer cancel()
+	if w.at > 0 {
+		opts = append(opts, clientv3.WithRev(w.at))
+	}
+	got, err := retried(ctx, func(ctx context.Context) (*clientv3.GetResponse, error) {
+		return w.store.etcd.Get(ctx, key, opts...)
+	})
+	if err != nil {
+		return nil, w.store.failed("read for a change", err)
+	}
+	if w.at == 0 {
+		w.at = got.Header.Revision
+	}
+	return got, nil
+}
+
+// retried asks again, and so another member, while ctx allows.
+func retried[T any](ctx context.Context, ask func(ctx context.Context) (T, error)) (T, error) {
+	pause := 10 * time.Millisecond
+	for {
+		call, cancel := context.WithTimeout(ctx, callTimeout)
+		got, err := ask(call)
+		cancel()
+		if err == nil || neverMade(err) || errors.Is(err, rpctypes.ErrCompacted) {
+			return got, err
+		}
+		if sleep(ctx, pause) != nil {
+			return got, err
+		}
+		pause = min(2*pause, 500*time.Millisecond)
+	}
+}
+
+// Token implements [tokenstore.Ground].
+func (w *writing) Token(id tokenstore.ID) (*tokenstore.Token, error) {
+	v, err := w.get(w.store.keys.token(id))
+	if err != nil {
+		return nil, err
+	}
+	if v == nil {
+		return nil, tokenstore.ErrNotFound
+	}
+	return w.store.decode(id, v)
+}
+
+// decode reads a record, which is valid only under its own id: a seal proves who
+// wrote it, not where it belongs.
+func (c *Client) decode(id tokenstore.ID, sealed []byte) (*tokenstore.Token, error) {
+	record, err := c.opts.Peppers.Unseal(sealed)
+	if err != nil {
+		return nil, fmt.Errorf("token %d: %w", id, err)
+	}
+	t, err := tokenstore.DecodeRecord(record)
+	if err != nil {
+		return nil, fmt.Errorf("token %d: %w", id, err)
+	}
+	if t.ID != id {
+		return nil, fmt.Errorf("token %d: etcd holds the record of another token under its key", id)
+	}
+	return t, nil
+}
+
+// DigestOwner implements [tokenstore.Ground]. The first try believes that a digest
+// is new unless this node knows better, and has the commit depend on it; so that a
+// thousand new tokens do not take a thousand questions.
+func (w *writing) DigestOwner(d tokenstore.Digest) (tokenstore.ID, error) {
+	if w.fresh[d] {
+		return 0, nil
+	}
+	key := w.store.keys.digest(d)
+	if !w.certain && !w.store.mayKnow(w.ctx, d) {
+		w.read[key] = 0
+		w.fresh[d] = true
+		return 0, nil
+	}
+	v, err := w.get(key)
+	if err != nil {
+		return 0, err
+	}
+	if v == nil {
+		w.fresh[d] = true
+		return 0, nil
+	}
+	return parseID(string(v))
+}
+
+// mayKnow reports whether this node has heard of a token with the digest.
+func (s *Store) mayKnow(ctx context.Context, d tokenstore.Digest) bool {
+	if s.replica == nil {
+		return false
+	}
+	_, err := s.replica.ByDigest(ctx, d)
+	return !errors.Is(err, tokenstore.ErrNotFound)
+}
+
+// Children implements [tokenstore.Ground]. It rests on all tokens, so any change
+// that comes between has it made again.
+func (w *writing) Children(id tokenstore.ID) iter.Seq2[tokenstore.ID, error] {
+	return func(yield func(tokenstore.ID, error) bool) {
+		if _, err := w.get(w.store.keys.head()); err != nil {
+			yield(0, err)
+			return
+		}
+		w.whole = true
+		head := w.read[w.store.keys.head()]
+		if err := w.store.data.wait(w.ctx, head); err != nil {
+			yield(0, fmt.Errorf("this node has not heard of all changes yet: %w", err))
+			return
+		}
+		for child, err := range w.store.children(w.ctx, id, w.at) {
+			if !yield(child, err) {
+				return
+			}
+		}
+	}
+}
+
+// NewID implements [tokenstore.Ground].
+func (w *writing) NewID() (tokenstore.ID, error) { return w.store.ids.take(w.ctx) }
+
+// put adds a key to what is written.
+func (w *writing) put(key, value string) {
+	w.ops = append(w.ops, clientv3.OpPut(key, value))
+	w.touches = w.touches || w.isData(key)
+}
+
+func (w *writing) delete(key string) {
+	w.ops = append(w.ops, clientv3.OpDelete(key))
+	w.touches = w.touches || w.isData(key)
+}
+
+func (w *writing) isData(key string) bool {
+	data := w.store.keys.data()
+	return len(key) > len(data) && key[:len(data)] == data
+}
+
+func (w *writing) empty() bool {
+	return len(w.ops) == 0 && (w.staged == nil || w.staged.Empty()) && len(w.answers) == 0 && w.answered.IsZero()
+}
+
+// comparisons are what must still hold when the change is committed.
+func (w *writing) comparisons() []clientv3.Cmp {
+	cmps := make([]clientv3.Cmp, 0, len(w.read)+len(w.ranges))
+	head := w.store.keys.head()
+	for key, revision := range w.read {
+		if key != head || w.whole {
+			cmps = append(cmps, clientv3.Compare(clientv3.ModRevision(key), "=", revision))
+		}
+	}
+	for _, prefix := range w.ranges {
+		cmps = append(cmps, clientv3.Compare(clientv3.ModRevision(prefix).WithPrefix(), "<", w.at+1))
+	}
+	return cmps
+}
+
+// onlyHead compares that no data was changed since it was read, instead of each key
+// by itself: a change that rests on many of them waits for a moment when nobody
+// else changes any.
+func (w *writing) onlyHead() []clientv3.Cmp {
+	return []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(w.store.keys.head()), "<", w.at+1)}
+}
+
+// finish turns what was staged into operations.
+func (w *writing) finish() error {
+	s, keys := w.store, w.store.keys
+	if w.staged != nil {
+		if err := w.staged.Check(s.out.waiting()); err != nil {
+			return err
+		}
+		w.finishTokens()
+		if events := w.staged.Events(); len(events) > 0 {
+			w.emits = true
+			w.put(keys.outbox(s.opts.Node)+s.nextNonceKey(), string(packEvents(events)))
+		}
+	}
+	w.finishAnswers()
+	if w.touches {
+		w.put(keys.head(), "")
+	}
+	return nil
+}
+
+func (w *writing) finishTokens() {
+	keys := w.store.keys
+	last := map[tokenstore.ID]*tokenstore.Token{}
+	for t := range w.staged.Tokens() {
+		last[t.ID] = t.After
+		switch {
+		case t.After != nil:
+			w.put(keys.token(t.ID), string(w.store.opts.Peppers.Seal(t.Record)))
+		case t.Before != nil:
+			w.delete(keys.token(t.ID))
+		}
+		if t.Before != nil {
+			for i := range t.Before.Secrets {
+				if d := t.Before.Secrets[i].Digest; t.After == nil || !holds(t.After, d) {
+					w.put(keys.retired(d), hexID(t.ID))
+				}
+			}
+		}
+	}
+	for d, id := range w.staged.Digests() {
+		if !w.fresh[d] {
+			continue
+		}
+		w.put(keys.digest(d), hexID(id))
+		if t := last[id]; t == nil || !holds(t, d) {
+			w.put(keys.retired(d), hexID(id)) // claimed and given up in one change
+		}
+	}
+}
+
+func holds(t *tokenstore.Token, d tokenstore.Digest) bool {
+	for i := range t.Secrets {
+		if t.Secrets[i].Digest.Equal(d) {
+			return true
+		}
+	}
+	return false
+}
+
+// transaction is a change as its function sees it.
+type transaction struct {
+	*tokenstore.Staging
+	w *writing
+}
+
+var _ tokenstore.Tx = (*transaction)(nil)
+
+// Answer implements [tokenstore.Tx].
+func (t *transaction) Answer(k tokenstore.Digest) ([]byte, error) {
+	for i := len(t.w.answers) - 1; i >= 0; i-- {
+		if t.w.answers[i].key == k {
+			return bytes.Clone(t.w.answers[i].sealed), nil
+		}
+	}
+	return t.w.keptAnswer(k)
+}
+
+// keptAnswer reads the answer that is kept under a key, and has the commit depend
+// on it that none is added.
+func (w *writing) keptAnswer(k tokenstore.Digest) ([]byte, error) {
+	prefix := w.store.keys.keptFor(k)
+	got, err := w.ask(prefix, clientv3.WithPrefix())
+	if err != nil {
+		return nil, err
+	}
+	w.ranges = append(w.ranges, prefix)
+	var latest keptAnswer
+	var sealed []byte
+	for _, kv := range got.Kvs {
+		a, err := parseKept(strings.TrimPrefix(string(kv.Key), w.store.keys.allKept()))
+		if err != nil {
+			return nil, err
+		}
+		if a.until > latest.until {
+			latest, sealed = a, kv.Value
+		}
+	}
+	if !w.answered.IsZero() && latest.until <= millis(w.answered) {
+		return nil, nil
+	}
+	return sealed, nil
+}
+
+// KeepAnswer implements [tokenstore.Tx].
+func (t *transaction) KeepAnswer(k tokenstore.Digest, sealed []byte, now, until time.Time) error {
+	t.w.answered = now
+	if until.After(now) {
+		t.w.answers = append(t.w.answers, stagedAnswer{k, bytes.Clone(sealed), until})
+	}
+	return nil
+}
+
+func millis(t time.Time) uint64 { return uint64(max(0, t.UnixMilli())) } //nolint:gosec // not negative
+
+func (s *Store) nextNonceKey() string {
+	return s.instance + "-" + strconv.FormatUint(s.nonces.Add(1), 10)
+}
+
+// packEvents joins the events of one change, each behind its length.
+func packEvents(events [][]byte) []byte {
+	var b []byte
+	for _, e := range events {
+		b = binary.AppendUvarint(b, uint64(len(e)))
+		b = append(b, e...)
+	}
+	return b
+}
+
+var errEvents = errors.New("the outbox in etcd holds something that are no events")
+
+func unpackEvents(b []byte) (events [][]byte, err error) {
+	for len(b) > 0 {
+		n, used := binary.Uvarint(b)
+		if used <= 0 || n > uint64(len(b)-used) {
+			return nil, errEvents
+		}
+		events = append(events, b[used:used+int(n)]) //nolint:gosec // checked
+		b = b[used+int(n):]                          //nolint:gosec // likewise
+	}
+	return events, nil
+}

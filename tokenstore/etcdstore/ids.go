@@ -1,0 +1,88 @@
+package etcdstore
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"sync"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"tokenward/tokenstore"
+)
+
+const (
+	leastBlock    = 32
+	greatestBlock = 4096
+	// busyBlock: a block that lasts for less was too small.
+	busyBlock = 10 * time.Second
+)
+
+// idBlock is the ids that the node may still give out. What is left of it is lost
+// with the process.
+type idBlock struct {
+	store *Store
+
+	mu         sync.Mutex // held while a block is fetched: others need it too
+	next, last tokenstore.ID
+	size       uint64
+	fetched    time.Time
+}
+
+// take returns an id that no node gave out before.
+func (b *idBlock) take(ctx context.Context) (tokenstore.ID, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.next == 0 || b.next > b.last {
+		if err := b.fetch(ctx); err != nil {
+			return 0, err
+		}
+	}
+	b.next++
+	return b.next - 1, nil
+}
+
+// fetch takes the next block for this node. One that was taken without the node's
+// knowing is lost.
+func (b *idBlock) fetch(ctx context.Context) error {
+	now := time.Now()
+	switch {
+	case b.size == 0 || now.Sub(b.fetched) > busyBlock:
+		b.size = leastBlock
+	default:
+		b.size = min(2*b.size, greatestBlock)
+	}
+	key := b.store.keys.ids()
+	for {
+		got, err := retried(ctx, func(ctx context.Context) (*clientv3.GetResponse, error) { return b.store.etcd.Get(ctx, key) })
+		if err != nil {
+			return b.store.failed("take ids for new tokens", err)
+		}
+		first, revision := uint64(1), int64(0)
+		if len(got.Kvs) > 0 {
+			revision = got.Kvs[0].ModRevision
+			if first, err = strconv.ParseUint(string(got.Kvs[0].Value), 10, 64); err != nil || first == 0 {
+				return errKey
+			}
+		}
+		last := first + b.size - 1
+		if _, ok := tokenstore.ParseID(strconv.FormatUint(last, 10)); !ok {
+			return errors.New("the store has given out every id there is")
+		}
+		call, cancel := context.WithTimeout(ctx, callTimeout)
+		done, err := b.store.etcd.Txn(call).If(clientv3.Compare(clientv3.ModRevision(key), "=", revision)).
+			Then(clientv3.OpPut(key, strconv.FormatUint(last+1, 10))).Commit()
+		cancel()
+		if err == nil && done.Succeeded {
+			b.next, b.last, b.fetched = tokenstore.ID(first), tokenstore.ID(last), now
+			return nil
+		}
+		if err != nil && neverMade(err) {
+			return b.store.failed("take ids for new tokens", err)
+		}
+		if err := sleep(ctx, 5*time.Millisecond); err != nil {
+			return b.store.failed("take ids for new tokens", err)
+		}
+	}
+}

@@ -1,0 +1,241 @@
+package etcdstore
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"strconv"
+	"sync"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"tokenward/tokenstore"
+)
+
+// Event is an audit event that waits in the node's outbox. Numbers rise in the
+// order of the changes, and are never used again in one etcd.
+type Event struct {
+	Seq     uint64
+	Payload []byte
+}
+
+// seqOf numbers the events of one change: the revision that made them, and their
+// place among at most [tokenstore.MaxOutbox] of it.
+func seqOf(revision int64, i int) uint64 { return uint64(revision)<<14 | uint64(i) } //nolint:gosec // both are positive and small
+
+func revisionOf(seq uint64) int64 { return int64(seq >> 14) } //nolint:gosec // 50 bits
+
+// outboxView is what this node knows of its own outbox.
+type outboxView struct {
+	wake chan struct{}
+
+	mu      sync.Mutex // guards what follows; held for moments
+	changes []outboxChange
+	done    uint64 // events up to this number are in the audit log
+	count   int    // of events not done
+}
+
+// outboxChange is the events of one change.
+type outboxChange struct {
+	key      string
+	revision int64
+	events   [][]byte
+}
+
+func (o *outboxView) waiting() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.count
+}
+
+// add notes the events of one change, unless it is known.
+func (o *outboxView) add(kv *mvccpb.KeyValue) error {
+	events, err := unpackEvents(kv.Value)
+	if err != nil {
+		return err
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if n := len(o.changes); n > 0 && o.changes[n-1].revision >= kv.CreateRevision {
+		return nil
+	}
+	for i := range events {
+		if seqOf(kv.CreateRevision, i) > o.done {
+			o.count++
+		}
+	}
+	o.changes = append(o.changes, outboxChange{string(kv.Key), kv.CreateRevision, events})
+	select {
+	case o.wake <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// begin starts anew with what etcd says.
+func (o *outboxView) begin(kvs []*mvccpb.KeyValue, done uint64) error {
+	o.mu.Lock()
+	o.changes, o.done, o.count = nil, done, 0
+	o.mu.Unlock()
+	for _, kv := range kvs {
+		if err := o.add(kv); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Pending returns the oldest waiting events of this node, at most limit of them.
+func (s *Store) Pending(limit int) ([]Event, error) {
+	s.out.mu.Lock()
+	defer s.out.mu.Unlock()
+	var events []Event
+	for _, c := range s.out.changes {
+		for i, payload := range c.events {
+			seq := seqOf(c.revision, i)
+			if seq <= s.out.done {
+				continue
+			}
+			if len(events) == limit {
+				return events, nil
+			}
+			events = append(events, Event{seq, bytes.Clone(payload)})
+		}
+	}
+	return events, nil
+}
+
+// Wake receives when events may wait.
+func (s *Store) Wake() <-chan struct{} { return s.out.wake }
+
+// Done forgets the events up to and including seq, which the audit log has on its
+// disk. After an error Pending returns them once more, and so it does after a
+// restart between the two.
+func (s *Store) Done(seq uint64) error {
+	s.out.mu.Lock()
+	var over []string
+	for _, c := range s.out.changes {
+		if last := seqOf(c.revision, len(c.events)-1); len(c.events) == 0 || last <= seq {
+			over = append(over, c.key)
+		}
+	}
+	s.out.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), changePatience)
+	defer cancel()
+	ops := []clientv3.Op{clientv3.OpPut(s.keys.done(s.opts.Node), strconv.FormatUint(seq, 10))}
+	for _, key := range over {
+		ops = append(ops, clientv3.OpDelete(key))
+	}
+	_, err := retried(ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+		return nested(s.etcd.Txn(ctx), nil, ops, clientv3.OpGet(s.keys.done(s.opts.Node))).Commit()
+	})
+	if err != nil {
+		return s.failed("empty the outbox", err)
+	}
+	s.out.forget(seq)
+	return nil
+}
+
+func (o *outboxView) forget(seq uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	kept := o.changes[:0]
+	o.count = 0
+	o.done = max(o.done, seq)
+	for _, c := range o.changes {
+		if len(c.events) == 0 || seqOf(c.revision, len(c.events)-1) <= o.done {
+			continue
+		}
+		kept = append(kept, c)
+		for i := range c.events {
+			if seqOf(c.revision, i) > o.done {
+				o.count++
+			}
+		}
+	}
+	clear(o.changes[len(kept):])
+	o.changes = kept
+}
+
+// followOutbox keeps the view of the node's own outbox, until ctx ends.
+func (s *Store) followOutbox(ctx context.Context) {
+	s.persist(ctx, "watch the node's outbox", func(ctx context.Context) error {
+		prefix := s.keys.outbox(s.opts.Node)
+		call, cancel := context.WithTimeout(ctx, callTimeout)
+		got, err := s.etcd.Txn(call).Then(
+			clientv3.OpGet(prefix, clientv3.WithPrefix(), clientv3.WithSort(clientv3.SortByCreateRevision, clientv3.SortAscend)),
+			clientv3.OpGet(s.keys.done(s.opts.Node)),
+		).Commit()
+		cancel()
+		if err != nil {
+			return err
+		}
+		var done uint64
+		if kvs := got.Responses[1].GetResponseRange().Kvs; len(kvs) > 0 {
+			if done, err = strconv.ParseUint(string(kvs[0].Value), 10, 64); err != nil {
+				return errKey
+			}
+		}
+		if err := s.out.begin(got.Responses[0].GetResponseRange().Kvs, done); err != nil {
+			return err
+		}
+		s.events.reach(got.Header.Revision)
+		return s.watch(ctx, watching{
+			prefix: prefix, from: got.Header.Revision + 1, progress: &s.events, options: []clientv3.OpOption{clientv3.WithFilterDelete()},
+			apply: func(_ context.Context, events []*clientv3.Event, _ int64) error {
+				for _, e := range events {
+					if err := s.out.add(e.Kv); err != nil {
+						return err
+					}
+				}
+				return nil
+			},
+		})
+	})
+}
+
+// adopt brings the events of nodes that are gone into this node's outbox: whoever
+// reads the audit logs finds them there, with the name of the node that made them.
+func (s *Store) adopt(ctx context.Context, living map[string]bool) error {
+	got, err := s.etcd.Get(ctx, s.keys.outboxes(), clientv3.WithPrefix(), clientv3.WithLimit(1000),
+		clientv3.WithSort(clientv3.SortByCreateRevision, clientv3.SortAscend))
+	if err != nil {
+		return s.failed("look for events of nodes that are gone", err)
+	}
+	for _, kv := range got.Kvs {
+		node, _, ok := bytes.Cut(kv.Key[len(s.keys.outboxes()):], []byte("/"))
+		if !ok || living[string(node)] || string(node) == s.opts.Node {
+			continue
+		}
+		err := s.write(ctx, func(w *writing) error {
+			value, err := w.get(string(kv.Key))
+			if err != nil || value == nil {
+				return err
+			}
+			done, err := w.get(s.keys.done(string(node)))
+			if err != nil {
+				return err
+			}
+			events, err := unpackEvents(value)
+			if err != nil {
+				return err
+			}
+			for i, e := range events {
+				if n, _ := strconv.ParseUint(string(done), 10, 64); seqOf(kv.CreateRevision, i) > n {
+					w.staging().Emit(e)
+				}
+			}
+			w.delete(string(kv.Key))
+			return nil
+		})
+		if errors.Is(err, tokenstore.ErrOutboxFull) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		s.log.Warn("the audit log of this node takes the events of a node that is gone", "gone", string(node))
+	}
+	return nil
+}

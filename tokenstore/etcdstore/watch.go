@@ -1,0 +1,147 @@
+package etcdstore
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+const (
+	leastRetry    = 50 * time.Millisecond
+	greatestRetry = 5 * time.Second
+	// gatherEvents is how many events are applied in one step, if so many wait.
+	gatherEvents = 4096
+)
+
+// errCompacted: etcd has forgotten what came between.
+var errCompacted = errors.New("etcd has compacted the revisions since then: everything is read anew")
+
+// persist runs a task again whenever it fails, until ctx ends. It tells of the
+// first failure of several, and of their end.
+func (s *Store) persist(ctx context.Context, what string, task func(ctx context.Context) error) {
+	retry := leastRetry
+	failing := false
+	for ctx.Err() == nil {
+		began := time.Now()
+		err := task(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if errors.Is(err, errCompacted) {
+			s.log.Info(err.Error(), "task", what)
+		} else if !failing {
+			failing = true
+			s.log.Warn("etcd cannot be followed; it is tried again", "task", what, "error", err)
+		}
+		if time.Since(began) > greatestRetry {
+			retry, failing = leastRetry, false
+		}
+		if sleep(ctx, retry/2+rand.N(retry)) != nil {
+			return
+		}
+		retry = min(2*retry, greatestRetry)
+	}
+}
+
+// watching is what a watch is about.
+type watching struct {
+	prefix   string
+	from     int64 // revision
+	progress *progress
+	options  []clientv3.OpOption
+	// apply takes events in order, complete up to the revision.
+	apply func(ctx context.Context, events []*clientv3.Event, revision int64) error
+}
+
+// watch applies what changes below a prefix, until it fails or ctx ends. It fails
+// with errCompacted when etcd has forgotten what came between.
+func (s *Store) watch(ctx context.Context, w watching) error {
+	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
+	defer cancel()
+	s.stats.restarts.Add(1)
+	options := append([]clientv3.OpOption{clientv3.WithPrefix(), clientv3.WithRev(w.from), clientv3.WithProgressNotify(), clientv3.WithCreatedNotify()}, w.options...)
+	responses := s.etcd.Watch(ctx, w.prefix, options...)
+	for r := range responses {
+		events, revision, err := gather(&r, responses)
+		if len(events) > 0 {
+			if aerr := w.apply(ctx, events, revision); aerr != nil {
+				return errors.Join(err, aerr)
+			}
+		}
+		if err != nil {
+			return err
+		}
+		s.link.good(s.opts.Now())
+		w.progress.reach(revision)
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return errors.New("the watch ended")
+}
+
+// gather takes what waits after the first response too. The revision is the last of
+// which everything was heard.
+func gather(first *clientv3.WatchResponse, more clientv3.WatchChan) (events []*clientv3.Event, revision int64, err error) {
+	r := *first
+	for {
+		if r.CompactRevision != 0 {
+			return events, revision, errCompacted
+		}
+		if err := r.Err(); err != nil {
+			if errors.Is(err, rpctypes.ErrCompacted) {
+				err = errCompacted
+			}
+			return events, revision, err
+		}
+		events = append(events, r.Events...)
+		switch {
+		case len(r.Events) > 0:
+			revision = r.Events[len(r.Events)-1].Kv.ModRevision
+		case r.IsProgressNotify():
+			revision = max(revision, r.Header.Revision)
+		}
+		if len(events) >= gatherEvents {
+			return events, revision, nil
+		}
+		var ok bool
+		select {
+		case r, ok = <-more:
+			if !ok {
+				return events, revision, nil
+			}
+		default:
+			return events, revision, nil
+		}
+	}
+}
+
+// link is what is known of the connection to etcd.
+type link struct {
+	mu      sync.Mutex
+	up      bool
+	contact time.Time
+}
+
+func (l *link) good(at time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.up, l.contact = true, at
+}
+
+func (l *link) bad() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.up = false
+}
+
+func (l *link) state() (up bool, contact time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.up, l.contact
+}
