@@ -93,6 +93,11 @@ var house = map[string]room{
 		never:   []ban{noBolt, {module + "/tokenstore/boltstore", "it is handed a small replica interface"}},
 		inTests: []string{"tokenstore/boltstore"},
 	},
+	"tokenstore/etcdstore/etcdtest": {
+		what:     "real etcd members in a test, and what befalls them and the network before them",
+		outside:  []string{"go.etcd.io/etcd", "go.uber.org/zap", "google.golang.org/grpc"}, // to embed a member, keep its log, and end it at once
+		testOnly: true,
+	},
 	"tokenstore/usage": {
 		what:    "write-behind counters: last used, uses, quotas",
 		ours:    []string{"tokenstore"},
