@@ -28,7 +28,7 @@ func newKept(t *testing.T) *kept {
 	k := &kept{store: admintest.Bolt(t), clock: &admintest.Clock{}}
 	k.clock.Set(storetest.Epoch)
 	var err error
-	if k.used, err = usage.NewRecorder(k.store); err != nil {
+	if k.used, err = usage.NewRecorder(k.store, usage.Pace{}); err != nil {
 		t.Fatal(err)
 	}
 	opts := admin.Options{ResetGrace: time.Hour, Usage: k.used.Of}

@@ -123,7 +123,7 @@ func (v *vault) connect(cfg *Config, log *slog.Logger, observe func(audit.Progre
 	if v.cache, err = tokenstore.NewCache(v.store, v.peppers, v.store.Formats(), cfg.TokenStore.CacheEntries); err != nil {
 		return err
 	}
-	if v.usage, err = usage.NewRecorder(v.store); err != nil {
+	if v.usage, err = usage.NewRecorder(v.store, usage.Pace{}); err != nil {
 		return err
 	}
 	opts := cfg.serviceOptions()

@@ -88,7 +88,7 @@ func (k *kept) open() {
 	if err != nil {
 		k.t.Fatal(err)
 	}
-	used, err := usage.NewRecorder(k.store)
+	used, err := usage.NewRecorder(k.store, usage.Pace{})
 	if err != nil {
 		k.t.Fatal(err)
 	}

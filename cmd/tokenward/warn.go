@@ -10,7 +10,6 @@ import (
 	"tokenward/admin/notify"
 	"tokenward/metrics"
 	"tokenward/tokenstore"
-	"tokenward/tokenstore/boltstore"
 )
 
 const (
@@ -112,7 +111,7 @@ func (u *upkeep) warnOf(ctx context.Context, t *tokenstore.Token, now time.Time)
 		if err != nil {
 			return false, err
 		}
-		if err := u.store.NoteWarning(ctx, t.ID, end, event, func(n *boltstore.Notice) { n.Told = min(n.Told, due) }); err != nil {
+		if err := u.store.NoteWarning(ctx, t.ID, end, event, func(n *tokenstore.Notice) { n.Told = min(n.Told, due) }); err != nil {
 			return false, err
 		}
 	}
@@ -122,7 +121,7 @@ func (u *upkeep) warnOf(ctx context.Context, t *tokenstore.Token, now time.Time)
 	e := notify.ExpiryEvent(t, due, now)
 	e.Delivered = func() {
 		// A warning that was taken is noted even while the server stops.
-		err := u.store.NoteWarning(context.WithoutCancel(ctx), t.ID, end, nil, func(n *boltstore.Notice) { n.Sent = min(n.Sent, due) })
+		err := u.store.NoteWarning(context.WithoutCancel(ctx), t.ID, end, nil, func(n *tokenstore.Notice) { n.Sent = min(n.Sent, due) })
 		if err != nil {
 			u.log.Warn("a warning was taken by the web hook and could not be noted: it may come again", "event", e.ID, "error", err)
 		}

@@ -259,12 +259,14 @@ func leaveTraces(s *Store) error {
 		for range 64 {
 			ids = append(ids, 1+rand.N(tokenstore.ID(2000)))
 		}
-		fresh := []string{fmt.Sprint(len(names))}
-		err = s.MergeUsage(ctx, uint64(len(names))+1, fresh, ids, func(_ tokenstore.ID, old []byte) []byte { return append(bytes.Clone(old), 1)[:min(len(old)+1, 100)] })
+		if _, err := s.AddUsageNames(ctx, []string{fmt.Sprint(len(names))}); err != nil {
+			return err
+		}
+		err = s.MergeUsage(ctx, ids, func(_ tokenstore.ID, old []byte) []byte { return append(bytes.Clone(old), 1)[:min(len(old)+1, 100)] })
 		if err != nil {
 			return err
 		}
-		if err := s.NoteWarning(ctx, ids[0], storetest.Epoch, nil, func(n *Notice) { n.Sent = min(n.Sent, 3) }); err != nil {
+		if err := s.NoteWarning(ctx, ids[0], storetest.Epoch, nil, func(n *tokenstore.Notice) { n.Sent = min(n.Sent, 3) }); err != nil {
 			return err
 		}
 	}

@@ -3,7 +3,6 @@ package boltstore
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 
 	bolt "go.etcd.io/bbolt"
@@ -61,15 +60,49 @@ func (s *Store) Usage(id tokenstore.ID) ([]byte, error) {
 	return value, nil
 }
 
+// AddUsageNames gives numbers to those of the names that have none, in one commit,
+// and returns all there are.
+func (s *Store) AddUsageNames(ctx context.Context, names []string) (all []string, err error) {
+	err = s.change(ctx, func(o *overlay) error {
+		o.direct = func(tx *bolt.Tx) error {
+			b, err := tx.CreateBucketIfNotExists(bucketUsageNames)
+			if err != nil {
+				return err
+			}
+			known := make(map[string]bool, len(names))
+			if err := b.ForEach(func(_, v []byte) error { known[string(v)] = true; return nil }); err != nil {
+				return err
+			}
+			for _, name := range names {
+				if known[name] {
+					continue
+				}
+				known[name] = true
+				n, err := b.NextSequence()
+				if err != nil {
+					return err
+				}
+				if err := b.Put(number(n), []byte(name)); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("write usage names: %w", err)
+	}
+	return s.UsageNames()
+}
+
 // MergeUsage replaces, all in one commit, the usage of each of the tokens by what
 // merge makes of it; old is nil where there was none. A token that is not in the
-// store any more is passed over. names are added from number first on, and those
-// that are there already are left: a call whose outcome is not known may be made
-// again.
+// store any more is passed over.
 //
 // It touches nothing that requests are judged by: no record of a token, no
 // generation of a cache, no event. merge may run more than once.
-func (s *Store) MergeUsage(ctx context.Context, first uint64, names []string, ids []tokenstore.ID, merge func(id tokenstore.ID, old []byte) []byte) error {
+func (s *Store) MergeUsage(ctx context.Context, ids []tokenstore.ID, merge func(id tokenstore.ID, old []byte) []byte) error {
 	err := s.change(ctx, func(o *overlay) error {
 		values := make(map[tokenstore.ID][]byte, len(ids))
 		for _, id := range ids {
@@ -82,10 +115,9 @@ func (s *Store) MergeUsage(ctx context.Context, first uint64, names []string, id
 			}
 			values[id] = merge(id, old)
 		}
-		if len(values) == 0 && len(names) == 0 {
-			return nil
+		if len(values) > 0 {
+			o.direct = func(tx *bolt.Tx) error { return putUsage(tx, ids, values) }
 		}
-		o.direct = func(tx *bolt.Tx) error { return putUsage(tx, first, names, ids, values) }
 		return nil
 	})
 	if err != nil {
@@ -94,23 +126,7 @@ func (s *Store) MergeUsage(ctx context.Context, first uint64, names []string, id
 	return nil
 }
 
-func putUsage(tx *bolt.Tx, first uint64, names []string, ids []tokenstore.ID, values map[tokenstore.ID][]byte) error {
-	known, err := tx.CreateBucketIfNotExists(bucketUsageNames)
-	if err != nil {
-		return err
-	}
-	if first == 0 || first > known.Sequence()+1 {
-		return fmt.Errorf("%w: usage names begin at %d after %d", tokenstore.ErrInvariant, first, known.Sequence())
-	}
-	for i, name := range names {
-		n := first + uint64(i) //nolint:gosec // an index
-		if n <= known.Sequence() {
-			continue
-		}
-		if err := errors.Join(known.Put(number(n), []byte(name)), known.SetSequence(n)); err != nil {
-			return err
-		}
-	}
+func putUsage(tx *bolt.Tx, ids []tokenstore.ID, values map[tokenstore.ID][]byte) error {
 	usage, err := tx.CreateBucketIfNotExists(bucketUsage)
 	if err != nil {
 		return err

@@ -361,7 +361,9 @@ func (w *writing) finish() error {
 		if err := w.staged.Check(s.out.waiting()); err != nil {
 			return err
 		}
-		w.finishTokens()
+		if err := w.finishTokens(); err != nil {
+			return err
+		}
 		if events := w.staged.Events(); len(events) > 0 {
 			w.emits = true
 			w.put(keys.outbox(s.opts.Node)+s.nextNonceKey(), string(packEvents(events)))
@@ -374,7 +376,7 @@ func (w *writing) finish() error {
 	return nil
 }
 
-func (w *writing) finishTokens() {
+func (w *writing) finishTokens() error {
 	keys := w.store.keys
 	last := map[tokenstore.ID]*tokenstore.Token{}
 	for t := range w.staged.Tokens() {
@@ -384,6 +386,14 @@ func (w *writing) finishTokens() {
 			w.put(keys.token(t.ID), string(w.store.opts.Peppers.Seal(t.Record)))
 		case t.Before != nil:
 			w.delete(keys.token(t.ID))
+			w.delete(keys.usage(t.ID))
+			w.delete(keys.notice(t.ID))
+			w.ops = append(w.ops, clientv3.OpDelete(keys.countsOf(t.ID), clientv3.WithPrefix()))
+		}
+		if t.Before != nil && t.After != nil && t.Before.ReplacedBy == 0 && t.After.ReplacedBy != 0 {
+			if err := w.inherit(t.ID, t.After.ReplacedBy); err != nil {
+				return err
+			}
 		}
 		if t.Before != nil {
 			for i := range t.Before.Secrets {
@@ -402,6 +412,21 @@ func (w *writing) finishTokens() {
 			w.put(keys.retired(d), hexID(id)) // claimed and given up in one change
 		}
 	}
+	return nil
+}
+
+// inherit gives what is used of a token's limits to the one that takes its place.
+func (w *writing) inherit(from, to tokenstore.ID) error {
+	prefix := w.store.keys.countsOf(from)
+	got, err := w.ask(prefix, clientv3.WithPrefix())
+	if err != nil {
+		return err
+	}
+	w.ranges = append(w.ranges, prefix)
+	for _, kv := range got.Kvs {
+		w.put(w.store.keys.countsOf(to)+strings.TrimPrefix(string(kv.Key), prefix), string(kv.Value))
+	}
+	return nil
 }
 
 func holds(t *tokenstore.Token, d tokenstore.Digest) bool {

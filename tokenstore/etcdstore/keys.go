@@ -76,6 +76,7 @@ func (k keyspace) usageNames() string                { return string(k) + "usage
 func (k keyspace) usageName(n uint64) string         { return k.usageNames() + fmt.Sprintf("%08x", n) }
 func (k keyspace) counts() string                    { return string(k) + "count/" }
 func (k keyspace) count(key []byte) string           { return k.counts() + hex.EncodeToString(key) }
+func (k keyspace) countsOf(id tokenstore.ID) string  { return k.counts() + "00" + hexID(id) }
 func (k keyspace) notice(id tokenstore.ID) string    { return string(k) + "notice/" + hexID(id) }
 
 func hexID(id tokenstore.ID) string { return fmt.Sprintf("%016x", uint64(id)) }

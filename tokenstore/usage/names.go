@@ -36,11 +36,11 @@ type name struct {
 	text string
 }
 
-// names gives numbers to names, for good: records in the store refer to them.
+// names are the numbers that the store gave to names, for good: records in it
+// refer to them.
 type names struct {
 	list    []name // list[i] has number i+1
 	numbers map[name]uint32
-	stored  int // how many of them the store has
 }
 
 // maxDictionary bounds the names ever seen: a configuration that changes its
@@ -48,31 +48,51 @@ type names struct {
 const maxDictionary = 1 << 16
 
 func newNames(texts []string) *names {
-	n := &names{numbers: make(map[name]uint32, len(texts)), stored: len(texts)}
+	n := &names{numbers: make(map[name]uint32, len(texts))}
 	for _, text := range texts {
 		one := name{kind: kindRoute}
 		if text != "" {
 			one = name{kind(text[0]), text[1:]}
 		}
 		n.list = append(n.list, one)
-		n.numbers[one] = uint32(len(n.list)) //nolint:gosec // bounded by maxDictionary
+		n.numbers[one] = uint32(len(n.list)) //nolint:gosec // the store is bounded by maxDictionary
 	}
 	return n
 }
 
-// number returns a name's number, a new one where it has none; 0 when there are
-// too many.
-func (n *names) number(k kind, text string) uint32 {
-	one := name{k, text}
-	if number, ok := n.numbers[one]; ok {
-		return number
+// lacks adds to missing the names of a route that have no number.
+func (n *names) lacks(r *Route, missing map[name]bool) {
+	for one := range r.names() {
+		if n.numbers[one] == 0 {
+			missing[one] = true
+		}
 	}
-	if len(n.list) >= maxDictionary {
-		return 0
+}
+
+// numbered returns the numbers of a route's names, and whether all have one.
+func (n *names) numbered(r *Route) (numbers []uint32, all bool) {
+	all = true
+	for one := range r.names() {
+		if number := n.numbers[one]; number != 0 {
+			numbers = append(numbers, number)
+		} else {
+			all = false
+		}
 	}
-	n.list = append(n.list, one)
-	n.numbers[one] = uint32(len(n.list)) //nolint:gosec // bounded by the line above
-	return n.numbers[one]
+	return numbers, all
+}
+
+func (r *Route) names() func(func(name) bool) {
+	return func(yield func(name) bool) {
+		if !yield(name{kindRoute, r.Pattern}) {
+			return
+		}
+		for _, scope := range r.Scopes {
+			if !yield(name{kindScope, scope}) {
+				return
+			}
+		}
+	}
 }
 
 func (n *names) of(number uint32) (name, bool) {
@@ -80,13 +100,4 @@ func (n *names) of(number uint32) (name, bool) {
 		return name{}, false
 	}
 	return n.list[number-1], true
-}
-
-// unstored returns the names that the store lacks, in its form, and the number of
-// the first.
-func (n *names) unstored() (first uint64, texts []string) {
-	for _, one := range n.list[n.stored:] {
-		texts = append(texts, string(rune(one.kind))+one.text)
-	}
-	return uint64(n.stored) + 1, texts //nolint:gosec // a length
 }

@@ -40,11 +40,12 @@ func TestRecordIsBounded(t *testing.T) {
 	if again, err := decode(r.encode()); err != nil || !bytes.Equal(again.encode(), r.encode()) {
 		t.Errorf("it does not decode: %v", err)
 	}
-	n := newNames(nil)
-	for i := range maxDictionary + 10 {
-		n.number(kindRoute, fmt.Sprint(i))
+	var texts []string
+	for i := range maxDictionary {
+		texts = append(texts, "r"+fmt.Sprint(i))
 	}
-	if len(n.list) != maxDictionary || n.number(kindScope, "one more") != 0 {
-		t.Errorf("the dictionary has %d names", len(n.list))
+	n := newNames(texts)
+	if numbers, all := n.numbered(&Route{Pattern: "7", Scopes: []string{"one more"}}); len(numbers) != 1 || numbers[0] != 8 || all {
+		t.Errorf("the names have the numbers %v, all: %v", numbers, all)
 	}
 }

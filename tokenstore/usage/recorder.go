@@ -30,16 +30,24 @@ import (
 	"tokenward/tokenstore"
 )
 
-// Store is where a recorder writes: *boltstore.Store.
+// Store is where a recorder writes: *boltstore.Store or *etcdstore.Store.
 type Store interface {
 	// UsageNames returns the names that stored values refer to by number, from 1 on.
 	UsageNames() ([]string, error)
+	// AddUsageNames gives numbers to those of the names that have none, and returns
+	// all there are. Others may add some at the same time.
+	AddUsageNames(ctx context.Context, names []string) ([]string, error)
 	// Usage returns the stored value of a token, nil for none.
 	Usage(id tokenstore.ID) ([]byte, error)
-	// MergeUsage adds names from number first on, unless they are there, and
-	// replaces the values of the tokens that exist, all in one durable commit. It
-	// can be called again after any error. merge may run more than once.
-	MergeUsage(ctx context.Context, first uint64, names []string, ids []tokenstore.ID, merge func(id tokenstore.ID, old []byte) []byte) error
+	// MergeUsage replaces the values of the tokens that exist, all in one durable
+	// commit. It can be called again after any error. merge may run more than once.
+	MergeUsage(ctx context.Context, ids []tokenstore.ID, merge func(id tokenstore.ID, old []byte) []byte) error
+}
+
+// Pace bounds what a recorder writes at a time.
+type Pace struct {
+	Tokens  int // of one commit; 0: as many as leaves others their turn
+	Commits int // of one flush, what is left waits for the next; 0: as many as it takes
 }
 
 // DefaultEvery is how often a recorder writes.
@@ -76,7 +84,9 @@ type Recorder struct {
 	// request.
 	mu      sync.RWMutex
 	pending map[tokenstore.ID]*stored
+	drained []*entry // that wait for their names to have numbers
 	names   *names
+	pace    Pace
 }
 
 // shard's mutex guards the fields below it and is held for a map access.
@@ -110,12 +120,15 @@ type entry struct {
 }
 
 // NewRecorder returns a recorder over store. [Recorder.Run] makes it write.
-func NewRecorder(store Store) (*Recorder, error) {
+func NewRecorder(store Store, pace Pace) (*Recorder, error) {
+	if pace.Tokens == 0 {
+		pace.Tokens = batchTokens
+	}
 	texts, err := store.UsageNames()
 	if err != nil {
 		return nil, err
 	}
-	r := &Recorder{store: store, full: make(chan struct{}, 1), pending: map[tokenstore.ID]*stored{}, names: newNames(texts)}
+	r := &Recorder{store: store, full: make(chan struct{}, 1), pending: map[tokenstore.ID]*stored{}, names: newNames(texts), pace: pace}
 	for i := range r.shards {
 		r.shards[i].entries = map[Key]*entry{}
 		r.shards[i].spare = map[Key]*entry{}
@@ -233,6 +246,11 @@ func (r *Recorder) Of(t *tokenstore.Token) (Record, error) {
 		known.merge(p)
 	}
 	record := known.named(r.names)
+	for _, e := range r.drained {
+		if e.place.id == t.ID {
+			record.add(e)
+		}
+	}
 	for i := range t.Secrets {
 		r.shards[uint64(t.ID)%shards].latest(place{t.ID, KeyOf(t.Secrets[i].Digest)}, &record)
 	}
@@ -333,34 +351,22 @@ func (r *Recorder) Flush(ctx context.Context) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	resolved := map[*Vocabulary][]resolvedRoute{}
 	for i := range r.shards {
-		r.drain(&r.shards[i], resolved)
+		r.drain(&r.shards[i])
 	}
-	err := r.write(ctx)
+	err := r.number(ctx)
+	if err == nil {
+		r.gatherAll()
+		err = r.write(ctx)
+	}
 	if err != nil {
 		r.failures.Add(1)
 	}
 	return err
 }
 
-// resolvedRoute is a route by the numbers of its names; 0: it has none.
-type resolvedRoute struct {
-	pattern uint32
-	names   []uint32
-	more    bool // not all of them have a number
-}
-
-func (r *Recorder) resolve(v *Vocabulary, resolved map[*Vocabulary][]resolvedRoute) []resolvedRoute {
-	if all, ok := resolved[v]; ok {
-		return all
-	}
-	resolved[v] = make([]resolvedRoute, len(v.routes))
-	return resolved[v]
-}
-
-// drain moves what a shard holds to pending.
-func (r *Recorder) drain(s *shard, resolved map[*Vocabulary][]resolvedRoute) {
+// drain takes what a shard holds.
+func (r *Recorder) drain(s *shard) {
 	s.mu.Lock()
 	if len(s.entries) == 0 && len(s.retired) == 0 {
 		s.mu.Unlock()
@@ -369,23 +375,86 @@ func (r *Recorder) drain(s *shard, resolved map[*Vocabulary][]resolvedRoute) {
 	entries, retired := s.entries, s.retired
 	s.entries, s.retired = s.spare, nil
 	s.mu.Unlock()
-	used := make([]*entry, 0, len(entries)+len(retired))
 	for _, e := range entries {
-		used = append(used, e)
+		r.take(e)
 	}
-	used = append(used, retired...)
-	for _, e := range used {
-		r.gather(e, r.resolve(e.words, resolved))
-		e.words = nil
+	for _, e := range retired {
+		r.take(e)
 	}
 	clear(entries)
 	s.mu.Lock()
 	s.spare = entries
-	s.free = append(s.free, used[:min(len(used), max(0, perShard-len(s.free)))]...)
 	s.mu.Unlock()
 }
 
-func (r *Recorder) gather(e *entry, routes []resolvedRoute) {
+func (r *Recorder) take(e *entry) {
+	if len(r.drained) >= MaxTracked {
+		r.lose(e.last)
+		return
+	}
+	r.drained = append(r.drained, e)
+}
+
+// number gives the names that what was drained needs their numbers.
+func (r *Recorder) number(ctx context.Context) error {
+	missing := map[name]bool{}
+	seen := map[*Vocabulary][]uint64{} // routes that were looked at, as bits
+	for _, e := range r.drained {
+		if seen[e.words] == nil {
+			seen[e.words] = make([]uint64, len(e.words.routes)/64+1)
+		}
+		for i := range e.taken() {
+			if word := &seen[e.words][i>>6]; *word&(1<<(i&63)) == 0 {
+				*word |= 1 << (i & 63)
+				r.names.lacks(&e.words.routes[i], missing)
+			}
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	texts := make([]string, 0, len(missing))
+	for one := range missing {
+		texts = append(texts, string(rune(one.kind))+one.text)
+	}
+	slices.Sort(texts)
+	all, err := r.store.AddUsageNames(ctx, texts[:min(len(texts), max(0, maxDictionary-len(r.names.list)))])
+	if err != nil {
+		return err
+	}
+	r.names = newNames(all)
+	return nil
+}
+
+// taken yields the indexes of the routes that were taken.
+func (e *entry) taken() func(func(int) bool) {
+	return func(yield func(int) bool) {
+		for i := range e.words.routes {
+			set := i>>6 < len(e.bits) && e.bits[i>>6]&(1<<(i&63)) != 0
+			if (set || i == e.route) && !yield(i) {
+				return
+			}
+		}
+	}
+}
+
+// gatherAll moves what was drained to pending.
+func (r *Recorder) gatherAll() {
+	for _, e := range r.drained {
+		r.gather(e)
+		e.words = nil
+		s := &r.shards[uint64(e.place.id)%shards]
+		s.mu.Lock()
+		if len(s.free) < perShard {
+			s.free = append(s.free, e)
+		}
+		s.mu.Unlock()
+	}
+	clear(r.drained)
+	r.drained = r.drained[:0]
+}
+
+func (r *Recorder) gather(e *entry) {
 	p := r.pending[e.place.id]
 	if p == nil {
 		if len(r.pending) >= MaxTracked {
@@ -397,54 +466,31 @@ func (r *Recorder) gather(e *entry, routes []resolvedRoute) {
 	}
 	add := stored{uses: e.uses, last: e.last}
 	secret := storedSecret{key: e.place.key, uses: e.uses, last: e.last, from: e.from, agent: printable(e.agent[:e.agentLen])}
-	for i := range e.words.routes {
-		if i>>6 >= len(e.bits) || e.bits[i>>6]&(1<<(i&63)) == 0 {
-			continue
-		}
-		route := &routes[i]
-		r.number(route, &e.words.routes[i])
-		add.names = append(add.names, route.names...)
-		add.more = add.more || route.more
+	for route := range e.exercised() {
+		numbers, all := r.names.numbered(route)
+		add.names = append(add.names, numbers...)
+		add.more = add.more || !all
 	}
-	if e.route >= 0 && e.route < len(routes) {
-		r.number(&routes[e.route], &e.words.routes[e.route])
-		secret.route = routes[e.route].pattern
+	if e.route >= 0 && e.route < len(e.words.routes) {
+		secret.route = r.names.numbers[name{kindRoute, e.words.routes[e.route].Pattern}]
 	}
 	add.secrets = []storedSecret{secret}
 	p.merge(&add)
 }
 
-// number finds the numbers of a route's names.
-func (r *Recorder) number(resolved *resolvedRoute, route *Route) {
-	if resolved.names != nil || resolved.more {
-		return
-	}
-	add := func(k kind, text string) uint32 {
-		n := r.names.number(k, text)
-		if n == 0 {
-			resolved.more = true
-		} else {
-			resolved.names = append(resolved.names, n)
-		}
-		return n
-	}
-	resolved.pattern = add(kindRoute, route.Pattern)
-	for _, scope := range route.Scopes {
-		add(kindScope, scope)
-	}
-}
-
-// write writes pending in batches, the names with the first.
+// write writes pending in batches.
 func (r *Recorder) write(ctx context.Context) error {
 	ids := make([]tokenstore.ID, 0, len(r.pending))
 	for id := range r.pending {
 		ids = append(ids, id)
 	}
 	slices.Sort(ids)
-	for batch := range slices.Chunk(ids, batchTokens) {
-		first, texts := r.names.unstored()
-		count := len(r.names.list)
-		if err := r.store.MergeUsage(ctx, first, texts, batch, r.merged); err != nil {
+	commits := 0
+	for batch := range slices.Chunk(ids, r.pace.Tokens) {
+		if commits++; r.pace.Commits > 0 && commits > r.pace.Commits {
+			return nil
+		}
+		if err := r.store.MergeUsage(ctx, batch, r.merged); err != nil {
 			if errors.Is(err, tokenstore.ErrOutcomeUnknown) {
 				// Better not counted than counted twice.
 				for _, id := range batch {
@@ -454,7 +500,6 @@ func (r *Recorder) write(ctx context.Context) error {
 			}
 			return err
 		}
-		r.names.stored = count
 		r.forget(batch)
 	}
 	return nil

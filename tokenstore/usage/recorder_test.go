@@ -77,7 +77,7 @@ func (w *world) add(t *testing.T) *tokenstore.Token {
 func (w *world) restart(t *testing.T) {
 	t.Helper()
 	var err error
-	if w.recorder, err = usage.NewRecorder(w.store); err != nil {
+	if w.recorder, err = usage.NewRecorder(w.store, usage.Pace{}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -294,10 +294,10 @@ type faulty struct {
 	fail func() error
 }
 
-func (f *faulty) MergeUsage(ctx context.Context, first uint64, names []string, ids []tokenstore.ID, merge func(tokenstore.ID, []byte) []byte) error {
+func (f *faulty) MergeUsage(ctx context.Context, ids []tokenstore.ID, merge func(tokenstore.ID, []byte) []byte) error {
 	err := f.fail()
 	if err == nil || errors.Is(err, tokenstore.ErrOutcomeUnknown) {
-		err = errors.Join(err, f.Store.MergeUsage(ctx, first, names, ids, merge))
+		err = errors.Join(err, f.Store.MergeUsage(ctx, ids, merge))
 	}
 	return err
 }
@@ -309,7 +309,7 @@ func TestFailedWriteIsMadeUpForOnce(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t, 1)
 			err := fault
-			recorder, rerr := usage.NewRecorder(&faulty{w.store, func() error { return err }})
+			recorder, rerr := usage.NewRecorder(&faulty{w.store, func() error { return err }}, usage.Pace{})
 			if rerr != nil {
 				t.Fatal(rerr)
 			}
@@ -431,7 +431,7 @@ func BenchmarkRecord(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer func() { _ = store.Close() }()
-	r, err := usage.NewRecorder(store)
+	r, err := usage.NewRecorder(store, usage.Pace{})
 	if err != nil {
 		b.Fatal(err)
 	}
