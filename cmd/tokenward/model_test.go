@@ -148,7 +148,7 @@ func (m *model) open(open func(boltstore.Options) (*boltstore.Store, error)) {
 	if m.cache, err = tokenstore.NewCache(m.store, m.peppers, m.store.Formats(), 100); err != nil {
 		m.t.Fatal(err)
 	}
-	if m.usage, err = usage.NewRecorder(m.store); err != nil {
+	if m.usage, err = usage.NewRecorder(m.store, usage.Pace{}); err != nil {
 		m.t.Fatal(err)
 	}
 	record := func(ctx context.Context, prefix string) error {
