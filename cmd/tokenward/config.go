@@ -198,7 +198,8 @@ type TokenStoreConfig struct {
 	// ImportKeyFiles hold the keys of HMAC digests that were imported, one each.
 	ImportKeyFiles []string `yaml:"import_key_files" reload:"no"`
 	// CacheEntries is how many secrets are kept in memory; 0: none.
-	CacheEntries int `yaml:"cache_entries" reload:"no"`
+	CacheEntries int        `yaml:"cache_entries" reload:"no"`
+	Etcd         EtcdConfig `yaml:"etcd"`
 }
 
 // AuditConfig configures the audit log.
@@ -300,6 +301,7 @@ func defaultConfig() *Config {
 			ImportKeyFiles: []string{},
 
 			CacheEntries: 100_000,
+			Etcd:         defaultEtcd(),
 		},
 		Audit:  AuditConfig{Path: "tokenward-audit.jsonl", Denials: "on"},
 		Notify: defaultNotify(),

@@ -30,9 +30,7 @@ type decoder struct {
 // notBuilt are keys of the configuration that this version does not know how
 // to obey yet. They are refused rather than ignored, and leave this table with
 // the commit that builds them.
-var notBuilt = map[string]string{
-	"tokenstore.etcd": "a cluster on etcd",
-}
+var notBuilt = map[string]string{}
 
 // notBuiltValues are values that keys of this version do not take yet, by key.
 var notBuiltValues = map[string][]string{}

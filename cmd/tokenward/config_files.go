@@ -38,6 +38,13 @@ func (c *Config) checkFiles(now time.Time) (faults, warnings []configFault) {
 	for i, path := range c.Proxy.Identity.SigningKeyFiles {
 		f.signingKey(itemPath("proxy.identity.signing_key_files", i), path)
 	}
+	if e := &c.TokenStore.Etcd; e.Enabled() {
+		f.authorities("tokenstore.etcd.tls.ca_file", e.TLS.CAFile)
+		f.certificate("tokenstore.etcd.tls", TLSConfig{CertFile: e.TLS.CertFile, KeyFile: e.TLS.KeyFile})
+		if e.PasswordFile != "" {
+			f.secret("tokenstore.etcd.password_file", e.PasswordFile)
+		}
+	}
 	f.folder("tokenstore.path", c.TokenStore.Path)
 	f.folder("audit.path", c.Audit.Path)
 	return f.faults, f.warnings

@@ -29,6 +29,7 @@ func checkConfig(c *Config, d *decoder) {
 	d.checkListeners(c)
 	d.checkEnforce(c)
 	d.checkStore(c)
+	d.checkEtcd(c)
 	d.checkNotify(c)
 	d.checkChoices(c)
 	d.checkRoutes(c)
@@ -359,6 +360,8 @@ var choices = map[string][]string{
 	"log.requests":                {"off", "denied", "all"},
 	"admin.leaks.action":          {"disable", "revoke"},
 	"audit.denials":               {"on", "off"},
+	"tokenstore.etcd.mirror":      {"full", "on_demand"},
+	"tokenstore.etcd.on_stale":    {"deny", "serve"},
 	"routes[].restricted_tokens":  {"refuse", "allow"},
 	"routes[].mode":               {"enforce", "observe"},
 	"enforce.observe_credentials": {"keep", "remove"},
