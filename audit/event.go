@@ -255,9 +255,9 @@ func (t *Token) sanitised() *Token {
 	return &c
 }
 
-// secretForm is wider than a secret's form, so that two run together, or a
-// mistyped one, are masked too.
-var secretForm = regexp.MustCompile(`[0-9A-Za-z]*_[0-9A-Za-z]{38,}`)
+// secretForm is wider than a secret's form, so that two run together, a mistyped
+// one, or one without its checksum are masked too.
+var secretForm = regexp.MustCompile(`[0-9A-Za-z]*_[0-9A-Za-z]{32,}`)
 
 // cleanText returns s as valid UTF-8 without control characters and secrets,
 // cut to maxText bytes.

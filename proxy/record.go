@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"log/slog"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -74,13 +75,17 @@ func (p *passage) answered() int {
 	return p.status
 }
 
+// secretForm is what a client may have put into a path by mistake: a secret of ours,
+// whatever stands around it, with or without its checksum.
+var secretForm = regexp.MustCompile(`[0-9A-Za-z]*_[0-9A-Za-z]{32,}`)
+
 // printable cuts and escapes what a client chose, so that it cannot break out of
-// a record whatever the log's format is.
+// a record whatever the log's format is, and masks what looks like a secret.
 func printable(path []byte) string {
 	cut := ""
 	if len(path) > maxRecordedPath {
 		path, cut = path[:maxRecordedPath], "…"
 	}
-	quoted := strconv.QuoteToASCII(string(path))
+	quoted := secretForm.ReplaceAllLiteralString(strconv.QuoteToASCII(string(path)), "[secret]")
 	return strings.TrimSuffix(strings.TrimPrefix(quoted, `"`), `"`) + cut
 }

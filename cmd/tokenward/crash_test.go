@@ -32,7 +32,9 @@ import (
 type victim struct {
 	dir, config, root string
 	cmd               *exec.Cmd
+	ended             chan struct{} // closed once the server has said its last word
 	proxy, admin      string
+	metrics           string // address
 	client            *http.Client
 
 	mu     sync.Mutex // guards what follows
@@ -96,10 +98,13 @@ func (v *victim) start(t *testing.T) {
 	lines := bufio.NewScanner(stderr)
 	for lines.Scan() {
 		v.heard(lines.Text())
-		var line struct{ Msg, Proxy, Admin string }
+		var line struct{ Msg, Proxy, Admin, Metrics string }
 		if json.Unmarshal(lines.Bytes(), &line) == nil && line.Msg == "tokenward is ready" {
-			v.proxy, v.admin = "http://"+line.Proxy, "http://"+line.Admin
+			v.proxy, v.admin, v.metrics = "http://"+line.Proxy, "http://"+line.Admin, line.Metrics
+			ended := make(chan struct{})
+			v.ended = ended
 			go func() {
+				defer close(ended)
 				for lines.Scan() {
 					v.heard(lines.Text())
 				}

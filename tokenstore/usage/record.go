@@ -308,7 +308,7 @@ func instant(ms int64) time.Time {
 }
 
 // secretForm is what one of our secrets may look like.
-var secretForm = regexp.MustCompile(`[0-9A-Za-z]*_[0-9A-Za-z]{38,}`)
+var secretForm = regexp.MustCompile(`[0-9A-Za-z]*_[0-9A-Za-z]{32,}`)
 
 // printable is a client's text as it is kept: printable ASCII, what looks like a
 // secret masked, at most maxAgent characters.
