@@ -22,8 +22,13 @@ import (
 )
 
 func main() {
-	if len(os.Args) > 1 && os.Args[1] == "reverseproxy" { // a peer, run by ourselves
-		exit(runReverseProxy(os.Args[2:]))
+	if len(os.Args) > 1 { // what we start ourselves
+		switch os.Args[1] {
+		case "reverseproxy":
+			exit(runReverseProxy(os.Args[2:]))
+		case "etcdmember":
+			exit(runEtcdMember(os.Args[2:]))
+		}
 	}
 	var o options
 	flag.IntVar(&o.rounds, "rounds", 7, "rounds of each case; an odd number has a median of its own")

@@ -32,7 +32,8 @@ type room struct {
 	// never lists imports with the reason why not; it gives a better answer than
 	// absence from ours and is all there is for the standard library.
 	never []ban
-	// testOnly packages exist for tests; production files cannot import them.
+	// testOnly packages exist for tests; production files cannot import them, save
+	// where an entry names one among ours.
 	testOnly bool
 	// inTests lists what test files may import beside ours and test packages.
 	inTests []string
@@ -196,7 +197,7 @@ var house = map[string]room{
 	},
 	"bench": {
 		what:  "measures tokenward beside other proxies; a program of its own, never shipped",
-		ours:  []string{"tokenstore", "tokenstore/boltstore"},
+		ours:  []string{"tokenstore", "tokenstore/boltstore", "tokenstore/etcdstore/etcdtest"}, // the last to run members as processes, and relays
 		never: []ban{noBolt},
 	},
 }
@@ -424,7 +425,7 @@ func (in *inspection) imports() {
 func (in *inspection) forbidden(imported string) string {
 	ours, isOurs := strings.CutPrefix(imported, module+"/")
 	allowed := slices.Contains(in.room.ours, ours) || in.room.everything
-	if isOurs && house[ours].testOnly && !in.room.testOnly {
+	if isOurs && house[ours].testOnly && !in.room.testOnly && !slices.Contains(in.room.ours, ours) {
 		return "it is for tests only"
 	}
 	for _, b := range in.room.never {
@@ -642,6 +643,9 @@ func TestArrowsCheckerFindsEachFault(t *testing.T) {
 		"a drawer for settings":               {"config/a.txt", "", "no folder is named config"},
 		"a drawer out of sight":               {"admin/internal/a.txt", "", "no folder is named internal"},
 		"a test package uses what tests may":  {"tokenstore/storetest/a.go", "import \"testing\"\nimport \"github.com/google/go-cmp/cmp\"", ""},
+		"the harness runs members":            {"bench/a.go", `import "tokenward/tokenstore/etcdstore/etcdtest"`, ""},
+		"the harness uses a test package":     {"bench/a.go", `import "tokenward/tokenstore/storetest"`, "for tests only"},
+		"the command runs members":            {"cmd/tokenward/a.go", `import "tokenward/tokenstore/etcdstore/etcdtest"`, "for tests only"},
 		"a test package uses another":         {"admin/admintest/a.go", `import "tokenward/tokenstore/storetest"`, ""},
 		"a test package uses what it may not": {"tokenstore/storetest/a.go", `import "tokenward/proxy"`, "of ours it may import tokenstore"},
 	}

@@ -12,14 +12,9 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"net"
-	"net/netip"
-	"net/url"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -49,10 +44,8 @@ type Cluster struct {
 	log      tail
 	zap      *zap.Logger
 	ca       *CA
-	cert     CertFiles // of the members
 	own      CertFiles // of the client below
 	login    Login
-	token    string
 	members  []*Member
 	isolated []bool // by member; only the test's goroutine uses it
 	client   *clientv3.Client
@@ -71,24 +64,18 @@ func Start(t testing.TB, o Options) *Cluster {
 	if o.ClientCerts && !o.TLS {
 		t.Fatal("client certificates need TLS")
 	}
-	c := &Cluster{t: t, o: o, token: rand.Text(), isolated: make([]bool, o.Members)}
+	c := &Cluster{t: t, o: o, isolated: make([]bool, o.Members)}
 	c.zap = c.log.logger()
-	host := loopback()
 	if o.TLS {
 		c.ca = NewCA(t)
-		c.cert = c.ca.Issue(t, "members", host.AsSlice())
-		c.own = c.ca.Issue(t, "root", host.AsSlice())
-		if !o.ClientCerts {
-			c.cert.CA = ""
-		}
+		c.own = c.ca.Issue(t, "root")
+	}
+	for i := range o.Members {
+		c.members = append(c.members, &Member{c: c, index: i})
 	}
 	dir := t.TempDir()
-	for i := range o.Members {
-		name := "m" + strconv.Itoa(i)
-		c.members = append(c.members, &Member{c: c, index: i, name: name, dir: filepath.Join(dir, name)})
-	}
 	t.Cleanup(c.close)
-	c.found(host)
+	c.found(dir)
 	c.client = c.NewClient(c.Endpoints()...)
 	if o.Auth {
 		c.enableAuth()
@@ -100,7 +87,7 @@ func Start(t testing.TB, o Options) *Cluster {
 func (c *Cluster) Endpoints() []string {
 	var list []string
 	for _, m := range c.members {
-		list = append(list, m.clientURL.String())
+		list = append(list, m.spec.ClientURL)
 	}
 	return list
 }
@@ -192,7 +179,7 @@ func (c *Cluster) Leader() *Member {
 // MoveLeader makes a member the leader, and returns when most members follow it.
 func (c *Cluster) MoveLeader(to *Member) {
 	c.t.Helper()
-	WaitFor(c.t, "the leadership of "+to.name, func(ctx context.Context) error {
+	WaitFor(c.t, "the leadership of "+to.spec.Name, func(ctx context.Context) error {
 		leader := c.Leader()
 		if leader == to {
 			return nil
@@ -226,7 +213,7 @@ func (c *Cluster) StartAll() {
 		if m.running() != nil {
 			continue
 		}
-		if err := m.run(true); err != nil {
+		if err := m.run(); err != nil {
 			c.t.Fatal(err)
 		}
 	}
@@ -238,12 +225,13 @@ func (c *Cluster) StartAll() {
 func (c *Cluster) LoseAllDisks() {
 	c.t.Helper()
 	c.StopAll()
-	c.token = rand.Text()
+	token := rand.Text()
 	for _, m := range c.members {
-		if err := os.RemoveAll(m.dir); err != nil {
+		m.spec.Token, m.spec.Existing = token, false
+		if err := os.RemoveAll(m.spec.Dir); err != nil {
 			c.t.Fatal(err)
 		}
-		if err := m.run(false); err != nil {
+		if err := m.run(); err != nil {
 			c.t.Fatal(err)
 		}
 	}
@@ -251,6 +239,35 @@ func (c *Cluster) LoseAllDisks() {
 	if c.o.Auth {
 		c.client = c.anonymous()
 		c.enableAuth()
+	}
+}
+
+// Backup stops all members, copies their data, and starts them again. It returns
+// what puts the copy in their place, in the same way: revisions go back, and those
+// that come after mean something else, while the cluster's id stays. That is what
+// an operator does who copies disks.
+func (c *Cluster) Backup() (restore func()) {
+	c.t.Helper()
+	copies := c.t.TempDir()
+	c.StopAll()
+	for _, m := range c.members {
+		if err := os.CopyFS(filepath.Join(copies, m.spec.Name), os.DirFS(m.spec.Dir)); err != nil {
+			c.t.Fatal(err)
+		}
+	}
+	c.StartAll()
+	return func() {
+		c.t.Helper()
+		c.StopAll()
+		for _, m := range c.members {
+			if err := os.RemoveAll(m.spec.Dir); err != nil {
+				c.t.Fatal(err)
+			}
+			if err := os.CopyFS(m.spec.Dir, os.DirFS(filepath.Join(copies, m.spec.Name))); err != nil {
+				c.t.Fatal(err)
+			}
+		}
+		c.StartAll()
 	}
 }
 
@@ -298,13 +315,13 @@ func (c *Cluster) Revision(ctx context.Context) int64 {
 	return answer.Header.Revision
 }
 
-// found starts all members of a new cluster at free ports of host, which must not be
-// taken by another between the look and the start; then it looks for others.
-func (c *Cluster) found(host netip.Addr) {
+// found starts all members of a new cluster at ports that are free. Should another
+// take one between the look and the start, it looks for others.
+func (c *Cluster) found(dir string) {
 	c.t.Helper()
 	const tries = 5
 	for try := 1; ; try++ {
-		err := c.tryFound(host)
+		err := c.tryFound(filepath.Join(dir, strconv.Itoa(try)))
 		if err == nil {
 			break
 		}
@@ -316,25 +333,26 @@ func (c *Cluster) found(host netip.Addr) {
 	c.waitReady()
 }
 
-func (c *Cluster) tryFound(host netip.Addr) error {
-	free, err := freePorts(host, 3*len(c.members))
-	if err != nil {
-		return err
-	}
+func (c *Cluster) tryFound(dir string) error {
 	scheme := "http"
 	if c.o.TLS {
 		scheme = "https"
 	}
-	for i, m := range c.members {
-		m.clientURL = url.URL{Scheme: scheme, Host: free[3*i]}
-		m.webURL = url.URL{Scheme: scheme, Host: free[3*i+1]}
-		m.peerURL = url.URL{Scheme: "http", Host: free[3*i+2]}
+	specs, err := Specs(dir, scheme, len(c.members))
+	if err != nil {
+		return err
 	}
-	for _, m := range c.members {
-		if err := os.RemoveAll(m.dir); err != nil {
-			return err
-		}
-		if err := m.run(false); err != nil {
+	var cert CertFiles
+	if c.o.TLS {
+		cert = c.ca.Issue(c.t, "members", specs[0].host())
+	}
+	if !c.o.ClientCerts {
+		cert.CA = ""
+	}
+	for i, m := range c.members {
+		m.spec = specs[i]
+		m.spec.Limits, m.spec.Cert = c.o.Limits, cert
+		if err := m.run(); err != nil {
 			return err
 		}
 	}
@@ -391,15 +409,6 @@ func (c *Cluster) anonymous() *clientv3.Client {
 	return c.NewClient(c.Endpoints()...)
 }
 
-// peers is what all members are told of one another.
-func (c *Cluster) peers() string {
-	list := make([]string, len(c.members))
-	for i, m := range c.members {
-		list[i] = m.name + "=" + m.peerURL.String()
-	}
-	return strings.Join(list, ",")
-}
-
 func (c *Cluster) close() {
 	c.StopAll()
 	if c.t.Failed() {
@@ -407,45 +416,4 @@ func (c *Cluster) close() {
 			c.t.Log(err)
 		}
 	}
-}
-
-// loopback picks an address of the loopback network that nobody else uses, so that
-// a port stays free while its member is stopped. Outgoing connections leave from
-// 127.0.0.1 and take none. Systems other than Linux have that address only.
-func loopback() netip.Addr {
-	common := netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	if runtime.GOOS != "linux" {
-		return common
-	}
-	var b [3]byte
-	rand.Read(b[:])
-	own := netip.AddrFrom4([4]byte{127, b[0], b[1], b[2]&0x7f | 1})
-	l, err := net.Listen("tcp", netip.AddrPortFrom(own, 0).String())
-	if err != nil {
-		return common
-	}
-	l.Close()
-	return own
-}
-
-// freePorts returns addresses with ports that are free at this moment.
-func freePorts(host netip.Addr, n int) ([]string, error) {
-	var listeners []net.Listener
-	defer func() {
-		for _, l := range listeners {
-			l.Close()
-		}
-	}()
-	for range n {
-		l, err := net.Listen("tcp", netip.AddrPortFrom(host, 0).String())
-		if err != nil {
-			return nil, err
-		}
-		listeners = append(listeners, l)
-	}
-	addresses := make([]string, n)
-	for i, l := range listeners {
-		addresses[i] = l.Addr().String()
-	}
-	return addresses, nil
 }

@@ -12,6 +12,7 @@ import (
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
 
 	"tokenward/tokenstore/etcdstore/etcdtest"
 )
@@ -21,6 +22,7 @@ import (
 const short = 3 * time.Second
 
 func TestMemberRefusesMoreThanItsLimits(t *testing.T) {
+	t.Parallel()
 	c := etcdtest.Start(t, etcdtest.Options{Limits: etcdtest.Limits{TxnOps: 4, RequestBytes: 10_000}})
 	var ops []clientv3.Op
 	for i := range 5 {
@@ -37,7 +39,42 @@ func TestMemberRefusesMoreThanItsLimits(t *testing.T) {
 	}
 }
 
+func TestFullDatabaseRefusesWrites(t *testing.T) {
+	t.Parallel()
+	c := etcdtest.Start(t, etcdtest.Options{Limits: etcdtest.Limits{QuotaBytes: 1 << 20}})
+	big := strings.Repeat("v", 100<<10)
+	etcdtest.WaitFor(t, "the database to be full", func(ctx context.Context) error {
+		_, err := c.Client().Put(ctx, "k", big)
+		switch {
+		case errors.Is(err, rpctypes.ErrNoSpace):
+			return nil
+		case err != nil:
+			return err
+		}
+		return errors.New("a write more has gone in")
+	})
+	if _, err := c.Client().Get(t.Context(), "k"); err != nil {
+		t.Errorf("a full database is not read: %v", err)
+	}
+}
+
+func TestIdleWatchIsToldTheRevision(t *testing.T) {
+	t.Parallel()
+	c := etcdtest.Start(t, etcdtest.Options{Limits: etcdtest.Limits{WatchProgress: 100 * time.Millisecond}})
+	last := put(t, c, "other").Header.Revision
+	for answer := range c.Client().Watch(t.Context(), "k", clientv3.WithProgressNotify()) {
+		if answer.IsProgressNotify() {
+			if answer.Header.Revision != last {
+				t.Errorf("told of revision %d, want %d", answer.Header.Revision, last)
+			}
+			return
+		}
+	}
+	t.Error("the watch has ended")
+}
+
 func TestLeaderDiesAndWritesGoOn(t *testing.T) {
+	t.Parallel()
 	c := etcdtest.Start(t, etcdtest.Options{Members: 3})
 	put(t, c, "before")
 	old := c.Leader()
@@ -54,6 +91,7 @@ func TestLeaderDiesAndWritesGoOn(t *testing.T) {
 }
 
 func TestAllDieAndNothingIsLost(t *testing.T) {
+	t.Parallel()
 	c := etcdtest.Start(t, etcdtest.Options{Members: 3})
 	put(t, c, "before")
 	rev := c.Revision(t.Context())
@@ -71,6 +109,7 @@ func TestAllDieAndNothingIsLost(t *testing.T) {
 }
 
 func TestMajorityComesBackOneByOne(t *testing.T) {
+	t.Parallel()
 	c := etcdtest.Start(t, etcdtest.Options{Members: 3})
 	put(t, c, "before")
 	c.StopAll()
@@ -81,6 +120,7 @@ func TestMajorityComesBackOneByOne(t *testing.T) {
 }
 
 func TestMemberLosesItsDiskAndFetchesAll(t *testing.T) {
+	t.Parallel()
 	c := etcdtest.Start(t, etcdtest.Options{Members: 3})
 	put(t, c, "before")
 	for range 2 {
@@ -99,8 +139,10 @@ func TestMemberLosesItsDiskAndFetchesAll(t *testing.T) {
 }
 
 func TestAllDisksLostIsAnotherCluster(t *testing.T) {
+	t.Parallel()
 	for _, auth := range []bool{false, true} {
 		t.Run(fmt.Sprintf("auth=%t", auth), func(t *testing.T) {
+			t.Parallel()
 			c := etcdtest.Start(t, etcdtest.Options{Auth: auth})
 			id := put(t, c, "before").Header.ClusterId
 			c.Member(0).LoseDisk()
@@ -115,9 +157,79 @@ func TestAllDisksLostIsAnotherCluster(t *testing.T) {
 	}
 }
 
+func TestOldCopyTakesRevisionsBack(t *testing.T) {
+	t.Parallel()
+	c := etcdtest.Start(t, etcdtest.Options{Members: 3})
+	first := put(t, c, "kept").Header
+	restore := c.Backup()
+	put(t, c, "lost")
+	restore()
+	answer, err := c.Client().Get(t.Context(), "", clientv3.WithPrefix())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if answer.Count != 1 || string(answer.Kvs[0].Key) != "kept" {
+		t.Errorf("the old copy has %v", answer.Kvs)
+	}
+	if answer.Header.ClusterId != first.ClusterId || answer.Header.Revision != first.Revision {
+		t.Errorf("cluster %x at %d, want %x at %d", answer.Header.ClusterId, answer.Header.Revision, first.ClusterId, first.Revision)
+	}
+}
+
+func TestLeaderIsMoved(t *testing.T) {
+	t.Parallel()
+	c := etcdtest.Start(t, etcdtest.Options{Members: 3})
+	for i := range c.Size() {
+		c.MoveLeader(c.Member(i))
+		if now := c.Leader(); now.Index() != i {
+			t.Errorf("member %d leads, want %d", now.Index(), i)
+		}
+	}
+}
+
+func TestMembersRunByThemselves(t *testing.T) {
+	t.Parallel()
+	specs, err := etcdtest.Specs(t.TempDir(), "http", 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	serving, ended := make(chan struct{}), make(chan error)
+	var endpoints []string
+	for _, s := range specs {
+		endpoints = append(endpoints, s.ClientURL)
+		go func() { ended <- s.Run(ctx, func() { serving <- struct{}{} }) }()
+	}
+	for range specs {
+		select {
+		case <-serving:
+		case err := <-ended:
+			t.Fatalf("a member ended: %v", err)
+		}
+	}
+	client, err := clientv3.New(clientv3.Config{Endpoints: endpoints, Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	etcdtest.WaitFor(t, "a write", func(ctx context.Context) error {
+		_, err := client.Put(ctx, "k", "v")
+		return err
+	})
+	cancel()
+	for range specs {
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestIsolatedMemberServesOldReadsOnly(t *testing.T) {
+	t.Parallel()
 	for _, who := range []string{"leader", "follower"} {
 		t.Run(who, func(t *testing.T) {
+			t.Parallel()
 			c := etcdtest.Start(t, etcdtest.Options{Members: 3})
 			put(t, c, "before")
 			m := c.Leader()
@@ -157,6 +269,7 @@ func TestIsolatedMemberServesOldReadsOnly(t *testing.T) {
 }
 
 func TestIsolationOutlivesARestart(t *testing.T) {
+	t.Parallel()
 	c := etcdtest.Start(t, etcdtest.Options{Members: 3})
 	m := c.Member((c.Leader().Index() + 1) % 3)
 	c.IsolatePeers(m.Index())
@@ -176,6 +289,7 @@ func TestIsolationOutlivesARestart(t *testing.T) {
 }
 
 func TestWatcherLearnsOfCompaction(t *testing.T) {
+	t.Parallel()
 	c := etcdtest.Start(t, etcdtest.Options{})
 	first := put(t, c, "k").Header.Revision
 	put(t, c, "k")
@@ -189,6 +303,7 @@ func TestWatcherLearnsOfCompaction(t *testing.T) {
 }
 
 func TestWatchOutlivesARestart(t *testing.T) {
+	t.Parallel()
 	c := etcdtest.Start(t, etcdtest.Options{TLS: true})
 	watching := c.Client().Watch(clientv3.WithRequireLeader(t.Context()), "k", clientv3.WithCreatedNotify())
 	<-watching
@@ -201,6 +316,7 @@ func TestWatchOutlivesARestart(t *testing.T) {
 }
 
 func TestStrangersAreRefused(t *testing.T) {
+	t.Parallel()
 	c := etcdtest.Start(t, etcdtest.Options{Members: 3, TLS: true, ClientCerts: true})
 	put(t, c, "k")
 	host, _, err := net.SplitHostPort(strings.TrimPrefix(c.Endpoints()[0], "https://"))
@@ -237,6 +353,7 @@ func TestStrangersAreRefused(t *testing.T) {
 }
 
 func TestUserIsKeptToItsPrefix(t *testing.T) {
+	t.Parallel()
 	c := etcdtest.Start(t, etcdtest.Options{Auth: true, TLS: true})
 	l := c.AddUser("node", "tw/")
 	conf, err := c.ClientCert().Client()

@@ -3,8 +3,6 @@ package etcdtest
 import (
 	"context"
 	"errors"
-	"fmt"
-	"net/url"
 	"os"
 	"sync"
 	"time"
@@ -12,31 +10,25 @@ import (
 	"go.etcd.io/etcd/client/pkg/v3/types"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
-	"google.golang.org/grpc"
 )
 
 // Member is one member of a cluster.
 type Member struct {
-	c         *Cluster
-	index     int
-	name      string
-	dir       string
-	clientURL url.URL
-	webURL    url.URL
-	peerURL   url.URL
+	c     *Cluster
+	index int
+	spec  Spec // for the next start
 
-	mu      sync.Mutex  // guards what follows
-	etcd    *embed.Etcd // nil while it is stopped
-	servers []*grpc.Server
-	id      types.ID          // of the last start
-	cut     map[types.ID]bool // the peers that it is cut off from, since the last start
+	mu     sync.Mutex        // guards what follows
+	server *server           // nil while it is stopped
+	id     types.ID          // of the last start
+	cut    map[types.ID]bool // the peers that it is cut off from, since the last start
 }
 
 // Index returns which member it is: [Cluster.Member] of it is the member.
 func (m *Member) Index() int { return m.index }
 
 // Endpoint returns its URL for clients.
-func (m *Member) Endpoint() string { return m.clientURL.String() }
+func (m *Member) Endpoint() string { return m.spec.ClientURL }
 
 // Running tells whether it is started; it may be unable to serve all the same.
 func (m *Member) Running() bool { return m.running() != nil }
@@ -67,7 +59,7 @@ func (m *Member) Start() {
 	if m.Running() {
 		return
 	}
-	if err := m.run(true); err != nil {
+	if err := m.run(); err != nil {
 		m.c.t.Fatal(err)
 	}
 	m.c.waitReady()
@@ -84,14 +76,14 @@ func (m *Member) LoseDisk() {
 		return
 	}
 	if m.c.isolated[m.index] {
-		m.c.t.Fatalf("etcd member %s is isolated and cannot fetch its data: heal it first", m.name)
+		m.c.t.Fatalf("etcd member %s is isolated and cannot fetch its data: heal it first", m.spec.Name)
 	}
 	m.stop()
-	if err := os.RemoveAll(m.dir); err != nil {
+	if err := os.RemoveAll(m.spec.Dir); err != nil {
 		m.c.t.Fatal(err)
 	}
 	old := m.identity()
-	WaitFor(m.c.t, "the removal of "+m.name, func(ctx context.Context) error {
+	WaitFor(m.c.t, "the removal of "+m.spec.Name, func(ctx context.Context) error {
 		list, err := m.c.client.MemberList(ctx)
 		if err != nil {
 			return err
@@ -104,86 +96,58 @@ func (m *Member) LoseDisk() {
 		}
 		return nil
 	})
-	WaitFor(m.c.t, "the addition of "+m.name, func(ctx context.Context) error {
+	WaitFor(m.c.t, "the addition of "+m.spec.Name, func(ctx context.Context) error {
 		list, err := m.c.client.MemberList(ctx)
 		if err != nil {
 			return err
 		}
 		for _, known := range list.Members {
-			if len(known.PeerURLs) == 1 && known.PeerURLs[0] == m.peerURL.String() {
+			if len(known.PeerURLs) == 1 && known.PeerURLs[0] == m.spec.PeerURL {
 				return nil
 			}
 		}
-		_, err = m.c.client.MemberAdd(ctx, []string{m.peerURL.String()})
+		_, err = m.c.client.MemberAdd(ctx, []string{m.spec.PeerURL})
 		return errors.Join(err, errors.New("not yet seen to be added"))
 	})
-	if err := m.run(true); err != nil {
+	if err := m.run(); err != nil {
 		m.c.t.Fatal(err)
 	}
 	m.c.waitReady()
 }
 
-// run starts the member; existing is for a cluster that has run before.
-func (m *Member) run(existing bool) error {
-	spec := Spec{
-		Name:      m.name,
-		Dir:       m.dir,
-		ClientURL: m.clientURL.String(),
-		PeerURL:   m.peerURL.String(),
-		Peers:     m.c.peers(),
-		Token:     m.c.token,
-		Existing:  existing,
-		Limits:    m.c.o.Limits,
-		Cert:      m.c.cert,
-	}
-	conf, err := spec.embed(m.c.zap.Named(m.name))
+// run starts the member. From then on it belongs to a cluster that has run before.
+func (m *Member) run() error {
+	conf, err := m.spec.embed(m.c.zap.Named(m.spec.Name))
 	if err != nil {
 		return err
 	}
-	conf.ServiceRegister = m.serving
-	// Health checks and the like have a listener of their own. Else, with TLS, a server
-	// of net/http stands before that of gRPC and, when the latter stops, ends its calls
-	// with answers in good order where a client of a killed member sees a reset.
-	conf.ListenClientHttpUrls = []url.URL{m.webURL}
-	e, err := embed.StartEtcd(conf)
+	s, err := start(conf)
 	if err != nil {
-		return fmt.Errorf("start etcd member %s: %w", m.name, err)
+		return err
 	}
+	m.spec.Existing = true
 	m.mu.Lock()
-	m.etcd, m.id, m.cut = e, e.Server.MemberID(), make(map[types.ID]bool)
+	m.server, m.id, m.cut = s, s.etcd.Server.MemberID(), make(map[types.ID]bool)
 	m.mu.Unlock()
 	m.c.cutPeers()
 	return nil
 }
 
-// serving notes a server that etcd has made, from one of its goroutines; it is the
-// only way to end one without waiting for what it is doing.
-func (m *Member) serving(s *grpc.Server) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.servers = append(m.servers, s)
-}
-
 func (m *Member) stop() {
 	m.mu.Lock()
+	s := m.server
+	m.server = nil
 	for peer, cut := range m.cut {
-		if cut && m.etcd != nil {
+		if cut && s != nil {
 			// etcd panics where it stops what a cut has stopped already, which happens
 			// to what a member has used to join.
-			m.etcd.Server.MendPeer(peer)
+			s.etcd.Server.MendPeer(peer)
 		}
 	}
-	e, servers := m.etcd, m.servers
-	m.etcd, m.servers = nil, nil
 	m.mu.Unlock()
-	if e == nil {
-		return
+	if s != nil {
+		s.stop()
 	}
-	for _, s := range servers {
-		s.Stop()
-	}
-	e.Server.HardStop() // Close alone would hand the leadership over
-	e.Close()
 }
 
 func (m *Member) waitReady() {
@@ -194,9 +158,9 @@ func (m *Member) waitReady() {
 	select {
 	case <-e.Server.ReadyNotify():
 	case err := <-e.Err():
-		m.c.t.Fatalf("etcd member %s failed: %v", m.name, err)
+		m.c.t.Fatalf("etcd member %s failed: %v", m.spec.Name, err)
 	case <-late.C:
-		m.c.t.Fatalf("waited %s for etcd member %s to serve", patience, m.name)
+		m.c.t.Fatalf("waited %s for etcd member %s to serve", patience, m.spec.Name)
 	}
 }
 
@@ -206,21 +170,24 @@ func (m *Member) cutPeer(peer types.ID, cut bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch {
-	case m.etcd == nil || m.cut[peer] == cut:
+	case m.server == nil || m.cut[peer] == cut:
 		return
 	case cut:
-		m.etcd.Server.CutPeer(peer)
+		m.server.etcd.Server.CutPeer(peer)
 	default:
-		m.etcd.Server.MendPeer(peer)
+		m.server.etcd.Server.MendPeer(peer)
 	}
 	m.cut[peer] = cut
 }
 
-// running returns the member's server, and nil while it is stopped.
+// running returns the member's etcd, and nil while it is stopped.
 func (m *Member) running() *embed.Etcd {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.etcd
+	if m.server == nil {
+		return nil
+	}
+	return m.server.etcd
 }
 
 // identity returns the member's id, also while it is stopped.

@@ -19,6 +19,7 @@ import (
 )
 
 func TestRelayPassesAllBytesAndTheirEnd(t *testing.T) {
+	t.Parallel()
 	r := etcdtest.StartRelay(t, echo(t).addr)
 	sent := bytes.Repeat([]byte("0123456789abcdef"), 1<<18) // 4 MiB
 	nc := dial(t, r)
@@ -41,6 +42,7 @@ func TestRelayPassesAllBytesAndTheirEnd(t *testing.T) {
 }
 
 func TestCutEndsConnectionsAndRefusesNewOnes(t *testing.T) {
+	t.Parallel()
 	r := etcdtest.StartRelay(t, echo(t).addr)
 	present := dial(t, r)
 	say(t, present, "a")
@@ -58,6 +60,7 @@ func TestCutEndsConnectionsAndRefusesNewOnes(t *testing.T) {
 }
 
 func TestStallPassesNothingUntilHealed(t *testing.T) {
+	t.Parallel()
 	for name, d := range map[string]etcdtest.Direction{"requests": etcdtest.Requests, "answers": etcdtest.Answers, "both": etcdtest.Both} {
 		t.Run(name, func(t *testing.T) {
 			e := echo(t)
@@ -81,6 +84,7 @@ func TestStallPassesNothingUntilHealed(t *testing.T) {
 }
 
 func TestDropAnswersLosesThemForGood(t *testing.T) {
+	t.Parallel()
 	e := echo(t)
 	r := etcdtest.StartRelay(t, e.addr)
 	nc, idle := dial(t, r), dial(t, r)
@@ -97,6 +101,7 @@ func TestDropAnswersLosesThemForGood(t *testing.T) {
 }
 
 func TestDelayIsAtLeastWhatItSays(t *testing.T) {
+	t.Parallel()
 	const d = 50 * time.Millisecond
 	r := etcdtest.StartRelay(t, echo(t).addr)
 	nc := dial(t, r)
@@ -110,6 +115,7 @@ func TestDelayIsAtLeastWhatItSays(t *testing.T) {
 }
 
 func TestRelayToNobodyResets(t *testing.T) {
+	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -119,6 +125,7 @@ func TestRelayToNobodyResets(t *testing.T) {
 }
 
 func TestRelayStaysOnLoopback(t *testing.T) {
+	t.Parallel()
 	for _, target := range []string{"192.0.2.1:80", "0.0.0.0:80", "localhost:80", "127.0.0.1", ""} {
 		if r, err := etcdtest.NewRelay(target); err == nil {
 			r.Close()
@@ -165,6 +172,7 @@ func TestRelayLeavesNoGoroutine(t *testing.T) {
 
 // TestFaultsComeAtOnceFromManyGoroutines is for the race detector.
 func TestFaultsComeAtOnceFromManyGoroutines(t *testing.T) {
+	t.Parallel()
 	r := etcdtest.StartRelay(t, echo(t).addr)
 	var all sync.WaitGroup
 	for _, fault := range []func(){
@@ -195,6 +203,7 @@ func TestFaultsComeAtOnceFromManyGoroutines(t *testing.T) {
 }
 
 func TestWriteMayHaveHappenedWhenItsAnswerIsLost(t *testing.T) {
+	t.Parallel()
 	c := etcdtest.Start(t, etcdtest.Options{})
 	relays := c.ClientRelays()
 	client := c.NewClient(relays.Endpoints()...)
@@ -222,6 +231,7 @@ func TestWriteMayHaveHappenedWhenItsAnswerIsLost(t *testing.T) {
 }
 
 func TestOneNodeIsPartitionedAndAnotherIsNot(t *testing.T) {
+	t.Parallel()
 	c := etcdtest.Start(t, etcdtest.Options{Members: 3, TLS: true, Auth: true})
 	lost, kept := c.ClientRelays(), c.ClientRelays()
 	lostClient, keptClient := c.NewClient(lost.Endpoints()...), c.NewClient(kept.Endpoints()...)

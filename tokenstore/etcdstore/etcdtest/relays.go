@@ -19,8 +19,12 @@ func (c *Cluster) ClientRelays() *Relays {
 	c.t.Helper()
 	r := new(Relays)
 	for _, m := range c.members {
-		r.scheme = m.clientURL.Scheme
-		r.relays = append(r.relays, StartRelay(c.t, m.clientURL.Host))
+		to, err := url.Parse(m.Endpoint())
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		r.scheme = to.Scheme
+		r.relays = append(r.relays, StartRelay(c.t, to.Host))
 	}
 	return r
 }

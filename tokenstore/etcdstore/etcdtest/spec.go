@@ -2,8 +2,16 @@ package etcdtest
 
 import (
 	"context"
+	"crypto/rand"
+	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"net/url"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
 	"time"
 
 	"go.etcd.io/etcd/server/v3/embed"
@@ -16,7 +24,8 @@ type Spec struct {
 	Name      string // unique in the cluster
 	Dir       string // made if it does not exist
 	ClientURL string // http or https, with the address and port to listen on
-	PeerURL   string // http, likewise
+	WebURL    string // with the scheme of ClientURL, for what is not gRPC; empty for none
+	PeerURL   string // http
 	Peers     string // name=PeerURL of all members, separated by commas
 	Token     string // the same for all members of one cluster, another for each cluster
 	Existing  bool   // the member joins a cluster that has run before
@@ -37,8 +46,39 @@ type Limits struct {
 	Fsync         bool          // false: nothing is synced, which only a crash of the machine can tell
 }
 
+// Specs returns what the members of a new cluster are started with: in folders below
+// dir, at ports of the loopback network that are free at this moment. Clients come
+// by the scheme, http or https; for https each still needs its Cert.
+func Specs(dir, scheme string, n int) ([]Spec, error) {
+	const each = 3
+	free, err := freePorts(loopback(), each*n)
+	if err != nil {
+		return nil, err
+	}
+	token := rand.Text()
+	specs := make([]Spec, n)
+	var peers []string
+	for i := range specs {
+		name := "m" + strconv.Itoa(i)
+		specs[i] = Spec{
+			Name:      name,
+			Dir:       filepath.Join(dir, name),
+			ClientURL: scheme + "://" + free[each*i],
+			WebURL:    scheme + "://" + free[each*i+1],
+			PeerURL:   "http://" + free[each*i+2],
+			Token:     token,
+		}
+		peers = append(peers, name+"="+specs[i].PeerURL)
+	}
+	for i := range specs {
+		specs[i].Peers = strings.Join(peers, ",")
+	}
+	return specs, nil
+}
+
 // Run runs a member until ctx ends or it fails, and tells ready once it serves,
-// which needs a majority of the members. It logs warnings and errors to stderr.
+// which needs a majority of the members. It ends at once, and logs warnings and errors
+// to stderr.
 func (s *Spec) Run(ctx context.Context, ready func()) error {
 	config := zap.NewProductionConfig()
 	config.Level = zap.NewAtomicLevelAt(zap.WarnLevel)
@@ -50,20 +90,20 @@ func (s *Spec) Run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
-	e, err := embed.StartEtcd(conf)
+	e, err := start(conf)
 	if err != nil {
-		return fmt.Errorf("start etcd member %s: %w", s.Name, err)
+		return err
 	}
-	defer e.Close()
-	served := e.Server.ReadyNotify()
+	defer e.stop()
+	served := e.etcd.Server.ReadyNotify()
 	for {
 		select {
 		case <-served:
 			ready()
 			served = nil
-		case <-e.Server.StopNotify():
+		case <-e.etcd.Server.StopNotify():
 			return fmt.Errorf("etcd member %s stopped by itself", s.Name)
-		case err := <-e.Err():
+		case err := <-e.etcd.Err():
 			return fmt.Errorf("etcd member %s: %w", s.Name, err)
 		case <-ctx.Done():
 			return nil
@@ -72,12 +112,10 @@ func (s *Spec) Run(ctx context.Context, ready func()) error {
 }
 
 func (s *Spec) embed(log *zap.Logger) (*embed.Config, error) {
-	client, err := url.Parse(s.ClientURL)
-	if err != nil {
-		return nil, err
-	}
-	peer, err := url.Parse(s.PeerURL)
-	if err != nil {
+	client, errClient := url.Parse(s.ClientURL)
+	web, errWeb := url.Parse(s.WebURL)
+	peer, errPeer := url.Parse(s.PeerURL)
+	if err := errors.Join(errClient, errWeb, errPeer); err != nil {
 		return nil, err
 	}
 	c := embed.NewConfig()
@@ -85,6 +123,13 @@ func (s *Spec) embed(log *zap.Logger) (*embed.Config, error) {
 	c.Dir = s.Dir
 	c.ListenClientUrls, c.AdvertiseClientUrls = []url.URL{*client}, []url.URL{*client}
 	c.ListenPeerUrls, c.AdvertisePeerUrls = []url.URL{*peer}, []url.URL{*peer}
+	if s.WebURL != "" {
+		// Health checks and the like have a listener of their own. Else, with TLS, a
+		// server of net/http stands before that of gRPC and, when the latter stops, ends
+		// its calls with answers in good order where the client of a killed member sees
+		// a reset.
+		c.ListenClientHttpUrls = []url.URL{*web}
+	}
 	c.InitialCluster = s.Peers
 	c.InitialClusterToken = s.Token
 	if s.Existing {
@@ -120,4 +165,54 @@ func milliseconds(d time.Duration, otherwise uint) uint {
 		return otherwise
 	}
 	return uint(d.Milliseconds())
+}
+
+// host returns the address that clients come to.
+func (s *Spec) host() net.IP {
+	u, err := url.Parse(s.ClientURL)
+	if err != nil {
+		return nil
+	}
+	return net.ParseIP(u.Hostname())
+}
+
+// loopback picks an address of the loopback network that nobody else uses, so that
+// a port stays free while its member is stopped. Outgoing connections leave from
+// 127.0.0.1 and take none. Systems other than Linux have that address only.
+func loopback() netip.Addr {
+	common := netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	if runtime.GOOS != "linux" {
+		return common
+	}
+	var b [3]byte
+	rand.Read(b[:])
+	own := netip.AddrFrom4([4]byte{127, b[0], b[1], b[2]&0x7f | 1})
+	l, err := net.Listen("tcp", netip.AddrPortFrom(own, 0).String())
+	if err != nil {
+		return common
+	}
+	l.Close()
+	return own
+}
+
+// freePorts returns addresses with ports that are free at this moment.
+func freePorts(host netip.Addr, n int) ([]string, error) {
+	var listeners []net.Listener
+	defer func() {
+		for _, l := range listeners {
+			l.Close()
+		}
+	}()
+	for range n {
+		l, err := net.Listen("tcp", netip.AddrPortFrom(host, 0).String())
+		if err != nil {
+			return nil, err
+		}
+		listeners = append(listeners, l)
+	}
+	addresses := make([]string, n)
+	for i, l := range listeners {
+		addresses[i] = l.Addr().String()
+	}
+	return addresses, nil
 }
