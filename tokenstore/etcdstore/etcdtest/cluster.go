@@ -273,8 +273,9 @@ func (c *Cluster) Backup() (restore func()) {
 
 // IsolatePeers cuts a member off from the others, in both directions, while clients
 // still reach it. What the members send one another is lost, as by a firewall that
-// drops packets. If it led, the others elect another leader. Only the renewal of a
-// lease, which etcd sends on its own way, passes until the member misses its leader.
+// drops packets. If it led, the others elect another leader. What etcd sends on ways of
+// its own, renewals of leases and whole snapshots, passes until the members miss one
+// another, which takes an election timeout.
 func (c *Cluster) IsolatePeers(i int) {
 	c.isolated[i] = true
 	c.cutPeers()
