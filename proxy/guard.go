@@ -467,6 +467,7 @@ type refusal struct {
 	code       string // empty: it is no refusal, and has no body
 	detail     string
 	challenge  string // WWW-Authenticate
+	scope      string // ends the challenge where it is not empty
 	retryAfter time.Duration
 }
 
@@ -480,7 +481,7 @@ func refusalOf(d *enforce.Decision) refusal {
 	case d.Reason == enforce.MissingToken:
 		r.challenge = realm
 	case d.Reason == enforce.ScopeMissing:
-		r.challenge = realm + `, error="insufficient_scope", scope="` + d.Scope + `"`
+		r.challenge, r.scope = realm+`, error="insufficient_scope", scope=`, d.Scope
 	case r.status == http.StatusUnauthorized:
 		r.challenge = realm + `, error="invalid_token"`
 	case r.status == http.StatusServiceUnavailable:
@@ -502,29 +503,71 @@ func (r *refusal) appendBody(dst []byte, id *requestID) []byte {
 	dst = append(dst, `,"code":"`...)
 	dst = append(dst, r.code...)
 	dst = append(dst, `","detail":`...)
-	dst = strconv.AppendQuote(dst, r.detail)
+	dst = appendQuoted(dst, r.detail)
 	dst = append(dst, `,"request_id":"`...)
 	dst = append(dst, id[:]...)
 	return append(dst, "\"}\n"...)
 }
 
-// fields calls add for each field of the answer but its length.
-func (r *refusal) fields(id *requestID, add func(name, value string)) {
-	if r.code != "" {
-		add("Content-Type", "application/problem+json")
-		add("Cache-Control", "no-store")
+// appendQuoted appends s in double quotes. Most texts need no escaping.
+func appendQuoted(dst []byte, s string) []byte {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c > '~' || c == '"' || c == '\\' {
+			return strconv.AppendQuote(dst, s)
+		}
 	}
-	add(headerRequestID, id.String())
+	dst = append(dst, '"')
+	dst = append(dst, s...)
+	return append(dst, '"')
+}
+
+// appendFields appends the fields of the answer but its length. Values are built
+// in scratch, which is returned grown; they stay valid as long as it is not reused.
+func (r *refusal) appendFields(dst []http1.Field, scratch []byte, id *requestID) ([]http1.Field, []byte) {
+	if r.code != "" {
+		dst = append(dst, http1.Field{Name: nameContentType, Value: valueProblem}, http1.Field{Name: nameCacheControl, Value: valueNoStore})
+	}
+	dst = append(dst, http1.Field{Name: nameRequestID, Value: id[:]})
+	add := func(name []byte, start int) {
+		dst = append(dst, http1.Field{Name: name, Value: scratch[start:len(scratch):len(scratch)]})
+	}
 	if r.challenge != "" {
-		add("WWW-Authenticate", r.challenge)
+		start := len(scratch)
+		scratch = append(scratch, r.challenge...)
+		if r.scope != "" {
+			scratch = append(append(append(scratch, '"'), r.scope...), '"')
+		}
+		add(nameAuthenticate, start)
 	}
 	if r.retryAfter > 0 {
-		add("Retry-After", strconv.FormatInt(seconds(r.retryAfter), 10))
+		start := len(scratch)
+		scratch = strconv.AppendInt(scratch, seconds(r.retryAfter), 10)
+		add(nameRetryAfter, start)
 	}
 	if r.status == http.StatusMethodNotAllowed {
-		add("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
+		dst = append(dst, http1.Field{Name: nameAllow, Value: valueAllow})
+	}
+	return dst, scratch
+}
+
+// fields calls add for each field of the answer but its length.
+func (r *refusal) fields(id *requestID, add func(name, value string)) {
+	fields, _ := r.appendFields(nil, nil, id)
+	for _, f := range fields {
+		add(string(f.Name), string(f.Value))
 	}
 }
+
+var (
+	nameContentType  = []byte("Content-Type")
+	nameCacheControl = []byte("Cache-Control")
+	nameAuthenticate = []byte("WWW-Authenticate")
+	nameRetryAfter   = []byte("Retry-After")
+	nameAllow        = []byte("Allow")
+	valueProblem     = []byte("application/problem+json")
+	valueNoStore     = []byte("no-store")
+	valueAllow       = []byte("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
+)
 
 // PrefixMount takes the paths that equal one of the prefixes or lie below it. A
 // segment `{x}` of a prefix stands for any non-empty segment.

@@ -68,11 +68,10 @@ func (w *Wire) refuse(x *http1.Exchange, p *passage) {
 	for _, f := range p.extra {
 		p.answer = append(p.answer, http1.Field(f))
 	}
-	p.refusal.fields(&p.id, func(name, value string) {
-		p.answer = append(p.answer, http1.Field{Name: []byte(name), Value: []byte(value)})
-	})
-	p.scratch = p.refusal.appendBody(p.scratch[:0], &p.id)
-	_ = x.Respond(p.refusal.status, p.answer, p.scratch) // a client that is gone needs no answer
+	p.answer, p.scratch = p.refusal.appendFields(p.answer, p.scratch[:0], &p.id)
+	body := len(p.scratch)
+	p.scratch = p.refusal.appendBody(p.scratch, &p.id)
+	_ = x.Respond(p.refusal.status, p.answer, p.scratch[body:]) // a client that is gone needs no answer
 }
 
 func (w *Wire) forward(x *http1.Exchange, p *passage) {
@@ -230,9 +229,7 @@ func (w *Wire) Refuse(r http1.Refusal) http1.Answer {
 	out := protocolRefusal(r.ProtocolError)
 	w.guard.countRefusal(out.code)
 	var a http1.Answer
-	out.fields(&id, func(name, value string) {
-		a.Fields = append(a.Fields, http1.Field{Name: []byte(name), Value: []byte(value)})
-	})
+	a.Fields, _ = out.appendFields(nil, nil, &id)
 	a.Body = out.appendBody(nil, &id)
 	return a
 }

@@ -123,8 +123,8 @@ func (a *app) buildProxy() error {
 		return err
 	}
 	a.guard = proxy.NewGuard(a.engine, a.log, a.now)
-	a.guard.Refused = a.countRefusal
-	a.guard.Failed = a.countFailure
+	a.guard.Refused = counting(proxy.RefusalCodes(), a.registry.Refusals.Add)
+	a.guard.Failed = counting(proxy.FailureCodes(), a.registry.Upstream.Add)
 	a.guard.SetRules(rules)
 	if len(a.cfg.Admin.Mount) > 0 {
 		g := newGate(a.engine, rules.Canon, a.vault, a.now)

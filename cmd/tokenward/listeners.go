@@ -61,7 +61,7 @@ func secured(l net.Listener, t *proxy.ServerTLS) net.Listener {
 }
 
 func (a *app) refusedHeader(remote net.Addr, err error) {
-	a.countRefusal(proxy.CodeProxyProtocol)
+	a.guard.Refused(proxy.CodeProxyProtocol)
 	a.log.Warn("a connection was refused: peers in proxy.proxy_protocol_from must begin with a PROXY protocol header", "peer", remote.String(), "error", err)
 }
 

@@ -2,7 +2,6 @@ package main
 
 import (
 	"log/slog"
-	"slices"
 	"strings"
 	"time"
 
@@ -51,12 +50,20 @@ func (c *Config) recording() proxy.Recording {
 	}
 }
 
-func (a *app) countRefusal(code string) {
-	a.registry.Refusals.Add(slices.Index(proxy.RefusalCodes(), code))
-}
-
-func (a *app) countFailure(code string) {
-	a.registry.Upstream.Add(slices.Index(proxy.FailureCodes(), code))
+// counting counts by code; codes are those that there are, in the order of add's
+// index.
+func counting(codes []string, add func(index int)) func(code string) {
+	places := make(map[string]int, len(codes))
+	for i, code := range codes {
+		places[code] = i
+	}
+	return func(code string) {
+		i, ok := places[code]
+		if !ok {
+			i = -1
+		}
+		add(i)
+	}
 }
 
 func (a *app) storeStats() metrics.StoreStats {
