@@ -29,7 +29,7 @@ func (b *batch) apply(o *overlay) error {
 	digests := b.tx.Bucket(bucketDigests)
 	digests.FillPercent = scatteredFill
 	for d, id := range o.Digests() {
-		if err := digests.Put(d[:], number(uint64(id))); err != nil {
+		if err := b.s.putDigest(digests, &d, id); err != nil {
 			return err
 		}
 	}

@@ -20,10 +20,14 @@ func (s *Store) ByDigest(ctx context.Context, d tokenstore.Digest) (*tokenstore.
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
+	if s.lacks(&d) && !s.isClosing() {
+		return nil, tokenstore.ErrNotFound
+	}
 	var t *tokenstore.Token
 	err := s.view(func(tx *bolt.Tx) error {
 		v := tx.Bucket(bucketDigests).Get(d[:])
 		if v == nil {
+			s.missed()
 			return tokenstore.ErrNotFound
 		}
 		if len(v) != 8 {

@@ -188,7 +188,7 @@ func (s *Store) unseal(r *tokenstore.SealedRecord) (*tokenstore.Token, error) {
 func (o *overlay) retire(tx *bolt.Tx, retired []tokenstore.Retired) error {
 	digests := tx.Bucket(bucketDigests)
 	for i := range retired {
-		if err := digests.Put(retired[i].Digest[:], number(uint64(retired[i].Owner))); err != nil {
+		if err := o.batch.s.putDigest(digests, &retired[i].Digest, retired[i].Owner); err != nil {
 			return err
 		}
 	}
@@ -205,7 +205,7 @@ func (o *overlay) linkDigests(tx *bolt.Tx) error {
 			continue
 		}
 		for j := range t.Secrets {
-			if err := digests.Put(t.Secrets[j].Digest[:], number(uint64(t.ID))); err != nil {
+			if err := o.batch.s.putDigest(digests, &t.Secrets[j].Digest, t.ID); err != nil {
 				return err
 			}
 		}

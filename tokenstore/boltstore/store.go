@@ -105,7 +105,8 @@ type Store struct {
 
 	commit func(*bolt.Tx) error // (*bolt.Tx).Commit; tests put faults here
 
-	stats counters
+	stats  counters
+	filter digestFilter
 }
 
 // Open opens a store that [Create] made. It refuses everything else and leaves
@@ -151,6 +152,7 @@ func newStore(db *bolt.DB, o Options) *Store {
 		queue:   make(chan *job),
 		closing: make(chan struct{}), written: make(chan struct{}),
 		commit: (*bolt.Tx).Commit,
+		filter: digestFilter{want: make(chan struct{}, 1)},
 	}
 }
 
@@ -303,6 +305,7 @@ func (s *Store) Close() error {
 	s.closeOnce.Do(func() {
 		close(s.closing)
 		<-s.written
+		s.filter.gathering.Wait()
 		if s.stuck {
 			s.closed = s.broken
 			return

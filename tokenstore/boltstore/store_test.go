@@ -33,6 +33,7 @@ func harness(t *testing.T, s *Store, o Options) *storetest.Harness {
 	// Surviving a power failure is the crash tests' matter; without waiting for
 	// the disk the suite takes seconds.
 	s.db.NoSync = true
+	filtered(t, s)
 	t.Cleanup(func() {
 		if err := s.Close(); err != nil {
 			t.Error(err)
@@ -82,6 +83,7 @@ func check(t testing.TB, s *Store) {
 	if err != nil {
 		t.Error(err)
 	}
+	checkFilter(t, s)
 }
 
 func testPeppers(t testing.TB, names ...string) *tokenstore.Peppers {

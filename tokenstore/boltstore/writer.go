@@ -65,6 +65,8 @@ func (s *Store) write() {
 		case <-s.closing:
 			ended = true
 			return
+		case <-s.filter.want:
+			s.renewFilter()
 		case first := <-s.queue:
 			if last > 1 {
 				// Those just answered may be about to ask again: let them, or they
@@ -74,6 +76,9 @@ func (s *Store) write() {
 			jobs := s.gather(first)
 			last = len(jobs)
 			s.run(jobs)
+			if t := s.filter.table.Load(); t != nil && t.overfull() {
+				s.renewFilter()
+			}
 		}
 	}
 }
