@@ -225,6 +225,14 @@ func (c *Cache) Changed(change Change) {
 	}
 }
 
+// Forget makes the next Find of every secret read the store: what changed is not
+// known.
+func (c *Cache) Forget() {
+	for i := range c.generations {
+		c.generations[i].Add(1)
+	}
+}
+
 // SetImportKeys sets the keys of HMAC digests that were made elsewhere.
 func (c *Cache) SetImportKeys(k *ImportKeys) { c.importKeys.Store(k) }
 

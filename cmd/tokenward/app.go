@@ -82,8 +82,8 @@ func newApp(ctx context.Context, cfg *Config, log *slog.Logger, now func() time.
 			err = errors.Join(err, a.closeListeners(), a.vault.close())
 		}
 	}()
-	a.engine = enforce.NewEngine(a.vault.cache, 0)
-	a.engine.KeepCounts(countLedger{a.vault.store})
+	a.engine = enforce.NewEngine(a.vault.finder(), 0)
+	a.engine.KeepCounts(a.vault.ledger())
 	if err := a.buildProxy(); err != nil {
 		return nil, err
 	}
@@ -336,6 +336,10 @@ func (a *app) buildMetrics() {
 	a.registry.WatchAudit(a.auditStats)
 	a.registry.WatchUpstreams(a.upstreams.stats)
 	a.health.Watch("store", a.checkStore)
+	if p := a.vault.part; p != nil {
+		a.health.Watch("cluster", p.check)
+		a.registry.WatchCluster(p.stats)
+	}
 	a.health.Watch("audit", a.checkAudit)
 	a.health.Watch("upstreams", a.upstreams.check)
 	a.health.Watch("clock", a.vault.clock.check)

@@ -113,7 +113,7 @@ func (b *backupCommand) fromStore(cmd *cobra.Command, w io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	v, err := openVault(cfg, newLogger(cfg, cmd.ErrOrStderr()), time.Now, false, nil)
+	v, err := openVault(cmd.Context(), cfg, newLogger(cfg, cmd.ErrOrStderr()), time.Now, opening{})
 	if errors.Is(err, boltstore.ErrInUse) {
 		return fmt.Errorf("%w\nLeave --config away to have the server make the backup", err)
 	}

@@ -175,7 +175,7 @@ func TestOperatorCanBelieveTheMachinesClock(t *testing.T) {
 		if i == 0 {
 			machine = ahead
 		}
-		v, err := openVault(cfg, log, machine, i == 0, nil)
+		v, err := openVault(t.Context(), cfg, log, machine, opening{create: i == 0, serve: true})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -27,14 +27,6 @@ type decoder struct {
 	broken map[string]bool
 }
 
-// notBuilt are keys of the configuration that this version does not know how
-// to obey yet. They are refused rather than ignored, and leave this table with
-// the commit that builds them.
-var notBuilt = map[string]string{}
-
-// notBuiltValues are values that keys of this version do not take yet, by key.
-var notBuiltValues = map[string][]string{}
-
 func (d *decoder) fault(path string, at position, r rule, problem, mend string) {
 	d.faults = append(d.faults, configFault{Line: at.line, Column: at.column, width: at.width, Key: path, Rule: r, Problem: problem, Mend: mend})
 	d.spoil(path)
@@ -180,36 +172,12 @@ func (d *decoder) mapping(path string, node ast.Node, dst reflect.Value) {
 		first[key] = at
 		index, known := fields[key]
 		_, isText := keyNode.(*ast.StringNode)
-		if what, ok := notBuilt[generalPath(child)]; ok {
-			d.fault(child, at, ruleNotSupported, what+" is not supported by this version", "remove the key, or use a version that has it")
-			continue
-		}
 		if !known || !isText {
 			d.unknownKey(path, child, key, at, dst.Type())
 			continue
 		}
 		d.value(child, iter.Value(), dst.Field(index))
 	}
-}
-
-// generalPath is the path with the numbers of list items left out.
-func generalPath(path string) string {
-	var b strings.Builder
-	inside := false
-	for _, r := range path {
-		switch r {
-		case '[':
-			b.WriteString("[]")
-			inside = true
-		case ']':
-			inside = false
-		default:
-			if !inside {
-				b.WriteRune(r)
-			}
-		}
-	}
-	return b.String()
 }
 
 // yamlFields maps the keys of a section to the indexes of its fields.

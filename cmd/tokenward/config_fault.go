@@ -34,7 +34,6 @@ const (
 	ruleSyntax       rule = "syntax"
 	ruleUnknownKey   rule = "unknown_key"
 	ruleDuplicateKey rule = "duplicate_key"
-	ruleNotSupported rule = "not_supported"
 	ruleType         rule = "wrong_type"
 	ruleMissing      rule = "missing"
 	ruleDuration     rule = "bad_duration"
@@ -71,7 +70,7 @@ const (
 
 var allRules = []rule{
 	ruleFile, ruleTooLarge, ruleEmpty, ruleByteOrder, ruleNotUTF8, ruleHidden, ruleTab, ruleLongLine, ruleNesting, ruleTooMany,
-	ruleNotPlain, ruleMultiLine, ruleDocument, ruleSyntax, ruleUnknownKey, ruleDuplicateKey, ruleNotSupported, ruleType, ruleMissing,
+	ruleNotPlain, ruleMultiLine, ruleDocument, ruleSyntax, ruleUnknownKey, ruleDuplicateKey, ruleType, ruleMissing,
 	ruleDuration, ruleTime, ruleObserve, ruleParent, ruleSize, ruleRate, ruleNetwork, ruleChoice, ruleBounds, ruleListen, ruleSameListen, ruleUpstream, ruleLoop, rulePath,
 	ruleSameFile, ruleSecretInline, ruleHalfTLS, ruleExposed, ruleProfiles, ruleTarget, ruleProxies, ruleCredentials, ruleIdentity,
 	ruleName, ruleTwice, ruleRoute, ruleConflict, ruleCORS, ruleWebHook, ruleNamedFile,

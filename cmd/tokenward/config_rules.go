@@ -441,25 +441,14 @@ func (d *decoder) choiceOf(key, path, word string) {
 	if !d.sound(path) {
 		return
 	}
-	var built []string
-	for _, w := range choices[key] {
-		if !slices.Contains(notBuiltValues[key], w) {
-			built = append(built, w)
-		}
+	if slices.Contains(choices[key], word) {
+		return
 	}
-	mend := "write " + orList(built)
-	if len(built) == 0 {
-		mend = "remove it"
+	mend := "write " + orList(choices[key])
+	if near := nearest(word, choices[key]); near != "" {
+		mend = "did you mean " + near + "? W" + mend[1:]
 	}
-	switch {
-	case slices.Contains(notBuiltValues[key], word):
-		d.report(path, ruleNotSupported, quote(word)+" is not supported by this version", mend)
-	case !slices.Contains(choices[key], word):
-		if near := nearest(word, built); near != "" {
-			mend = "did you mean " + near + "? W" + mend[1:]
-		}
-		d.report(path, ruleChoice, quote(word)+" is not a choice here", mend)
-	}
+	d.report(path, ruleChoice, quote(word)+" is not a choice here", mend)
 }
 
 // checkRoutes compiles each route by itself, and then all that are sound

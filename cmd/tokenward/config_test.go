@@ -368,36 +368,6 @@ func TestRestartIsAskedForWhereAReloadDoesNotHelp(t *testing.T) {
 	}
 }
 
-// TestKeysThatAreNotBuiltAreRefused holds the table against the struct: a key
-// is in one of them, never in both, and never ignored.
-func TestKeysThatAreNotBuiltAreRefused(t *testing.T) {
-	for path, what := range notBuilt {
-		t.Run(path, func(t *testing.T) {
-			text, indent := "", ""
-			for part := range strings.SplitSeq(path, ".") {
-				name, list := strings.CutSuffix(part, "[]")
-				text += indent + name + ":\n"
-				indent += "  "
-				if list {
-					text += indent + "- match: GET /\n"
-					indent += "  "
-				}
-			}
-			faults := faultsOf(t, strings.TrimSuffix(text, "\n")+" x\n")
-			if len(faults) != 1 || faults[0].Rule != ruleNotSupported || !strings.Contains(faults[0].Problem, what) {
-				t.Errorf("got %+v", faults)
-			}
-		})
-	}
-	for path, words := range notBuiltValues {
-		for _, w := range words {
-			if !slices.Contains(choices[path], w) {
-				t.Errorf("%s: %s is in notBuiltValues, but not in choices", path, w)
-			}
-		}
-	}
-}
-
 func TestDidYouMean(t *testing.T) {
 	for _, c := range []struct{ text, want string }{
 		{"prxoy: {}\n", "did you mean proxy?"},
@@ -731,4 +701,24 @@ func TestHeaderThatIsOffIsStillRemoved(t *testing.T) {
 			t.Errorf("%q: %v", c.text, err)
 		}
 	}
+}
+
+// generalPath is the path with the numbers of list items left out.
+func generalPath(path string) string {
+	var b strings.Builder
+	inside := false
+	for _, r := range path {
+		switch r {
+		case '[':
+			b.WriteString("[]")
+			inside = true
+		case ']':
+			inside = false
+		default:
+			if !inside {
+				b.WriteRune(r)
+			}
+		}
+	}
+	return b.String()
 }

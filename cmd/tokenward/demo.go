@@ -223,7 +223,7 @@ type demoTokens struct{ root, full, readOnly, oneAccount, expired, office admin.
 // the store, so that one of them has ended by now.
 func makeDemoTokens(ctx context.Context, cfg *Config, log *slog.Logger) (_ *demoTokens, err error) {
 	then := func() time.Time { return time.Now().Add(-2 * time.Hour) }
-	v, err := openVault(cfg, log, then, true, nil)
+	v, err := openVault(ctx, cfg, log, then, opening{create: true})
 	if err != nil {
 		return nil, err
 	}

@@ -92,7 +92,7 @@ func (f *explainFlags) run(cmd *cobra.Command, method, target string) (native.Ex
 		d, steps := enforce.NewEngine(noTokens{}, 1).Explain(cmd.Context(), rules.Policy, canonicalQuestion(rules.Canon, &q), time.Now())
 		return explanationOf(&d, steps), nil
 	}
-	v, err := openVault(cfg, slog.New(slog.DiscardHandler), time.Now, false, nil)
+	v, err := openVault(cmd.Context(), cfg, slog.New(slog.DiscardHandler), time.Now, opening{})
 	if err != nil {
 		return none, fmt.Errorf("%w\nTo ask a running server: curl -H \"Authorization: Bearer $TOKENWARD_TOKEN\" http://%s/v1/explain -d '{\"method\":%q,\"target\":%q,\"token_id\":%d}'",
 			err, cfg.Admin.Listen, method, target, max(f.tokenID, 1))

@@ -118,7 +118,7 @@ func (f *importFlags) open(cmd *cobra.Command) (*vault, error) {
 	if err != nil {
 		return nil, err
 	}
-	v, err := openVault(cfg, newLogger(cfg, cmd.ErrOrStderr()), time.Now, false, nil)
+	v, err := openVault(cmd.Context(), cfg, newLogger(cfg, cmd.ErrOrStderr()), time.Now, opening{})
 	if errors.Is(err, boltstore.ErrInUse) {
 		return nil, fmt.Errorf("%w\nLeave --config away to have the server do it", err)
 	}
@@ -347,7 +347,7 @@ func (v *vault) recordForeign(ctx context.Context, scheme tokenstore.Scheme) err
 
 // readImportKeys reads the configured keys, and checks that the store needs no
 // other.
-func readImportKeys(paths []string, store *boltstore.Store) (*tokenstore.ImportKeys, error) {
+func readImportKeys(paths []string, store tokens) (*tokenstore.ImportKeys, error) {
 	var files [][]byte
 	for _, path := range paths {
 		b, err := os.ReadFile(path) //nolint:gosec // the operator names it

@@ -52,12 +52,14 @@ func newInitCommand() *cobra.Command {
 // token in an existing store. It also completes an initialisation that was cut
 // short between the two.
 func initialise(ctx context.Context, cfg *Config, log *slog.Logger, newRoot bool) (made admin.Made, revoked []tokenstore.ID, err error) {
-	create := !newRoot && !exists(cfg.TokenStore.Path)
-	v, err := openVault(cfg, log, time.Now, create, nil)
+	v, err := openVault(ctx, cfg, log, time.Now, opening{create: !newRoot})
 	if err != nil {
 		return made, nil, err
 	}
 	defer func() { err = errors.Join(err, v.close()) }()
+	if err := v.readied(ctx); err != nil {
+		return made, nil, err
+	}
 	if newRoot {
 		made, revoked, err = v.service.NewRoot(ctx)
 	} else {
@@ -106,7 +108,7 @@ func openOrBootstrap(ctx context.Context, cfg *Config, log *slog.Logger, now fun
 	if err != nil {
 		return nil, err
 	}
-	v, err := openVault(cfg, log, now, !secret.IsZero() && !exists(cfg.TokenStore.Path), observe)
+	v, err := openVault(ctx, cfg, log, now, opening{create: !secret.IsZero(), serve: true, observe: observe})
 	if err != nil {
 		return nil, err
 	}

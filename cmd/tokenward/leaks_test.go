@@ -44,7 +44,7 @@ func TestReportOfALeakReachesTheStore(t *testing.T) {
 	if err := os.WriteFile(cfg.Admin.Leaks.KeysFile, published, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	v, err := openVault(cfg, slog.New(slog.DiscardHandler), time.Now, true, nil)
+	v, err := openVault(t.Context(), cfg, slog.New(slog.DiscardHandler), time.Now, opening{create: true, serve: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"log/slog"
+	"math"
 	"strings"
 	"time"
 
@@ -68,10 +69,16 @@ func counting(codes []string, add func(index int)) func(code string) {
 
 func (a *app) storeStats() metrics.StoreStats {
 	s := a.vault.store.Stats()
-	return metrics.StoreStats{
+	out := metrics.StoreStats{
 		Active: int(s.Active), Disabled: int(s.Disabled), Revoked: int(s.Revoked), //nolint:gosec // counts of tokens
 		Outbox: s.Outbox, FileBytes: s.FileBytes, Commits: s.Commits, Changes: s.Changes,
 	}
+	if p := a.vault.part; p != nil {
+		if out.Staleness = p.Store.Stats().Age; out.Staleness == math.MaxInt64 {
+			out.Staleness = -1 // not known
+		}
+	}
+	return out
 }
 
 func (a *app) cacheStats() metrics.CacheStats {

@@ -182,7 +182,7 @@ func (s *scanCommand) asker(cmd *cobra.Command, prefixes *[]string) (ask asker, 
 		if err != nil {
 			return nil, nil, err
 		}
-		v, err := openVault(cfg, newLogger(cfg, cmd.ErrOrStderr()), time.Now, false, nil)
+		v, err := openVault(cmd.Context(), cfg, newLogger(cfg, cmd.ErrOrStderr()), time.Now, opening{})
 		if err != nil {
 			return nil, nil, err
 		}

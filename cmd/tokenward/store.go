@@ -17,14 +17,14 @@ import (
 	"tokenward/admin/mailtrap"
 	"tokenward/audit"
 	"tokenward/tokenstore"
-	"tokenward/tokenstore/boltstore"
 	"tokenward/tokenstore/usage"
 )
 
 // vault is the token store with everything that hangs on its file: the cache
 // before it, the audit log behind it, and the service that changes it.
 type vault struct {
-	store   *boltstore.Store
+	store   tokens
+	part    *part // the store, in a cluster; else nil
 	cache   *tokenstore.Cache
 	log     *audit.Log
 	service *admin.Service
@@ -93,41 +93,47 @@ func (v *vault) onChange(f func(tokenstore.Change)) {
 	v.told.Store(&f)
 }
 
-// openVault opens the store that cfg names, or with create makes it first.
-func openVault(cfg *Config, log *slog.Logger, now func() time.Time, create bool, observe func(audit.Progress)) (*vault, error) {
+// opening says what a store is opened for.
+type opening struct {
+	create  bool                 // where there is none, it is made
+	serve   bool                 // it is for a server, and not for one verb
+	observe func(audit.Progress) // nil: nobody is told of what reaches the audit log
+}
+
+// openVault opens the store that cfg names.
+func openVault(ctx context.Context, cfg *Config, log *slog.Logger, now func() time.Time, o opening) (*vault, error) {
 	peppers, err := readPeppers(cfg.TokenStore.PepperFiles)
 	if err != nil {
 		return nil, err
 	}
 	v := &vault{peppers: peppers, drained: make(chan error, 1)}
 	v.ctx, v.cancel = context.WithCancel(context.Background())
-	opts := boltstore.Options{Path: cfg.TokenStore.Path, Peppers: peppers, Logger: log,
-		OnChange: v.changed, Now: v.stamp}
-	open := boltstore.Open
-	if create {
-		open = boltstore.Create
-	}
-	if v.store, err = open(opts); err != nil {
+	if err := v.openTokens(ctx, cfg, log, o); err != nil {
 		return nil, err
 	}
 	v.clock = newClock(now, steadyClock(), v.leastTime(log), log)
 	v.now = v.clock.Now
-	if err := v.connect(cfg, log, observe); err != nil {
+	if err := v.connect(ctx, cfg, log, o); err != nil {
+		v.cancel()
+		v.tasks.Wait()
 		return nil, errors.Join(err, v.store.Close())
 	}
 	return v, nil
 }
 
-func (v *vault) connect(cfg *Config, log *slog.Logger, observe func(audit.Progress)) error {
+func (v *vault) connect(ctx context.Context, cfg *Config, log *slog.Logger, o opening) error {
 	var err error
 	if v.cache, err = tokenstore.NewCache(v.store, v.peppers, v.store.Formats(), cfg.TokenStore.CacheEntries); err != nil {
 		return err
 	}
-	if v.usage, err = usage.NewRecorder(v.store, usage.Pace{}); err != nil {
+	if err := v.follow(ctx, log); err != nil {
+		return err
+	}
+	if v.usage, err = usage.NewRecorder(v.store, v.pace()); err != nil {
 		return err
 	}
 	opts := cfg.serviceOptions()
-	opts.Usage = v.usage.Of
+	opts.Usage, opts.Node = v.usage.Of, v.nodeOf()
 	opts.Prefixes = apiPrefixes()
 	opts.AccountTypes = mailtrap.AccountTypes()
 	opts.RecordPrefix = v.recordPrefix
@@ -141,6 +147,10 @@ func (v *vault) connect(cfg *Config, log *slog.Logger, observe func(audit.Progre
 	if v.service, err = admin.New(v.store, v.store, v.peppers, v.now, opts); err != nil {
 		return err
 	}
+	v.background(v.clock.run)
+	if v.part != nil && !o.serve {
+		return nil // the events wait in etcd, for a node that serves
+	}
 	var recovery audit.Recovery
 	if v.log, recovery, err = openAudit(cfg, v.peppers, v.now()); err != nil {
 		return err
@@ -148,12 +158,11 @@ func (v *vault) connect(cfg *Config, log *slog.Logger, observe func(audit.Progre
 	if recovery.TornBytes > 0 {
 		log.Warn("the audit log ended in half a line, which was cut off: the process was killed while it wrote, nothing acknowledged is lost", "path", cfg.Audit.Path, "bytes", recovery.TornBytes)
 	}
-	v.startDrainer(log, observe)
+	v.startDrainer(log, o.observe)
 	v.runUsage(log)
 	if cfg.Audit.Denials == "on" {
 		v.runDenials(log)
 	}
-	v.background(v.clock.run)
 	return nil
 }
 
@@ -182,7 +191,7 @@ func (v *vault) recordPrefix(ctx context.Context, prefix string) error {
 
 // startDrainer moves events from the store's outbox into the audit log.
 func (v *vault) startDrainer(log *slog.Logger, observe func(audit.Progress)) {
-	d := &audit.Drainer{Outbox: outbox{v.store}, Log: v.log, Source: v.store.ID(), Wake: v.store.Wake(),
+	d := &audit.Drainer{Outbox: v.store, Log: v.log, Source: v.store.Source(), Wake: v.store.Wake(),
 		Observe: func(p audit.Progress) {
 			if p.Err != nil {
 				log.Error("the audit log cannot be written; changes are refused once too many events wait", "error", p.Err, "retry_in", p.RetryIn)
@@ -200,23 +209,12 @@ func (v *vault) startDrainer(log *slog.Logger, observe func(audit.Progress)) {
 func (v *vault) close() error {
 	v.cancel()
 	v.tasks.Wait()
+	if v.log == nil {
+		return v.store.Close()
+	}
 	v.stop()
 	return errors.Join(<-v.drained, v.log.Close(v.now()), v.store.Close())
 }
-
-// outbox gives the store's events the form that the audit log's drainer takes.
-type outbox struct{ store *boltstore.Store }
-
-func (o outbox) Pending(limit int) ([]audit.Entry, error) {
-	events, err := o.store.Pending(limit)
-	entries := make([]audit.Entry, len(events))
-	for i, e := range events {
-		entries[i] = audit.Entry(e)
-	}
-	return entries, err
-}
-
-func (o outbox) Done(upTo uint64) error { return o.store.Done(upTo) }
 
 // readPeppers reads the configured pepper files.
 func readPeppers(paths []string) (*tokenstore.Peppers, error) {

@@ -11,7 +11,6 @@ import (
 	"tokenward/admin"
 	"tokenward/admin/notify"
 	"tokenward/metrics"
-	"tokenward/tokenstore/boltstore"
 	"tokenward/tokenstore/usage"
 )
 
@@ -19,7 +18,7 @@ import (
 // secrets that nobody uses, sweeps what ended long ago, counts what is about to
 // end, and notes the time.
 type upkeep struct {
-	store   *boltstore.Store
+	store   tokens
 	service *admin.Service
 	usage   *usage.Recorder
 	clock   *clock
@@ -67,7 +66,13 @@ func (u *upkeep) run(ctx context.Context) {
 
 // round does what is due. What does not succeed is tried again in the next.
 func (u *upkeep) round(ctx context.Context) {
-	steps := []func(context.Context) error{u.store.Stamp, u.count, u.warn, u.endSilent, u.sweep}
+	steps := []func(context.Context) error{u.store.Stamp, u.count}
+	if p, ok := u.store.(*part); ok {
+		steps = append(steps, p.KeepHouse)
+	}
+	if u.store.Leads() {
+		steps = append(steps, u.warn, u.endSilent, u.sweep)
+	}
 	for _, step := range steps {
 		if err := step(ctx); err != nil && ctx.Err() == nil {
 			u.failures.Add(1)

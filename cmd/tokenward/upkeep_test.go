@@ -96,7 +96,7 @@ func (k *kept) open() {
 	if err != nil {
 		k.t.Fatal(err)
 	}
-	v := &vault{store: k.store, service: k.service, usage: used, clock: newClock(time.Now, steadyClock(), k.store.LastTime(), log)}
+	v := &vault{store: file{k.store}, service: k.service, usage: used, clock: newClock(time.Now, steadyClock(), k.store.LastTime(), log)}
 	k.upkeep = newUpkeep(v, sender, []int{14, 3, 1}, log)
 	ctx, cancel := context.WithCancel(k.t.Context())
 	ended := make(chan struct{})

@@ -93,6 +93,9 @@ const (
 // ErrNotInitialised says that there is no store under the prefix.
 var ErrNotInitialised = errors.New("there is no token store in etcd under this prefix: make it with `tokenward init --config F`")
 
+// ErrUnreachable says that no member could be asked.
+var ErrUnreachable = errors.New("no member answers")
+
 // ErrExists says that there is a store already.
 var ErrExists = errors.New("there is a token store in etcd under this prefix already")
 
@@ -165,6 +168,16 @@ type Description struct {
 // in another one.
 func (d *Description) Name() string { return d.ID + "@" + strconv.FormatUint(d.Cluster, 16) }
 
+// ParseName reads what [Description.Name] returned.
+func ParseName(name string) (Description, error) {
+	id, cluster, _ := strings.Cut(name, "@")
+	n, err := strconv.ParseUint(cluster, 16, 64)
+	if id == "" || err != nil {
+		return Description{}, fmt.Errorf("%q names no token store in etcd", name)
+	}
+	return Description{ID: id, Cluster: n}, nil
+}
+
 // Describe checks that etcd is new enough and reads what the store says of itself,
 // or returns ErrNotInitialised.
 func (c *Client) Describe(ctx context.Context) (Description, error) {
@@ -177,6 +190,9 @@ func (c *Client) Describe(ctx context.Context) (Description, error) {
 	got, err := c.etcd.Txn(ctx).Then(clientv3.OpGet(c.keys.schema()), clientv3.OpGet(c.keys.storeID()),
 		clientv3.OpGet(c.keys.traits(), clientv3.WithPrefix())).Commit()
 	if err != nil {
+		if !neverMade(err) {
+			err = fmt.Errorf("%w: %w", ErrUnreachable, err)
+		}
 		return d, c.failed("read what the store says of itself", err)
 	}
 	d.Cluster = got.Header.ClusterId
@@ -254,7 +270,7 @@ func (c *Client) checkVersions(ctx context.Context) error {
 		}
 	}
 	if !answered {
-		return c.failed("ask for its version", failed)
+		return c.failed("ask for its version", fmt.Errorf("%w: %w", ErrUnreachable, failed))
 	}
 	return nil
 }

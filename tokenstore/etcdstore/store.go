@@ -27,11 +27,16 @@ type Replica interface {
 	Apply(ctx context.Context, u *tokenstore.Update) (unreadable int, err error)
 }
 
-// Observer is told of what a node without a replica hears of.
+// Observer is told of what a node hears of, before anybody can count on it. Nil
+// functions are not called.
 type Observer struct {
-	// Changed is told of each change of a token; nil: nobody is.
+	// Learned is told of prefixes and kinds of secrets that are new.
+	Learned func(*tokenstore.Formats)
+	// Changed is told of each change of a token, where there is no replica to tell
+	// of it.
 	Changed func(tokenstore.Change)
-	// Forget drops everything that was read before: what changed is not known.
+	// Forget drops everything that was read before, where there is no replica: what
+	// changed is not known.
 	Forget func()
 }
 
@@ -73,10 +78,10 @@ type counters struct {
 	changes, conflicts, unknown, applied, loads, restarts atomic.Uint64
 }
 
-// Open begins to follow the store that d describes, into the replica, or with nil
-// only for the observer's sake. It does not wait for etcd: [Store.WaitReady] does.
-func (c *Client) Open(d Description, replica Replica, o Observer) (*Store, error) {
-	s := &Store{Client: c, replica: replica, observer: o, instance: rand.Text(), lanes: make(chan *lane, laneCount)}
+// Open returns the store that d describes, with the replica that follows it; with
+// nil everything is read from etcd. [Store.Start] begins the following.
+func (c *Client) Open(d Description, replica Replica) *Store {
+	s := &Store{Client: c, replica: replica, instance: rand.Text(), lanes: make(chan *lane, laneCount)}
 	s.ids.store = s
 	s.asks = make(questions, maxAsks)
 	s.self.there = make(chan struct{})
@@ -100,10 +105,15 @@ func (c *Client) Open(d Description, replica Replica, o Observer) (*Store, error
 			s.fresh.resume(p.FreshAt)
 		}
 	}
+	return s
+}
+
+// Start begins to follow etcd. It does not wait for it: [Store.WaitReady] does.
+func (s *Store) Start(o Observer) {
+	s.observer = o
 	for _, run := range []func(context.Context){s.follow, s.followOutbox, s.keepFresh, s.keepRegistered} {
 		s.background.Go(func() { run(s.ctx) })
 	}
-	return s, nil
 }
 
 // WaitReady waits until the node has caught up with etcd once, or ctx ends.
@@ -263,8 +273,15 @@ func (s *Store) learn(more *tokenstore.Traits) {
 		d.Traits.Peppers = union(old.Traits.Peppers, more.Peppers)
 		d.Traits.Prefixes = union(old.Traits.Prefixes, more.Prefixes)
 		d.Traits.Foreign = union(old.Traits.Foreign, more.Foreign)
+		if len(d.Traits.Peppers)+len(d.Traits.Prefixes)+len(d.Traits.Foreign) == len(old.Traits.Peppers)+len(old.Traits.Prefixes)+len(old.Traits.Foreign) {
+			return
+		}
 		if s.about.CompareAndSwap(old, &d) {
-			s.formats.Store(d.Traits.Formats())
+			formats := d.Traits.Formats()
+			s.formats.Store(formats)
+			if s.observer.Learned != nil {
+				s.observer.Learned(formats)
+			}
 			return
 		}
 	}

@@ -66,7 +66,8 @@ func open(t *testing.T, endpoints []string, prefix, path string, peppers *tokens
 	var s *etcdstore.Store
 	closeAll := func() {}
 	if demand {
-		s, err = c.Open(d, nil, etcdstore.Observer{Changed: onChange})
+		s = c.Open(d, nil)
+		s.Start(etcdstore.Observer{Changed: onChange})
 	} else {
 		o := boltstore.Options{Path: path, Peppers: peppers, OnChange: onChange, ReplicaOf: d.ID}
 		replica, oerr := boltstore.Open(o)
@@ -77,10 +78,8 @@ func open(t *testing.T, endpoints []string, prefix, path string, peppers *tokens
 			t.Fatal(oerr)
 		}
 		closeAll = func() { replica.Close() }
-		s, err = c.Open(d, replica, etcdstore.Observer{})
-	}
-	if err != nil {
-		t.Fatal(err)
+		s = c.Open(d, replica)
+		s.Start(etcdstore.Observer{})
 	}
 	if err := s.WaitReady(ctx); err != nil {
 		t.Fatal(err)
