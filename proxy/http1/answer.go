@@ -83,6 +83,13 @@ func (f *forward) relayInterim() error {
 	}
 	x.invited = x.invited || r.Status == 100
 	_ = r.dropNamed(nil, false) // it fails only where it is asked to refuse
+	if e := f.edit; e.Answer != nil {
+		added := len(e.answerAdded)
+		e.Answer(r, e)
+		e.answerAdded = e.answerAdded[:added]
+		r.drop(e.answerDrop)
+		e.answerDrop = e.answerDrop[:0]
+	}
 	dst := appendStatusLine(f.buffer(r.end), r, head)
 	for _, l := range r.lines {
 		if l.kind == kindOther && !l.drop || l.kind == kindDate {
@@ -179,6 +186,15 @@ func (f *forward) complete(form bodyForm) error {
 	return nil
 }
 
+// drop marks the lines that are not sent on.
+func (r *Response) drop(lines []int) {
+	for _, i := range lines {
+		if i >= 0 && i < len(r.lines) {
+			r.lines[i].drop = true
+		}
+	}
+}
+
 // composeAnswer writes the edited head of the answer into the out buffer.
 func (f *forward) composeAnswer(head []byte, rechunk bool) []byte {
 	x, e := f.x, f.edit
@@ -186,11 +202,7 @@ func (f *forward) composeAnswer(head []byte, rechunk bool) []byte {
 	if r.options.other {
 		_ = r.dropNamed(nil, false) // it fails only where it is asked to refuse
 	}
-	for _, i := range e.answerDrop {
-		if i >= 0 && i < len(r.lines) {
-			r.lines[i].drop = true
-		}
-	}
+	r.drop(e.answerDrop)
 	dst := appendStatusLine(f.buffer(r.end+len(e.answerAdded)), r, head)
 	dated := false
 	run := r.firstLF // kept lines that follow each other are copied at once

@@ -27,8 +27,9 @@ type Edit struct {
 	// direction. If nil, all are; those that RFC 9110 §6.5.1 forbids never are. It
 	// may be called from two goroutines at once, and must not panic.
 	KeepTrailer func(name []byte) bool
-	// Answer is called with the head of the final answer, or of the switch to
-	// another protocol, before it is sent on. It may drop and add fields.
+	// Answer is called with the head of each answer before it is sent on: the final
+	// one, the switch to another protocol, and interim ones. It may drop fields,
+	// and add some to an answer that is not interim.
 	Answer func(*Response, *Edit)
 
 	HeaderTimeout time.Duration // instead of the upstream's; 0: the upstream's
@@ -55,7 +56,7 @@ func (e *Edit) AddAnswer(name string, value []byte) {
 	e.answerAdded = e.appendChecked(e.answerAdded, name, value)
 }
 
-// DropAnswer leaves a field of the final answer out; i is its index in
+// DropAnswer leaves a field of the answer out; i is its index in
 // Response.Fields.
 func (e *Edit) DropAnswer(i int) { e.answerDrop = append(e.answerDrop, i) }
 

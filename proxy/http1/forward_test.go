@@ -400,6 +400,33 @@ func TestExpectIsRelayed(t *testing.T) {
 	c.wantEnd()
 }
 
+// TestInterimAnswersAreEdited: what the caller drops, it drops from those too.
+func TestInterimAnswersAreEdited(t *testing.T) {
+	settled(t)
+	up := scripted(t, func(_ int, c *client) {
+		if _, err := http.ReadRequest(c.br); err == nil {
+			c.reply("HTTP/1.1 103 Early Hints\r\nX-Drop: 1\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nX-Keep: 2\r\nX-Drop: 2\r\nContent-Length: 0\r\n\r\n")
+		}
+	})
+	drop := func(_ *Exchange, e *Edit) {
+		e.Answer = func(r *Response, e *Edit) {
+			e.AddAnswer("X-Seen", fmt.Append(nil, r.Status))
+			for i, f := range r.Fields {
+				if string(f.Name) == "X-Drop" {
+					e.DropAnswer(i)
+				}
+			}
+		}
+	}
+	c := dial(t, start(t, &Server{Handler: forwarding(upstreamTo(t, up.addr()), drop)})).send("GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+	if h := c.want("GET", 103, "").Header; h.Get("Link") != "x" || h.Get("X-Drop") != "" || h.Get("X-Seen") != "" {
+		t.Error(h)
+	}
+	if h := c.want("GET", 200, "").Header; h.Get("X-Keep") != "2" || h.Get("X-Drop") != "" || h.Get("X-Seen") != "200" {
+		t.Error(h)
+	}
+}
+
 // TestEarlyAnswerEndsTheUpload: the upstream answers after the head and reads
 // no more; the client gets that answer although it goes on sending.
 func TestEarlyAnswerEndsTheUpload(t *testing.T) {
