@@ -3,6 +3,9 @@ package proxy_test
 import (
 	"fmt"
 	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
@@ -128,6 +131,49 @@ func TestUpstreamHasNoSayAboutOrigins(t *testing.T) {
 				t.Errorf("without: %s", got)
 			}
 		})
+	}
+}
+
+// TestInterimAnswersHaveNoSayAboutOrigins, nor about the request's id.
+func TestInterimAnswersHaveNoSayAboutOrigins(t *testing.T) {
+	h := http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
+		for _, name := range []string{"Access-Control-Allow-Origin", "X-Request-Id", "Link"} {
+			rw.Header().Set(name, "theirs")
+		}
+		rw.WriteHeader(http.StatusEarlyHints)
+	})
+	for _, upstream := range []*url.URL{urlOf(t, startServer(t, h)), serveH2C(t, h)} {
+		for _, http2 := range []bool{false, true} {
+			t.Run(fmt.Sprintf("HTTP/2 %v to %s", http2, upstream.Scheme), func(t *testing.T) {
+				w := newWorld(t, canon.Options{})
+				w.rules.Default.Upstreams = upstreamsAt(t, nil, upstream)
+				addr := openProxy(t, w, nil)
+				corsWorld(t, w)
+				for path, want := range map[string]string{"/accounts/1": "", "/echo/": "theirs"} {
+					var got []http.Header
+					ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got1xxResponse: func(_ int, h textproto.MIMEHeader) error {
+						got = append(got, http.Header(h))
+						return nil
+					}})
+					req, err := http.NewRequestWithContext(ctx, "GET", "http://"+addr+path, nil)
+					if err != nil {
+						t.Fatal(err)
+					}
+					transport := &http.Transport{Protocols: new(http.Protocols)}
+					transport.Protocols.SetHTTP1(!http2)
+					transport.Protocols.SetUnencryptedHTTP2(http2)
+					resp, err := withToken{transport, w.secrets["full"]}.RoundTrip(req)
+					if err != nil {
+						t.Fatal(err)
+					}
+					_ = resp.Body.Close()
+					transport.CloseIdleConnections()
+					if resp.StatusCode != 200 || len(got) != 1 || got[0].Get("Link") != "theirs" || got[0].Get("X-Request-Id") != "" || got[0].Get("Access-Control-Allow-Origin") != want {
+						t.Errorf("%s: %d after %v", path, resp.StatusCode, got)
+					}
+				}
+			})
+		}
 	}
 }
 

@@ -173,7 +173,7 @@ func newWorld(t testing.TB, opts canon.Options) *world {
 	}
 	w.rules = &proxy.Ruleset{Canon: rules, Policy: policy, Identity: headers, Observe: func(_ int, r enforce.Reason, _ proxy.Outcome, _ time.Duration) {
 		w.note(func() { w.observed = append(w.observed, r) })
-	}, Default: proxy.RouteOptions{ResponseHeader: time.Second}}
+	}, Default: proxy.RouteOptions{ResponseHeader: 10 * time.Second}}
 	w.mint(t, "full", nil)
 	w.mint(t, "expired", func(t *tokenstore.Token) { t.Expiry = tokenstore.EndsAt(time.Now().Add(-time.Hour)) })
 	w.mint(t, "elsewhere", func(t *tokenstore.Token) {
@@ -486,6 +486,7 @@ func TestSilentUpstreamIsAGatewayTimeout(t *testing.T) {
 			}
 			t.Cleanup(func() { _ = ln.Close() })
 			w.upstream.url = &url.URL{Scheme: "http", Host: ln.Addr().String()}
+			w.rules.Default.ResponseHeader = 100 * time.Millisecond
 			resp, body := ask(t, d.open(t, w), "GET /echo/ HTTP/1.1\r\nHost: a\r\nApi-Token: "+w.secrets["full"]+"\r\n\r\n")
 			if resp.StatusCode != 504 || !strings.Contains(body, `"code":"upstream_timeout"`) {
 				t.Fatalf("%d %s", resp.StatusCode, body)

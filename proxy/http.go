@@ -1,8 +1,10 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"io"
 	"log"
 	"log/slog"
 	"maps"
@@ -33,7 +35,6 @@ func NewHTTP(g *Guard) *HTTP {
 	h.reverse = &httputil.ReverseProxy{
 		Rewrite:        h.rewrite,
 		Transport:      sender{g},
-		FlushInterval:  -1, // each piece of an answer goes on when it comes
 		ModifyResponse: h.modifyResponse,
 		ErrorHandler:   h.upstreamFailed,
 		ErrorLog:       log.New(logWriter{g.Log}, "", 0),
@@ -61,6 +62,7 @@ type journey struct {
 	*passage
 	patience *patience
 	sending  *sendingBody // nil without a body
+	streams  bool         // the answer has a body, each piece of which goes on when it comes
 }
 
 type journeyKey struct{}
@@ -124,6 +126,12 @@ func (h *HTTP) forward(w http.ResponseWriter, r *http.Request, p *passage, from 
 			h.refuse(w, r, p)
 			return
 		}
+		if err := awaitEmptyBody(client, r, p.lane.stall); err != nil {
+			p.refusal = bodyRefusal(err)
+			h.guard.countRefusal(p.refusal.code)
+			h.refuse(w, r, p)
+			return
+		}
 	case fromWire:
 		// The engine takes a deadline for the length of each wait.
 		if p.lane.stall > 0 {
@@ -134,7 +142,29 @@ func (h *HTTP) forward(w http.ResponseWriter, r *http.Request, p *passage, from 
 		ctx = context.WithValue(ctx, http.ServerContextKey, &http.Server{}) //nolint:gosec // it serves nothing
 	}
 	ctx = context.WithValue(ctx, journeyKey{}, j)
-	h.reverse.ServeHTTP(w, r.WithContext(ctx))
+	h.reverse.ServeHTTP(&answerWriter{ResponseWriter: w, journey: j, request: r}, r.WithContext(ctx))
+}
+
+// awaitEmptyBody waits until a body that is announced as empty has ended, for stall
+// at most. Over HTTP/2 the end may come after the head, and bytes in place of it:
+// such a request is malformed (RFC 9113 section 8.1.1) and must not be forwarded.
+func awaitEmptyBody(client *http.ResponseController, r *http.Request, stall time.Duration) error {
+	if r.ContentLength != 0 || r.ProtoMajor < 2 {
+		return nil
+	}
+	if stall > 0 {
+		if err := client.SetReadDeadline(time.Now().Add(stall)); err != nil {
+			return err
+		}
+	}
+	n, err := r.Body.Read(make([]byte, 1))
+	if n > 0 || err != io.EOF {
+		return cmp.Or(err, errBodyTooLarge)
+	}
+	if stall > 0 {
+		return client.SetReadDeadline(time.Time{})
+	}
+	return nil
 }
 
 // FillHead turns what net/http read into the raw head that is canonicalised.
@@ -244,6 +274,16 @@ func (h *HTTP) modifyResponse(r *http.Response) error {
 		j.patience.end() // what follows has no bodies
 		return nil
 	}
+	if r.StatusCode == http.StatusNotModified || r.StatusCode == http.StatusNoContent {
+		// With a Content-Length, which is that of another answer, net/http's HTTP/2
+		// would miss the body.
+		_ = r.Body.Close() // there is nothing in it
+		r.Body = http.NoBody
+		return nil
+	}
+	// An answer that ends with its head must reach the client as that: gRPC knows no
+	// other way to refuse a call without a word (its "Trailers-Only").
+	j.streams = r.ContentLength != 0
 	a := &answerBody{ReadCloser: r.Body, response: r, journey: j, guard: h.guard}
 	a.filterTrailer()
 	r.Body = a

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptrace"
 	"os"
@@ -160,6 +161,7 @@ type sendingBody struct {
 	bound    int64         // of the size; 0: none
 	size     int64
 	touched  atomic.Bool // something may have been read
+	arrived  atomic.Bool // something of it, or its end, is here
 
 	mu  sync.Mutex // guards err
 	err error      // what the client's side failed with
@@ -174,6 +176,7 @@ func (b *sendingBody) Read(p []byte) (int, error) {
 	b.patience.owes.Store(true)
 	n, err := b.body.Read(p)
 	b.patience.owes.Store(false)
+	b.arrived.Store(true)
 	b.size += int64(n)
 	switch {
 	case b.bound > 0 && b.size > b.bound:
@@ -222,6 +225,77 @@ func bodyRefusal(err error) refusal {
 	return requestRefusal(err)
 }
 
+// answerWriter writes an answer for the client, interim answers included.
+//
+// It sends on each piece of a body at once. ReverseProxy would do that too, but it
+// sends the head from a timer of its own, before or after it has found out that
+// nothing follows: now and then an empty answer would have its end in a frame
+// of its own.
+type answerWriter struct {
+	http.ResponseWriter
+	journey  *journey
+	request  *http.Request
+	interims int
+}
+
+// maxInterims bounds the interim answers to one request that are passed on.
+const maxInterims = 32
+
+// Unwrap gives what is beneath, for http.ResponseController.
+func (w *answerWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// WriteHeader begins the answer, or sends an interim one.
+func (w *answerWriter) WriteHeader(status int) {
+	if status < 200 && status != http.StatusSwitchingProtocols {
+		w.interim(status)
+		return
+	}
+	w.ResponseWriter.WriteHeader(status)
+	_ = w.flush() // Write reports it
+}
+
+// Write writes a piece of the answer's body.
+func (w *answerWriter) Write(p []byte) (int, error) {
+	n, err := w.ResponseWriter.Write(p)
+	if err == nil {
+		err = w.flush()
+	}
+	return n, err
+}
+
+func (w *answerWriter) flush() error {
+	if !w.journey.streams {
+		return nil
+	}
+	return http.NewResponseController(w.ResponseWriter).Flush()
+}
+
+// interim sends an interim answer.
+//
+// A client of HTTP/2 that waits for 100 Continue gets it from net/http when its
+// body is first read, but never once another interim answer went out (that holds
+// for Go 1.26), and net/http hides whether it waits. So it is asked for its body
+// before any other interim answer, unless that is here. Who asked for no such
+// thing ignores it (RFC 9110 section 15.2.1).
+func (w *answerWriter) interim(status int) {
+	fields := w.Header()
+	if w.interims++; w.interims > maxInterims {
+		return // the wait for the answer goes on, and has its own bound
+	}
+	if w.journey.lane.cors != nil {
+		dropHeaderCORS(fields)
+	}
+	delete(fields, headerRequestID)
+	s := w.journey.sending
+	if status != http.StatusContinue && w.request.ProtoMajor == 2 && s != nil && !s.arrived.Load() {
+		kept := maps.Clone(fields)
+		clear(fields)
+		w.ResponseWriter.WriteHeader(http.StatusContinue)
+		maps.Copy(fields, kept)
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
 // answerBody is the body of an upstream's answer as it is read for the client.
 type answerBody struct {
 	io.ReadCloser
@@ -240,6 +314,9 @@ func (b *answerBody) Read(p []byte) (int, error) {
 		b.filterTrailer()
 	case err != nil && !b.clientGone():
 		b.guard.countFailure(codeUpstreamBroke, b.journey.passage, err)
+		if b.response.Request.Context().Err() == nil && endsCall(b.response, b.guard.Now().Sub(b.journey.started), err) {
+			return n, io.EOF // what is in the trailers ends it
+		}
 	}
 	return n, err
 }
