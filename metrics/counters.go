@@ -52,39 +52,6 @@ func (c *Counters) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// Gauges hold one number for each of a label's fixed values.
-type Gauges struct {
-	desc   *prometheus.Desc
-	values []string
-	counts []atomic.Int64
-}
-
-func newGauges(name, help, label string, values []string) *Gauges {
-	values = withOther(values)
-	return &Gauges{desc: desc(name, help, label), values: values, counts: make([]atomic.Int64, len(values))}
-}
-
-// Add adds n, which may be negative, to the number of the value at index i,
-// and returns the sum.
-func (g *Gauges) Add(i int, n int64) int64 {
-	if g == nil {
-		return 0
-	}
-	return g.counts[place(i, len(g.counts))].Add(n)
-}
-
-// Describe implements [prometheus.Collector].
-func (g *Gauges) Describe(ch chan<- *prometheus.Desc) { ch <- g.desc }
-
-// Collect implements [prometheus.Collector].
-func (g *Gauges) Collect(ch chan<- prometheus.Metric) {
-	for i, v := range g.values {
-		if n := g.counts[i].Load(); n != 0 || v != other {
-			ch <- gauge(g.desc, float64(n), v)
-		}
-	}
-}
-
 // AdminOutcome says how a request to the admin service ended.
 type AdminOutcome uint8
 

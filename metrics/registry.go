@@ -3,7 +3,7 @@
 //
 // A [Registry] holds every family of metrics, with names and labels fixed
 // here. Others are handed its small observers ([Decisions], [Counters],
-// [Gauges], …), whose methods take numbers only, so that no other package
+// [Admin], …), whose methods take numbers only, so that no other package
 // imports Prometheus; what others already count is fetched through funcs when
 // it is scraped. No label has a value that a client can choose.
 //
@@ -25,25 +25,22 @@ type Options struct {
 	Version  string // of the program
 	Revision string // of its source
 
-	Reasons   []string // why a decision fell as it did; index 0 is the reason that is none
-	Refusals  []string // codes of requests refused as HTTP, before any decision
-	Upstream  []string // kinds of failure of an upstream
-	Listeners []string // proxy, admin, metrics
-	APIs      []string // token APIs and other faces of the admin service
-	Verbs     []string // of the admin service
+	Reasons  []string // why a decision fell as it did; index 0 is the reason that is none
+	Refusals []string // codes of requests refused as HTTP, before any decision
+	Upstream []string // kinds of failure of an upstream
+	APIs     []string // token APIs and other faces of the admin service
+	Verbs    []string // of the admin service
 }
 
 // Registry holds the metrics of one program. Its observers may be used from
 // many goroutines; a nil observer counts nothing.
 type Registry struct {
-	Decisions   *Decisions // by route, reason, outcome; and how long requests took
-	Refusals    *Counters  // by Options.Refusals
-	Upstream    *Counters  // by Options.Upstream
-	Cut         *Counters  // exchanges, by Options.Reasons
-	InFlight    *Gauges    // requests, by Options.Listeners
-	Connections *Gauges    // by Options.Listeners
-	Admin       *Admin     // by API, verb, outcome
-	Reload      *Reload
+	Decisions *Decisions // by route, reason, outcome; and how long requests took
+	Refusals  *Counters  // by Options.Refusals
+	Upstream  *Counters  // by Options.Upstream
+	Cut       *Counters  // exchanges, by Options.Reasons
+	Admin     *Admin     // by API, verb, outcome
+	Reload    *Reload
 
 	prom *prometheus.Registry
 }
@@ -58,10 +55,6 @@ func New(o Options) *Registry {
 			"Requests that an upstream refused, broke or did not answer in time.", "kind", o.Upstream),
 		Cut: newCounters("tokenward_streams_cut_total",
 			"Exchanges cut because their token no longer allowed them, by the reason that a request would be refused for.", "reason", o.Reasons),
-		InFlight: newGauges("tokenward_requests_in_flight",
-			"Requests being served.", "listener", o.Listeners),
-		Connections: newGauges("tokenward_connections",
-			"Open connections from clients.", "listener", o.Listeners),
 		Admin:  newAdmin(o.APIs, o.Verbs),
 		Reload: newReload(),
 		prom:   prometheus.NewRegistry(),
@@ -72,7 +65,7 @@ func New(o Options) *Registry {
 		ConstLabels: prometheus.Labels{"version": o.Version, "revision": o.Revision, "goversion": runtime.Version()},
 	})
 	build.Set(1)
-	r.prom.MustRegister(r.Decisions, r.Refusals, r.Upstream, r.Cut, r.InFlight, r.Connections, r.Admin, r.Reload, build,
+	r.prom.MustRegister(r.Decisions, r.Refusals, r.Upstream, r.Cut, r.Admin, r.Reload, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return r
 }

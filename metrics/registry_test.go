@@ -22,12 +22,11 @@ var testRoutes = []string{"GET /accounts/{account}", "* /accounts/{account}/card
 func newTestRegistry() *Registry {
 	return New(Options{
 		Version: "v1.2.3", Revision: "abcdef",
-		Reasons:   []string{"none", "ok", "missing_token", "revoked"},
-		Refusals:  []string{"bad_request", "encoded_slash"},
-		Upstream:  []string{"dial", "timeout"},
-		Listeners: []string{"proxy", "admin", "metrics"},
-		APIs:      []string{"mailtrap", "native"},
-		Verbs:     []string{"create", "revoke"},
+		Reasons:  []string{"none", "ok", "missing_token", "revoked"},
+		Refusals: []string{"bad_request", "encoded_slash"},
+		Upstream: []string{"dial", "timeout"},
+		APIs:     []string{"mailtrap", "native"},
+		Verbs:    []string{"create", "revoke"},
 	})
 }
 
@@ -40,8 +39,9 @@ func populate(r *Registry) {
 	r.Refusals.Add(1)
 	r.Upstream.Add(0)
 	r.Cut.Add(3)
-	r.InFlight.Add(0, 1)
-	r.Connections.Add(2, 5)
+	r.WatchListeners(func() []ListenerStats {
+		return []ListenerStats{{Name: "proxy", Connections: 5, InFlight: 1}, {Name: "admin"}}
+	})
 	r.Admin.Add(0, 1, AdminDone)
 	r.Reload.Succeeded(time.Unix(1_800_000_000, 0))
 	r.WatchStore(func() StoreStats {
@@ -109,10 +109,8 @@ func TestEveryFamilyHasItsNameLabelsAndValue(t *testing.T) {
 		"tokenward_streams_cut_total{reason=revoked}":                                                             1,
 		"tokenward_requests_in_flight{listener=proxy}":                                                            1,
 		"tokenward_requests_in_flight{listener=admin}":                                                            0,
-		"tokenward_requests_in_flight{listener=metrics}":                                                          0,
-		"tokenward_connections{listener=proxy}":                                                                   0,
+		"tokenward_connections{listener=proxy}":                                                                   5,
 		"tokenward_connections{listener=admin}":                                                                   0,
-		"tokenward_connections{listener=metrics}":                                                                 5,
 		"tokenward_admin_requests_total{api=mailtrap,outcome=success,verb=revoke}":                                1,
 		"tokenward_config_last_reload_successful{}":                                                               1,
 		"tokenward_config_last_reload_success_timestamp_seconds{}":                                                1_800_000_000,
@@ -169,7 +167,6 @@ func TestUnknownIndexesAreCountedAsOtherAndNeverPanic(t *testing.T) {
 		rs.Observe(i, i, Outcome(200), time.Second)
 		r.Refusals.Add(i)
 		r.Upstream.Add(i)
-		r.InFlight.Add(i, 1)
 		r.Admin.Add(i, i, AdminOutcome(200))
 	}
 	got := families(t, r)
@@ -177,7 +174,6 @@ func TestUnknownIndexesAreCountedAsOtherAndNeverPanic(t *testing.T) {
 		"tokenward_decisions_total{outcome=denied,reason=other,route=none}",
 		"tokenward_protocol_refusals_total{code=other}",
 		"tokenward_upstream_failures_total{kind=other}",
-		"tokenward_requests_in_flight{listener=other}",
 		"tokenward_admin_requests_total{api=other,outcome=failure,verb=other}",
 	} {
 		if got[name] != 4 {
@@ -190,7 +186,6 @@ func TestNilObserversCountNothing(t *testing.T) {
 	var r Registry
 	r.Decisions.For(testRoutes).Observe(0, 0, Allowed, 0)
 	r.Refusals.Add(0)
-	r.InFlight.Add(0, 1)
 	r.Admin.Add(0, 0, AdminDone)
 	r.Reload.Succeeded(time.Now())
 	r.Reload.Failed()
@@ -425,7 +420,6 @@ func TestObservingAllocatesNothing(t *testing.T) {
 	rs := r.Decisions.For(testRoutes)
 	if n := testing.AllocsPerRun(1000, func() {
 		rs.Observe(routeAccounts, 1, Allowed, time.Millisecond)
-		r.InFlight.Add(0, 1)
 		r.Refusals.Add(0)
 	}); n != 0 {
 		t.Errorf("%v allocations, want none", n)

@@ -159,3 +159,37 @@ func (c *upstreamCollector) Collect(ch chan<- prometheus.Metric) {
 		ch <- gauge(c.up, up, s.Name)
 	}
 }
+
+// ListenerStats are what the server of a listener tells of itself.
+type ListenerStats struct {
+	Name        string
+	Connections int   // open, from clients
+	InFlight    int64 // requests being served
+}
+
+// WatchListeners adds the metrics of listeners, as [Registry.WatchStore] does.
+func (r *Registry) WatchListeners(f func() []ListenerStats) {
+	r.prom.MustRegister(&listenerCollector{
+		stats:       f,
+		connections: desc("tokenward_connections", "Open connections from clients.", "listener"),
+		inFlight:    desc("tokenward_requests_in_flight", "Requests being served.", "listener"),
+	})
+}
+
+// listenerCollector asks at each scrape, so that requests count nothing for it.
+type listenerCollector struct {
+	stats                 func() []ListenerStats
+	connections, inFlight *prometheus.Desc
+}
+
+func (c *listenerCollector) Describe(ch chan<- *prometheus.Desc) {
+	ch <- c.connections
+	ch <- c.inFlight
+}
+
+func (c *listenerCollector) Collect(ch chan<- prometheus.Metric) {
+	for _, s := range c.stats() {
+		ch <- gauge(c.connections, float64(s.Connections), s.Name)
+		ch <- gauge(c.inFlight, float64(s.InFlight), s.Name)
+	}
+}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"runtime/debug"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"tokenward/admin"
@@ -50,17 +51,12 @@ type app struct {
 	proxyHTTP2    *proxy.HTTP2
 	adminServer   *http1.Server
 	adminHTTP2    *proxy.HTTP2
+	adminInFlight atomic.Int64 // requests
 	metricsServer *http.Server
 
 	proxyListener, adminListener, metricsListener net.Listener
 	proxyTLS, adminTLS                            *proxy.ServerTLS // nil: cleartext
 }
-
-// The names of the listeners, in the order of their metrics.
-const (
-	listenProxy = iota
-	listenAdmin
-)
 
 // gcPercent trades processor time for memory: a forwarded request allocates
 // nothing, so collections are rare, and the cache is most of the heap.
@@ -254,7 +250,7 @@ func (a *app) buildAdmin() error {
 	if a.leaks, err = a.newLeaks(); err != nil {
 		return err
 	}
-	handler := a.adminHandler(newGate(a.engine, rules, a.vault, a.now))
+	handler := inFlight(a.adminHandler(newGate(a.engine, rules, a.vault, a.now)), &a.adminInFlight)
 	t, l := a.cfg.Proxy.Timeouts, a.cfg.Proxy.Limits
 	a.adminHTTP2 = proxy.NewHTTP2(handler, t.Header, t.Idle, int(l.HeaderBytes), a.log)
 	a.adminServer = &http1.Server{
@@ -335,6 +331,7 @@ func (a *app) buildMetrics() {
 	a.registry.WatchCache(a.cacheStats)
 	a.registry.WatchAudit(a.auditStats)
 	a.registry.WatchUpstreams(a.upstreams.stats)
+	a.registry.WatchListeners(a.listenerStats)
 	a.health.Watch("store", a.checkStore)
 	if p := a.vault.part; p != nil {
 		a.health.Watch("cluster", p.check)

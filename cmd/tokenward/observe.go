@@ -3,7 +3,9 @@ package main
 import (
 	"log/slog"
 	"math"
+	"net/http"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"tokenward/enforce"
@@ -23,8 +25,7 @@ func metricsOptions() metrics.Options {
 	return metrics.Options{
 		Version: b.Version, Revision: b.Revision,
 		Reasons: names, Refusals: proxy.RefusalCodes(), Upstream: proxy.FailureCodes(),
-		Listeners: []string{listenProxy: "proxy", listenAdmin: "admin"},
-		APIs:      apiNames,
+		APIs: apiNames,
 	}
 }
 
@@ -65,6 +66,24 @@ func counting(codes []string, add func(index int)) func(code string) {
 		}
 		add(i)
 	}
+}
+
+// listenerStats are counted by the servers for themselves already, but for the
+// admin listener's requests, which are few.
+func (a *app) listenerStats() []metrics.ListenerStats {
+	return []metrics.ListenerStats{
+		{Name: "proxy", Connections: a.proxyServer.Connections(), InFlight: a.guard.InFlight()},
+		{Name: "admin", Connections: a.adminServer.Connections(), InFlight: a.adminInFlight.Load()},
+	}
+}
+
+// inFlight counts in n the requests that h is serving.
+func inFlight(h http.Handler, n *atomic.Int64) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n.Add(1)
+		defer n.Add(-1)
+		h.ServeHTTP(w, r)
+	})
 }
 
 func (a *app) storeStats() metrics.StoreStats {

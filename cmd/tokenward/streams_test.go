@@ -41,6 +41,12 @@ func TestRevokedTokensStreamEndsAndIsAudited(t *testing.T) {
 		t.Fatal(resp, err)
 	}
 	defer resp.Body.Close()
+	scrape := send(t, "GET", "http://"+s.metricsListener.Addr().String()+"/metrics", "", "")
+	for _, want := range []string{`tokenward_requests_in_flight{listener="proxy"} 1`, `tokenward_connections{listener="proxy"} 1`, `tokenward_requests_in_flight{listener="admin"} 0`, `tokenward_connections{listener="admin"} 1`} {
+		if !strings.Contains(scrape, want+"\n") {
+			t.Errorf("no %s", want)
+		}
+	}
 	send(t, "DELETE", fmt.Sprintf("%s/v1/tokens/%d", admin, made.ID), s.root, "")
 	if _, err := io.ReadAll(resp.Body); err == nil {
 		t.Error("the stream looks whole")
@@ -61,7 +67,7 @@ func TestRevokedTokensStreamEndsAndIsAudited(t *testing.T) {
 		}
 		time.Sleep(10 * time.Millisecond) //nolint:forbidigo // the audit log is a file: nobody tells when it grows
 	}
-	scrape := send(t, "GET", "http://"+s.metricsListener.Addr().String()+"/metrics", "", "")
+	scrape = send(t, "GET", "http://"+s.metricsListener.Addr().String()+"/metrics", "", "")
 	if want := `tokenward_streams_cut_total{reason="revoked_token"} 1`; !strings.Contains(scrape, want) {
 		t.Errorf("no %s", want)
 	}
