@@ -132,8 +132,10 @@ func (s *Server) unpark(c *conn) {
 	}
 }
 
-// closeParker ends the parker. There must be no connections.
-func (s *Server) closeParker() {
+// closeParkerLocked ends the parker. There must be no connections: with mu held
+// none can come meanwhile and be parked in what is closed, where nothing would
+// ever wake it and Shutdown would wait for it.
+func (s *Server) closeParkerLocked() {
 	s.parkMu.Lock()
 	p := s.parker
 	s.parker = nil

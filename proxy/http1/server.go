@@ -394,9 +394,9 @@ func (s *Server) sweep() {
 		s.mu.Lock()
 		if s.count == 0 {
 			s.sweeping = false
+			s.closeParkerLocked()
 			s.mu.Unlock()
 			s.closePipes()
-			s.closeParker()
 			return
 		}
 		due = due[:0]
