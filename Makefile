@@ -74,7 +74,7 @@ fuzz: ## Fuzz all targets for FUZZ_SECONDS (75) in all
 	tools/fuzz $(FUZZ_SECONDS)
 
 .PHONY: soak
-soak: ## The long runs: thousands of kills, millions of model steps, hours of fuzzing
+soak: ## The long runs: thousands of kills, millions of model steps, bodies of 10 GiB, hours of fuzzing
 	@TOKENWARD_SOAK=1 $(STEP) "long tests" go test -count=1 -timeout 12h -v ./...
 	@$(STEP) "long fuzzing" tools/fuzz $(SOAK_FUZZ_SECONDS)
 
