@@ -191,6 +191,46 @@ func TestFaultyRoutesAreRefused(t *testing.T) {
 	}
 }
 
+// TestResourceNamesOneThing: with two variables, an id must tell where the first
+// value ends.
+func TestResourceNamesOneThing(t *testing.T) {
+	for template, ok := range map[string]bool{
+		"{a}": true, "x{a}y": true, "{?q}": true, "{a}{a}": true, "{a}-{a}": true,
+		"{a}{b}": false, "{a}-{b}": false, "{a}:{b}": false, "{a}/{b}": true, "{a}-/-{b}": true, "x/{a}{b}": false, "{a}{b}/x": false,
+		"{a}/{b}/{c}": true, "{a}/{b}-{c}": false,
+		"{token.account}{a}": true, "{a}{token.account}": true, "{a}{token.account}{b}": false, "{a}/{token.account}{b}": true,
+		"{a}-{?q}": false, "{a}/{?q}": true, "{?q}/{a}": true, "{a}/{?q}/{b}": true, "{?q}/{?r}": false, "{?q}/{a}/{?r}": false,
+	} {
+		for _, relax := range [][]string{nil, {"encoded_slash"}} {
+			_, faults := Compile([]RouteSpec{{Match: "GET /{a}/{b}/{c}", Resources: []string{"t:" + template}, Relax: relax}}, Options{})
+			want := ok && (relax == nil || !strings.Contains(template, "{b}") && !(strings.Contains(template, "{a}") && strings.Contains(template, "{?q}")))
+			if (len(faults) == 0) != want {
+				t.Errorf("%s with %v relaxed: %v, want accepted %v", template, relax, faults, want)
+			}
+		}
+	}
+}
+
+// TestAmbiguityIsFound holds it to what it stands for: over all short values, no two
+// that differ make one id where a template is accepted.
+func TestAmbiguityIsFound(t *testing.T) {
+	values := []string{"1", "-", "1-", "-1", "1-1", "--", "11"}
+	for _, separator := range []string{"", "-", "1", "--", "/", "-/", "1/1"} {
+		seen, collides := make(map[string]bool), false
+		for _, a := range values {
+			for _, b := range values {
+				id := a + separator + b
+				collides = collides || seen[id]
+				seen[id] = true
+			}
+		}
+		_, faults := Compile([]RouteSpec{{Match: "GET /{a}/{b}", Resources: []string{"t:{a}" + separator + "{b}"}}}, Options{})
+		if (len(faults) > 0) != collides {
+			t.Errorf("separated by %q: %v, but values collide: %v", separator, faults, collides)
+		}
+	}
+}
+
 func TestReservedPathsCannotBeRoutes(t *testing.T) {
 	opts := Options{Reserved: []string{"/v1/tokens", "/users/{user}/api-tokens"}}
 	for pattern, ok := range map[string]bool{

@@ -190,6 +190,14 @@ func compileRoute(index int, spec *RouteSpec, report func(SpecFault)) *Route {
 		}
 		r.relax |= bit
 	}
+	for i, item := range spec.Resources {
+		for j, text := range splitOutsideBraces(item) {
+			if r.resources[i][j].ambiguous(r.relax&canon.EncodedSlash != 0) {
+				fault("resources", "%q names different things alike, since a value may hold what stands between its variables: separate them by a /, "+
+					"which all but one of the values must be unable to hold (those of {?name} can, and with encoded_slash relaxed all), or ask for each as an item of its own", text)
+			}
+		}
+	}
 	return r
 }
 
@@ -369,6 +377,32 @@ func (p *pathPattern) parseResource(text string) (resource, error) {
 		template = after
 	}
 	return res, nil
+}
+
+// ambiguous reports whether the values of two requests may differ and make the
+// same id: with {a}-{b}, `1-2` and `3` do, and `1` and `2-3`. slashes says that a
+// segment of the path may hold a slash.
+func (res *resource) ambiguous(slashes bool) bool {
+	var last *part
+	separated, distinct, touching, open := false, false, false, 0
+	for i := range res.template {
+		p := &res.template[i]
+		switch p.kind {
+		case partLiteral:
+			separated = separated || strings.Contains(p.literal, "/")
+		case partTokenAccount: // is the same whatever its token asks for
+		case partPath, partQuery:
+			if last != nil {
+				distinct = distinct || *p != *last
+				touching = touching || !separated
+			}
+			if slashes || p.kind == partQuery {
+				open++
+			}
+			last, separated = p, false
+		}
+	}
+	return distinct && (touching || open > 1)
 }
 
 func (p *pathPattern) parseVariable(name string) (part, error) {
