@@ -82,8 +82,9 @@ func NewUpstream(target *url.URL, config *ClientTLS, t Timeouts) (*Upstream, err
 		MaxResponseHeaderBytes: 64 << 10,
 		DisableCompression:     true, // the answer passes as the upstream wrote it
 		ExpectContinueTimeout:  time.Second,
-		// A connection that carries many streams must not stay half open unseen.
-		HTTP2:     &http.HTTP2Config{SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second},
+		// A connection that carries many streams must not stay half open unseen, and a
+		// client that reads slowly must not have net/http's 4 MiB of its answer kept here.
+		HTTP2:     &http.HTTP2Config{SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second, MaxReceiveBufferPerStream: 512 << 10},
 		Protocols: new(http.Protocols),
 	}
 	u.transport, u.close = transport, transport.CloseIdleConnections
