@@ -122,6 +122,9 @@ func CheckText(s string, maxRunes int) string {
 }
 
 func deceptive(r rune) bool {
+	if r < utf8.RuneSelf { // as nearly all are, at each reading of a record
+		return r < ' ' || r == 0x7f
+	}
 	return unicode.IsControl(r) || unicode.In(r, unicode.Cf, unicode.Zl, unicode.Zp, unicode.Co)
 }
 

@@ -12,19 +12,23 @@ import (
 
 // apply writes what a change did into the batch's transaction.
 func (b *batch) apply(o *overlay) error {
+	var run appended
 	for t := range o.Tokens() {
 		var value []byte
 		if t.After != nil {
 			value = append([]byte{byte(t.After.State)}, b.s.peppers.Seal(t.Record)...)
 		}
-		if err := b.applyToken(t.ID, t.Before, t.After, value); err != nil {
+		if err := b.applyToken(t.ID, t.Before, t.After, value, &run); err != nil {
 			return err
 		}
 	}
 	for _, c := range o.copied {
-		if err := b.applyToken(c.id, c.before, c.after, c.value); err != nil {
+		if err := b.applyToken(c.id, c.before, c.after, c.value, &run); err != nil {
 			return err
 		}
+	}
+	if err := run.count(b.tx); err != nil {
+		return err
 	}
 	digests := b.tx.Bucket(bucketDigests)
 	digests.FillPercent = scatteredFill
@@ -56,11 +60,19 @@ func (b *batch) finish() error {
 }
 
 // applyToken writes what became of a token. before is nil for a new one, after for
-// one that is swept, and value is after as the tokens bucket holds it.
-func (b *batch) applyToken(id tokenstore.ID, before, after *tokenstore.Token, value []byte) error {
+// one that is swept, and value is after as the tokens bucket holds it. What is new
+// and the last of all may be counted by run, later.
+func (b *batch) applyToken(id tokenstore.ID, before, after *tokenstore.Token, value []byte, run *appended) error {
 	tokens := b.tx.Bucket(bucketTokens)
 	tokens.FillPercent = orderedFill
+	isLast := before == nil && after != nil && isAbove(tokens, id)
 	var err error
+	if !isLast {
+		err = run.count(b.tx)
+	}
+	if err != nil {
+		return err
+	}
 	if after != nil {
 		err = errors.Join(tokens.Put(number(uint64(id)), value), inheritCounters(b.tx, before, after))
 	} else {
@@ -83,18 +95,29 @@ func (b *batch) applyToken(id tokenstore.ID, before, after *tokenstore.Token, va
 	if owned == nil {
 		return nil // made and swept in one change
 	}
-	if was.state != is.state {
+	switch {
+	case was.state == is.state:
+	case isLast:
+		err = run.add(b.tx, id, is.state, listsOf(owned))
+	default:
 		for _, l := range listsOf(owned) {
-			if err := l.move(b.tx, id, was.state, is.state); err != nil {
-				return err
-			}
+			err = errors.Join(err, l.move(b.tx, id, was.state, is.state))
 		}
+	}
+	if err != nil {
+		return err
 	}
 	return errors.Join(
 		replace(b.tx.Bucket(bucketChildren), was.child, is.child),
 		replace(b.tx.Bucket(bucketEnds), was.end, is.end),
 		moveSilence(b.tx, silenceOf(before), silenceOf(after)),
 	)
+}
+
+// isAbove reports whether id is above all in a bucket of ids.
+func isAbove(b *bolt.Bucket, id tokenstore.ID) bool {
+	last, _ := b.Cursor().Last()
+	return last == nil || tokenstore.ID(lastNumber(last)) < id
 }
 
 // place is where the indexes hold a token; nothing for none.
@@ -167,20 +190,23 @@ func (l *list) at(id tokenstore.ID) []byte {
 	return binary.BigEndian.AppendUint64(bytes.Clone(l.prefix), uint64(id))
 }
 
-// move notes that a token's state changed; state 0 is not being there.
+// enter puts the token's state into the list's bucket; state 0 is not being there.
+func (l *list) enter(tx *bolt.Tx, id tokenstore.ID, state tokenstore.State) error {
+	if bytes.Equal(l.bucket, bucketTokens) {
+		return nil // whose state byte is put with the record
+	}
+	b := tx.Bucket(l.bucket)
+	b.FillPercent = scatteredFill
+	if state == 0 {
+		return b.Delete(l.at(id))
+	}
+	return b.Put(l.at(id), []byte{byte(state)})
+}
+
+// move notes that a token's state changed.
 func (l *list) move(tx *bolt.Tx, id tokenstore.ID, before, after tokenstore.State) error {
-	if !bytes.Equal(l.bucket, bucketTokens) { // whose state byte is put with the record
-		b := tx.Bucket(l.bucket)
-		b.FillPercent = scatteredFill
-		var err error
-		if after != 0 {
-			err = b.Put(l.at(id), []byte{byte(after)})
-		} else {
-			err = b.Delete(l.at(id))
-		}
-		if err != nil {
-			return err
-		}
+	if err := l.enter(tx, id, after); err != nil {
+		return err
 	}
 	all, listed := presence(before, after)
 	if all == 0 && listed == 0 {
