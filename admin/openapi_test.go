@@ -27,6 +27,7 @@ import (
 	"tokenward/admin/native"
 	"tokenward/admin/unit"
 	"tokenward/tokenstore"
+	"tokenward/tokenstore/storetest"
 )
 
 // describedFaces are the four APIs as their own transcripts expect them.
@@ -54,6 +55,7 @@ func describedFaces(w *admintest.World) http.Handler {
 				_, err := io.WriteString(to, "a backup")
 				return err
 			},
+			Cluster: threeNodes{},
 			Import: func(_ context.Context, _ admin.Caller, body io.Reader, o admin.ImportOptions) (native.ImportAnswer, error) {
 				_, err := io.Copy(io.Discard, body)
 				done := admin.Imported{Count: 1, First: 7, Last: 7, Refused: []admin.ImportRefusal{{Line: 2, Detail: "is known", Existing: 3, Wanted: 8}, {Line: 3, Detail: "is weak"}}}
@@ -270,4 +272,17 @@ func FuzzAnyRequestIsAnsweredAsDescribed(f *testing.F) {
 			fresh(t) // it has ended or replaced itself
 		}
 	})
+}
+
+// threeNodes is a cluster that the description is held to.
+type threeNodes struct{}
+
+func (threeNodes) WaitAll(context.Context) ([]string, error) { return nil, nil }
+
+func (threeNodes) Members(context.Context) ([]native.Node, int64, error) {
+	now := storetest.Epoch
+	return []native.Node{
+		{Name: "a", Version: "1", Mirror: "full", OnStale: "deny", Revision: 7, AgeMS: new(int64(5)), SaidAt: &now, Started: &now},
+		{Name: "b", Version: "1", Mirror: "on_demand", OnStale: "serve", Revision: 7},
+	}, 7, nil
 }

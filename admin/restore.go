@@ -37,6 +37,22 @@ func (s *Service) MayBackup(ctx context.Context, c Caller) error {
 	})
 }
 
+// MaySeeNodes reports, as an error, why the caller may not see the nodes of a
+// cluster: only root tokens that read may.
+func (s *Service) MaySeeNodes(c Caller) error {
+	m, err := s.manager(c, c.Token, s.Now())
+	if err != nil {
+		return err
+	}
+	if err := m.mayRead(); err != nil {
+		return err
+	}
+	if !m.token.IsRoot() {
+		return refuse(KindAccess, "Only a root token may see the nodes of the cluster.")
+	}
+	return nil
+}
+
 // Past is what the audit log says that tokens became after a backup was made.
 type Past struct{ last map[tokenstore.ID]audit.Event }
 

@@ -42,6 +42,9 @@ type Options struct {
 	// each line. nil: there is no such path.
 	Import func(ctx context.Context, c admin.Caller, body io.Reader, o admin.ImportOptions) (ImportAnswer, error)
 
+	// Cluster is the other nodes. nil: there are none, and no path `/v1/cluster`.
+	Cluster Cluster
+
 	// Seen tells `GET /v1/whoami` what the listener knows of the request. nil: only
 	// the address is told.
 	Seen func(r *http.Request, c admin.Caller) Seen
@@ -115,7 +118,7 @@ func New(service *admin.Service, gate admin.Gate, log *slog.Logger, options Opti
 
 // Patterns returns the paths that belong to this API, in the grammar of routes.
 func (f *Face) Patterns() []string {
-	return []string{"/v1/tokens", "/v1/tokens/{rest...}", "/v1/introspect", "/v1/explain", "/v1/whoami", "/v1/report", "/v1/backup", "/v1/import"}
+	return []string{"/v1/tokens", "/v1/tokens/{rest...}", "/v1/introspect", "/v1/explain", "/v1/whoami", "/v1/report", "/v1/backup", "/v1/import", "/v1/cluster"}
 }
 
 // Register adds the API's paths to a router of [admin.NewRouter]. Where a path
@@ -144,6 +147,9 @@ func (f *Face) Register(r *mux.Router) {
 	}
 	if f.options.Import != nil {
 		on("/v1/import", map[string]admin.Handler{http.MethodPost: f.importTokens})
+	}
+	if f.options.Cluster != nil {
+		on("/v1/cluster", map[string]admin.Handler{http.MethodGet: f.cluster})
 	}
 	r.PathPrefix("/v1/").Handler(f.face.NoPath())
 }
@@ -227,9 +233,22 @@ func (f *Face) update(w http.ResponseWriter, r *http.Request, c admin.Caller) er
 	if err != nil {
 		return err
 	}
+	q, err := readQuery(r)
+	if err != nil {
+		return err
+	}
+	wait := waits(q)
+	if err := q.faults(); err != nil {
+		return err
+	}
 	t, err := f.service.Update(r.Context(), c, target, revision, p.merge)
 	if err != nil {
 		return err
+	}
+	if wait {
+		if err := f.waitAll(r.Context()); err != nil {
+			return err
+		}
 	}
 	return f.writeToken(w, t)
 }
@@ -294,9 +313,22 @@ func (f *Face) change(verb func(context.Context, admin.Caller, admin.Target, uin
 		if err := faults(body); err != nil {
 			return err
 		}
+		q, err := readQuery(r)
+		if err != nil {
+			return err
+		}
+		wait := waits(q)
+		if err := q.faults(); err != nil {
+			return err
+		}
 		t, err := verb(r.Context(), c, target, revision)
 		if err != nil {
 			return err
+		}
+		if wait {
+			if err := f.waitAll(r.Context()); err != nil {
+				return err
+			}
 		}
 		return f.writeToken(w, t)
 	}
@@ -312,13 +344,18 @@ func (f *Face) revoke(w http.ResponseWriter, r *http.Request, c admin.Caller) er
 		return err
 	}
 	descendants := q.bool("descendants")
-	q.oneOf("wait", "all") // on a single node every answer is as good as that
+	wait := waits(q)
 	if err := q.faults(); err != nil {
 		return err
 	}
 	done, err := f.service.Revoke(r.Context(), c, target, descendants)
 	if err != nil {
 		return err
+	}
+	if wait {
+		if err := f.waitAll(r.Context()); err != nil {
+			return err
+		}
 	}
 	answer := struct {
 		Revoked []uint64 `json:"revoked"`

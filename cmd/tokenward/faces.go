@@ -37,9 +37,17 @@ func (a *app) newFace(name string, g *gate) face {
 	case mailtrap.Name:
 		return mailtrap.New(service, g, log, mailtrap.Options{Requests: mailtrap.DefaultRequests})
 	case native.Name:
-		return native.New(service, g, log, native.Options{Explain: a.explain, Seen: g.seen, Backup: a.vault.backup, Import: a.vault.importBody})
+		return native.New(service, g, log, a.nativeOptions(g))
 	}
 	panic("no token API is called " + name)
+}
+
+func (a *app) nativeOptions(g *gate) native.Options {
+	o := native.Options{Explain: a.explain, Seen: g.seen, Backup: a.vault.backup, Import: a.vault.importBody}
+	if p := a.vault.part; p != nil {
+		o.Cluster, o.CursorKey = others{p}, a.vault.cursorKey()
+	}
+	return o
 }
 
 // facesHandler serves the named token APIs behind g. Their paths do not collide.

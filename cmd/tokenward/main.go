@@ -66,7 +66,7 @@ func newRootCommand() *cobra.Command {
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(newServeCommand(), newInitCommand(), newCheckCommand(), newExplainCommand(), newHealthCommand(), newTokenCommand(), newReportCommand(), newAuditCommand(), newPatternCommand(), newScanCommand(), newBackupCommand(), newRestoreCommand(), newDoctorCommand(), newMigrateCommand(), newDemoCommand(), newCompletionCommand(), newVersionCommand())
+	root.AddCommand(newServeCommand(), newInitCommand(), newCheckCommand(), newExplainCommand(), newHealthCommand(), newTokenCommand(), newReportCommand(), newAuditCommand(), newPatternCommand(), newScanCommand(), newBackupCommand(), newRestoreCommand(), newDoctorCommand(), newMigrateCommand(), newClusterCommand(), newDemoCommand(), newCompletionCommand(), newVersionCommand())
 	useUsageErrors(root)
 	root.SetHelpCommand(newHelpCommand(root))
 	return root

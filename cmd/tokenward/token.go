@@ -253,6 +253,7 @@ func (t *tokenCommand) each(cmd *cobra.Command, ids []string, one func(id string
 }
 
 func (t *tokenCommand) newUpdate() *cobra.Command {
+	var wait bool
 	var fields tokenFlags
 	var revision uint64
 	cmd := &cobra.Command{
@@ -274,11 +275,12 @@ func (t *tokenCommand) newUpdate() *cobra.Command {
 			if revision == 0 && cmd.Flags().Changed("if-revision") {
 				return usageError{errors.New("--if-revision must be at least 1; leave it out to change any")}
 			}
-			one := call{doing: "change " + tokenText(ids[0]), id: ids[0], method: http.MethodPatch, path: "/tokens/" + ids[0], body: body, match: revision, field: fields.names()}
+			one := call{doing: "change " + tokenText(ids[0]), id: ids[0], method: http.MethodPatch, path: "/tokens/" + ids[0], body: body, match: revision, field: fields.names(), query: waitQuery(wait)}
 			return t.one(cmd, one, func(v *tokenView) string { return fmt.Sprintf("Token %d is now:\n\n", v.ID) + tokenTable(v, t.now()) })
 		},
 	}
 	fields.add(cmd)
+	addWait(cmd, &wait)
 	cmd.Flags().Uint64Var(&revision, "if-revision", 0, "only if the token is at this `revision` still, which show tells")
 	return cmd
 }
@@ -376,25 +378,42 @@ func (t *tokenCommand) newReset() *cobra.Command {
 
 // newState makes disable and enable.
 func (t *tokenCommand) newState(verb, short string) *cobra.Command {
-	return &cobra.Command{
+	var wait bool
+	cmd := &cobra.Command{
 		Use:   verb + " ID…",
 		Short: short,
 		Args:  tokenIDs(1, anyNumber),
 		RunE: func(cmd *cobra.Command, ids []string) error {
 			return t.each(cmd, ids, func(id string) call {
-				return call{doing: verb + " " + tokenText(id), id: id, method: http.MethodPost, path: "/tokens/" + id + "/" + verb}
+				return call{doing: verb + " " + tokenText(id), id: id, method: http.MethodPost, path: "/tokens/" + id + "/" + verb, query: waitQuery(wait)}
 			}, func(v *tokenView) string { return fmt.Sprintf("Token %d is now %s.\n", v.ID, stateText(v.State)) })
 		},
 	}
+	addWait(cmd, &wait)
+	return cmd
+}
+
+// addWait adds the flag that has an answer wait for all nodes of a cluster.
+func addWait(cmd *cobra.Command, wait *bool) {
+	cmd.Flags().BoolVar(wait, "wait", false, "until every node of the cluster has it; else name those that have not confirmed it")
+}
+
+func waitQuery(wait bool) url.Values {
+	if !wait {
+		return url.Values{}
+	}
+	return url.Values{"wait": {"all"}}
 }
 
 func (t *tokenCommand) newRevoke() *cobra.Command {
-	var descendants bool
+	var descendants, wait bool
 	cmd := &cobra.Command{
 		Use:   "revoke ID…",
 		Short: "End tokens for good",
 		Long: "End tokens for good: their next request is refused. This cannot be undone; disable\n" +
-			"can. With --descendants, all tokens that they made end too, and what those made.",
+			"can. With --descendants, all tokens that they made end too, and what those made.\n" +
+			"With --wait, the command ends only when every node of the cluster refuses them, and\n" +
+			"else names those that have not confirmed it.",
 		Args: tokenIDs(1, anyNumber),
 		RunE: func(cmd *cobra.Command, ids []string) error {
 			c, err := t.server.client(cmd)
@@ -403,19 +422,21 @@ func (t *tokenCommand) newRevoke() *cobra.Command {
 			}
 			var errs []error
 			for _, id := range ids {
-				errs = append(errs, t.revoke(cmd.Context(), cmd, c, id, descendants))
+				errs = append(errs, t.revoke(cmd.Context(), cmd, c, id, descendants, wait))
 			}
 			return errors.Join(errs...)
 		},
 	}
+	addWait(cmd, &wait)
 	cmd.Flags().BoolVar(&descendants, "descendants", false, "also all tokens that they made, and what those made in turn")
 	return cmd
 }
 
-func (t *tokenCommand) revoke(ctx context.Context, cmd *cobra.Command, c *client, id string, descendants bool) error {
+func (t *tokenCommand) revoke(ctx context.Context, cmd *cobra.Command, c *client, id string, descendants, wait bool) error {
 	one := call{doing: "revoke " + tokenText(id), id: id, method: http.MethodDelete, path: "/tokens/" + id}
+	one.query = waitQuery(wait)
 	if descendants {
-		one.query = url.Values{"descendants": {"true"}}
+		one.query.Set("descendants", "true")
 	}
 	answer, err := c.do(ctx, one)
 	if err != nil {

@@ -46,6 +46,8 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 
 	"tokenward/tokenstore"
 )
@@ -130,12 +132,23 @@ func Dial(o Options) (*Client, error) {
 	etcd, err := clientv3.New(clientv3.Config{
 		Endpoints: o.Endpoints, TLS: o.TLS, Username: o.Username, Password: o.Password,
 		DialTimeout: dialTimeout, DialKeepAliveTime: keepAliveEvery, DialKeepAliveTimeout: keepAliveEvery,
+		DialOptions:         []grpc.DialOption{grpc.WithConnectParams(reconnect())},
 		PermitWithoutStream: true, Logger: zap.NewNop(), // what it would tell is in the errors
 	})
 	if err != nil {
 		return nil, fmt.Errorf("connect to etcd at %s: %w: check tokenstore.etcd", strings.Join(o.Endpoints, ", "), err)
 	}
 	return &Client{etcd: etcd, keys: keyspace(o.Prefix), opts: o, log: o.Logger}, nil
+}
+
+// reconnect is how often a member that is down is tried. gRPC by itself goes up to
+// two minutes between two tries, which every node would be out of step for after
+// etcd came back.
+func reconnect() grpc.ConnectParams {
+	return grpc.ConnectParams{
+		Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 3 * time.Second},
+		MinConnectTimeout: dialTimeout,
+	}
 }
 
 // Close ends the connections.
@@ -166,11 +179,11 @@ type Description struct {
 
 // Name is the store's ID with the etcd that holds it, whose revisions mean nothing
 // in another one.
-func (d *Description) Name() string { return d.ID + "@" + strconv.FormatUint(d.Cluster, 16) }
+func (d *Description) Name() string { return d.ID + ":" + strconv.FormatUint(d.Cluster, 16) }
 
 // ParseName reads what [Description.Name] returned.
 func ParseName(name string) (Description, error) {
-	id, cluster, _ := strings.Cut(name, "@")
+	id, cluster, _ := strings.Cut(name, ":")
 	n, err := strconv.ParseUint(cluster, 16, 64)
 	if id == "" || err != nil {
 		return Description{}, fmt.Errorf("%q names no token store in etcd", name)

@@ -229,22 +229,26 @@ func (s *Store) First() bool {
 	return s.self.first && !s.fresh.stale()
 }
 
-// readNodes returns the records of all nodes.
+// readNodes returns the records of all nodes, and the revision of the last change of
+// data.
 func (s *Store) readNodes(ctx context.Context) (nodes []NodeInfo, revision int64, err error) {
-	got, err := retried(ctx, func(ctx context.Context) (*clientv3.GetResponse, error) {
-		return s.etcd.Get(ctx, s.keys.nodes(), clientv3.WithPrefix())
+	got, err := retried(ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+		return s.etcd.Txn(ctx).Then(clientv3.OpGet(s.keys.nodes(), clientv3.WithPrefix()), clientv3.OpGet(s.keys.head())).Commit()
 	})
 	if err != nil {
 		return nil, 0, s.failed("read the records of the nodes", err)
 	}
-	for _, kv := range got.Kvs {
+	if head := got.Responses[1].GetResponseRange().Kvs; len(head) > 0 {
+		revision = head[0].ModRevision
+	}
+	for _, kv := range got.Responses[0].GetResponseRange().Kvs {
 		var n NodeInfo
 		if err := json.Unmarshal(kv.Value, &n); err != nil || n.Node != strings.TrimPrefix(string(kv.Key), s.keys.nodes()) {
 			return nil, 0, errKey
 		}
 		nodes = append(nodes, n)
 	}
-	return nodes, got.Header.Revision, nil
+	return nodes, revision, nil
 }
 
 // LaggingError names the nodes that were not heard to have applied a change.
@@ -302,7 +306,8 @@ func (s *Store) call(ctx context.Context) error {
 }
 
 // Members asks all nodes where they are, waits for their answers for as long as
-// patience allows, and returns what they said last, with the revision of etcd.
+// patience allows, and returns what they said last, with the revision of the last
+// change.
 func (s *Store) Members(ctx context.Context, patience time.Duration) ([]NodeInfo, int64, error) {
 	wait, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()

@@ -1,0 +1,154 @@
+package main
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net/http"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"tokenward/admin/native"
+	"tokenward/tokenstore/etcdstore"
+)
+
+// others are the nodes of the cluster, as the native API speaks of them.
+type others struct{ part *part }
+
+var _ native.Cluster = others{}
+
+// memberPatience is how long a node may take to say where it is.
+const memberPatience = time.Second
+
+// WaitAll implements [native.Cluster].
+func (o others) WaitAll(ctx context.Context) ([]string, error) {
+	err := o.part.WaitAll(ctx)
+	if lagging, ok := errors.AsType[*etcdstore.LaggingError](err); ok {
+		return lagging.Nodes, err
+	}
+	return nil, err
+}
+
+// Members implements [native.Cluster].
+func (o others) Members(ctx context.Context) ([]native.Node, int64, error) {
+	infos, revision, err := o.part.Members(ctx, memberPatience)
+	if err != nil {
+		return nil, 0, err
+	}
+	nodes := make([]native.Node, 0, len(infos))
+	for i := range infos {
+		n := &infos[i]
+		one := native.Node{Name: n.Node, Version: n.Version, Mirror: n.Mirror, OnStale: "deny", Revision: n.Revision}
+		if n.ServeStale {
+			one.OnStale = "serve"
+		}
+		if n.Age < math.MaxInt64 {
+			one.AgeMS = new(n.Age.Milliseconds())
+		}
+		if !n.At.IsZero() {
+			one.SaidAt = new(n.At.UTC())
+		}
+		if !n.Started.IsZero() {
+			one.Started = new(n.Started.UTC())
+		}
+		nodes = append(nodes, one)
+	}
+	return nodes, revision, nil
+}
+
+// cursorKey is the same on all nodes, so that a list can be gone on with on any of
+// them.
+func (v *vault) cursorKey() []byte {
+	secret := []byte("tokenward")
+	if keys := v.peppers.AuditKeys(); len(keys) > 0 {
+		secret = keys[0]
+	}
+	mac := hmac.New(sha256.New, secret)
+	fmt.Fprintf(mac, "cursors of %s", v.store.ID())
+	return mac.Sum(nil)
+}
+
+func newClusterCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "cluster",
+		Short: "Look at the nodes of a cluster",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(newClusterStatusCommand())
+	return cmd
+}
+
+func newClusterStatusCommand() *cobra.Command {
+	t := &tokenCommand{now: time.Now}
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show each node with its version, how far it is and how old what it holds is",
+		Long: "Show each node of the cluster with its version, the revision of etcd up to which it has\n" +
+			"heard everything, and since when it might lack something. Each node is asked and has\n" +
+			"a second to answer; of one that does not, what it said last is shown. Needs a root token.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := t.server.client(cmd)
+			if err != nil {
+				return err
+			}
+			one := call{doing: "show the cluster", method: http.MethodGet, path: "/cluster"}
+			answer, err := c.do(cmd.Context(), one)
+			if err != nil {
+				return err
+			}
+			if t.asJSON {
+				_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s\n", answer)
+				return err
+			}
+			var status struct {
+				Revision int64         `json:"revision"`
+				Nodes    []native.Node `json:"nodes"`
+			}
+			if err := json.Unmarshal(answer, &status); err != nil {
+				return c.strange(one, err.Error())
+			}
+			return printCluster(cmd.OutOrStdout(), status.Revision, status.Nodes, t.now())
+		},
+	}
+	t.server.add(cmd)
+	cmd.Flags().BoolVar(&t.asJSON, "json", false, "print the server's JSON")
+	return cmd
+}
+
+func printCluster(w io.Writer, revision int64, nodes []native.Node, now time.Time) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "Revision %d, %s.\n\n", revision, counted(len(nodes), "node"))
+	table := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "NODE\tVERSION\tMIRROR\tREVISION\tBEHIND\tAGE\tSAID\tUP")
+	for i := range nodes {
+		n := &nodes[i]
+		age := "unknown"
+		if n.AgeMS != nil {
+			age = (time.Duration(*n.AgeMS) * time.Millisecond).String()
+		}
+		fmt.Fprintf(table, "%s\t%s\t%s\t%d\t%d\t%s\t%s\t%s\n", n.Name, n.Version, n.Mirror, n.Revision, max(0, revision-n.Revision), age, since(n.SaidAt, now), since(n.Started, now))
+	}
+	if err := table.Flush(); err != nil {
+		return err
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// since is how long ago a node says that something was, by two clocks.
+func since(t *time.Time, now time.Time) string {
+	if t == nil {
+		return "unknown"
+	}
+	return max(0, now.Sub(*t)).Round(time.Second).String()
+}
