@@ -32,6 +32,7 @@ var benchCases = []benchCase{
 	{"latency: one connection", latencyCase},
 	{"latency: half of saturation", halfLoadCase},
 	{"refused: cost of a refusal", refusedCase},
+	{"guessing: 2,000 failed credentials a second beside valid requests", guessingCase},
 	{"large: 1 GiB answer", largeCase},
 	{"tls: TLS 1.3 keep-alive, 64 connections", tlsCase},
 	{"idle: 10,000 idle connections", idleCase},
@@ -123,6 +124,53 @@ func halfLoadCase(ctx context.Context, o options, f *field) error {
 	return nil
 }
 
+// guessing is how many failed credentials come each second, and beside how many
+// valid requests.
+const (
+	guessesPerSecond = 2000
+	besideGuesses    = 1000
+)
+
+// guessingCase compares the p95 of valid requests with and without somebody who
+// tries secrets, in turn.
+func guessingCase(ctx context.Context, o options, f *field) error {
+	valid := load{method: "GET", path: "/accounts/10000/small", connections: 16, keys: f.secrets}
+	guesses := load{method: "GET", path: valid.path, connections: 16, refused: true}
+	for range 1000 {
+		guesses.keys = append(guesses.keys, tokenstore.NewSecret("tw").Reveal())
+	}
+	var calm, harried, ratio []float64
+	for round := range o.rounds {
+		var p95 [2]float64
+		for i := range p95 {
+			guessing := (i+round)%2 == 1
+			fmt.Fprintf(os.Stderr, "\rround %d of %d: guessing %t ", round+1, o.rounds, guessing)
+			var wg sync.WaitGroup
+			var failed error
+			if guessing {
+				wg.Go(func() { _, failed = f.paced(ctx, f.peers[tokenward], guesses, guessesPerSecond, o.duration) })
+			}
+			d, err := f.paced(ctx, f.peers[tokenward], valid, besideGuesses, o.duration)
+			wg.Wait()
+			if err = errors.Join(err, failed); err != nil {
+				return err
+			}
+			at := 0
+			if guessing {
+				at = 1
+			}
+			p95[at] = float64(d.Nanoseconds()) / 1000
+		}
+		calm, harried, ratio = append(calm, p95[0]), append(harried, p95[1]), append(ratio, p95[1]/p95[0])
+	}
+	fmt.Fprintf(os.Stderr, "\r%40s\r", "")
+	fmt.Printf("%d valid requests a second:\n\n", besideGuesses)
+	fmt.Println("| beside them | p95 µs | as a ratio |")
+	fmt.Println("|---|---|---|")
+	fmt.Printf("| nothing | %s | |\n| %d failed credentials a second | %s | %s |\n", spreadOf(calm), guessesPerSecond, spreadOf(harried), spreadOf(ratio))
+	return nil
+}
+
 // paced sends requests at a fixed rate and returns the 95th percentile.
 func (f *field) paced(ctx context.Context, p *peer, l load, rate float64, length time.Duration) (time.Duration, error) {
 	each := time.Duration(float64(l.connections) / rate * float64(time.Second))
@@ -161,7 +209,7 @@ func (f *field) pacedConnection(ctx context.Context, p *peer, l load, index int,
 		if _, err := fmt.Fprintf(nc, "%s %s HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer %s\r\nUser-Agent: bench/1.0\r\nAccept: application/json\r\n\r\n", l.method, l.path, key); err != nil {
 			return nil, err
 		}
-		if err := readAnswer(r); err != nil {
+		if err := readAnswer(r, l.refused); err != nil {
 			return nil, err
 		}
 		took = append(took, time.Since(next))
@@ -169,13 +217,17 @@ func (f *field) pacedConnection(ctx context.Context, p *peer, l load, index int,
 	return took, nil
 }
 
-func readAnswer(r *bufio.Reader) error {
+func readAnswer(r *bufio.Reader, refused bool) error {
 	resp, err := http.ReadResponse(r, nil)
 	if err != nil {
 		return err
 	}
 	_, err = io.Copy(io.Discard, resp.Body)
-	if err == nil && resp.StatusCode != http.StatusOK {
+	wanted := resp.StatusCode == http.StatusOK
+	if refused {
+		wanted = resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusTooManyRequests
+	}
+	if err == nil && !wanted {
 		err = fmt.Errorf("status %d", resp.StatusCode)
 	}
 	return err
@@ -355,7 +407,7 @@ func idleCase(ctx context.Context, o options, f *field) error {
 		}
 		open = append(open, nc)
 		fmt.Fprintf(nc, "GET /accounts/10000/small HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer %s\r\n\r\n", f.secrets[i%len(f.secrets)])
-		if err := readAnswer(bufio.NewReader(nc)); err != nil {
+		if err := readAnswer(bufio.NewReader(nc), false); err != nil {
 			return err
 		}
 	}
