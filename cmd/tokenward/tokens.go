@@ -345,7 +345,7 @@ func (v *vault) pace() usage.Pace {
 	if v.part == nil {
 		return usage.Pace{}
 	}
-	return usage.Pace{Tokens: etcdstore.UsageTokens, Commits: 20}
+	return usage.Pace{Tokens: etcdstore.UsageTokens, Commits: 20, Late: true}
 }
 
 // readied waits, for a verb that changes the store and ends, until a cluster is in

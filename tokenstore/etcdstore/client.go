@@ -89,6 +89,8 @@ const (
 	callTimeout = 3 * time.Second
 	// changePatience bounds how long a change tries.
 	changePatience = 15 * time.Second
+	// readPatience bounds how long something is read that no request waits for.
+	readPatience   = 5 * time.Second
 	keepAliveEvery = 5 * time.Second
 )
 
@@ -264,22 +266,38 @@ func (c *Client) Init(ctx context.Context) error {
 	return nil
 }
 
-// checkVersions asks every member that can be reached for its version. At least
-// one has to answer.
+// checkVersions asks every member for its version, all at once. At least one has to
+// answer.
 func (c *Client) checkVersions(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	type answer struct {
+		endpoint, version string
+		err               error
+	}
+	endpoints := c.etcd.Endpoints()
+	answers := make(chan answer, len(endpoints))
+	for _, endpoint := range endpoints {
+		go func() {
+			status, err := c.etcd.Status(ctx, endpoint)
+			a := answer{endpoint: endpoint, err: err}
+			if err == nil {
+				a.version = status.Version
+			}
+			answers <- a
+		}()
+	}
 	var failed error
 	answered := false
-	for _, endpoint := range c.etcd.Endpoints() {
-		ctx, cancel := context.WithTimeout(ctx, callTimeout)
-		status, err := c.etcd.Status(ctx, endpoint)
-		cancel()
-		if err != nil {
-			failed = err
+	for range endpoints {
+		a := <-answers
+		if a.err != nil {
+			failed = a.err
 			continue
 		}
 		answered = true
-		if older(status.Version, LeastVersion) {
-			return fmt.Errorf("etcd at %s is version %s, whose watches can lose events: use %s or newer", endpoint, status.Version, LeastVersion)
+		if older(a.version, LeastVersion) {
+			return fmt.Errorf("etcd at %s is version %s, whose watches can lose events: use %s or newer", a.endpoint, a.version, LeastVersion)
 		}
 	}
 	if !answered {

@@ -19,7 +19,7 @@ const UsageTokens = txnCompares/2 - 2
 // UsageNames returns the names that values of [Store.Usage] refer to, the first of
 // them being number 1.
 func (s *Store) UsageNames() ([]string, error) {
-	ctx, cancel := context.WithTimeout(s.ctx, changePatience)
+	ctx, cancel := context.WithTimeout(s.ctx, readPatience)
 	defer cancel()
 	got, err := retried(ctx, func(ctx context.Context) (*clientv3.GetResponse, error) {
 		return s.etcd.Get(ctx, s.keys.usageNames(), clientv3.WithPrefix(), clientv3.WithSort(clientv3.SortByKey, clientv3.SortAscend))
@@ -71,7 +71,7 @@ func (s *Store) AddUsageNames(ctx context.Context, names []string) ([]string, er
 // Usage returns what [Store.MergeUsage] left of a token, on any node; nil for
 // nothing.
 func (s *Store) Usage(id tokenstore.ID) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(s.ctx, changePatience)
+	ctx, cancel := context.WithTimeout(s.ctx, readPatience)
 	defer cancel()
 	got, err := retried(ctx, func(ctx context.Context) (*clientv3.GetResponse, error) { return s.etcd.Get(ctx, s.keys.usage(id)) })
 	if err != nil {
@@ -136,7 +136,7 @@ func (w *writing) getAll(keys []string) ([][]byte, error) {
 
 // Notice returns what is noted of the warnings before the end of a token.
 func (s *Store) Notice(id tokenstore.ID, end time.Time) (tokenstore.Notice, error) {
-	ctx, cancel := context.WithTimeout(s.ctx, changePatience)
+	ctx, cancel := context.WithTimeout(s.ctx, readPatience)
 	defer cancel()
 	got, err := retried(ctx, func(ctx context.Context) (*clientv3.GetResponse, error) { return s.etcd.Get(ctx, s.keys.notice(id)) })
 	if err != nil {
@@ -180,7 +180,7 @@ func (s *Store) NoteWarning(ctx context.Context, id tokenstore.ID, end time.Time
 
 // Counter returns what is kept of a limit's counts under key, nil for nothing.
 func (s *Store) Counter(key []byte) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(s.ctx, changePatience)
+	ctx, cancel := context.WithTimeout(s.ctx, readPatience)
 	defer cancel()
 	got, err := retried(ctx, func(ctx context.Context) (*clientv3.GetResponse, error) { return s.etcd.Get(ctx, s.keys.count(key)) })
 	if err != nil {

@@ -48,6 +48,10 @@ type Store interface {
 type Pace struct {
 	Tokens  int // of one commit; 0: as many as leaves others their turn
 	Commits int // of one flush, what is left waits for the next; 0: as many as it takes
+
+	// Late lets a recorder begin although the store cannot be read yet: it reads the
+	// names before it first writes.
+	Late bool
 }
 
 // DefaultEvery is how often a recorder writes.
@@ -86,6 +90,7 @@ type Recorder struct {
 	pending map[tokenstore.ID]*stored
 	drained []*entry // that wait for their names to have numbers
 	names   *names
+	unread  bool // names are not those of the store yet
 	pace    Pace
 }
 
@@ -125,10 +130,10 @@ func NewRecorder(store Store, pace Pace) (*Recorder, error) {
 		pace.Tokens = batchTokens
 	}
 	texts, err := store.UsageNames()
-	if err != nil {
+	if err != nil && !pace.Late {
 		return nil, err
 	}
-	r := &Recorder{store: store, full: make(chan struct{}, 1), pending: map[tokenstore.ID]*stored{}, names: newNames(texts), pace: pace}
+	r := &Recorder{store: store, full: make(chan struct{}, 1), pending: map[tokenstore.ID]*stored{}, names: newNames(texts), unread: err != nil, pace: pace}
 	for i := range r.shards {
 		r.shards[i].entries = map[Key]*entry{}
 		r.shards[i].spare = map[Key]*entry{}
@@ -397,6 +402,13 @@ func (r *Recorder) take(e *entry) {
 
 // number gives the names that what was drained needs their numbers.
 func (r *Recorder) number(ctx context.Context) error {
+	if r.unread {
+		all, err := r.store.UsageNames()
+		if err != nil {
+			return err
+		}
+		r.names, r.unread = newNames(all), false
+	}
 	missing := map[name]bool{}
 	seen := map[*Vocabulary][]uint64{} // routes that were looked at, as bits
 	for _, e := range r.drained {
