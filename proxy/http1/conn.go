@@ -580,9 +580,6 @@ func (c *conn) abandonLocked() {
 // needsLook reports whether the sweeper should look at the connection: its
 // patience ended, or it is in the same exchange as at the last tick.
 func (c *conn) needsLook(now int64) bool {
-	if d := c.deadline.Load(); d != 0 && d <= now {
-		return true
-	}
 	seen := c.exchange.Load()
 	same := seen == c.lastSeen
 	c.lastSeen = seen
@@ -592,7 +589,8 @@ func (c *conn) needsLook(now int64) bool {
 	} else {
 		c.idleTicks++
 	}
-	return same && phase == phaseBusy
+	d := c.deadline.Load()
+	return d != 0 && d <= now || same && phase == phaseBusy
 }
 
 // askToPark has an idle connection give its goroutine up.
@@ -612,12 +610,15 @@ func (c *conn) look(now int64) {
 		gone := false
 		if err := c.raw.Control(func(fd uintptr) { gone = peerGone(fd) }); err == nil && gone {
 			c.mu.Lock()
-			if c.phase.Load() == phaseBusy && c.exchange.Load() == c.lastSeen {
+			same := c.phase.Load() == phaseBusy && c.exchange.Load() == c.lastSeen
+			if same {
 				c.gone.Store(true)
 				c.abandonLocked()
 			}
 			c.mu.Unlock()
-			return
+			if same {
+				return
+			}
 		}
 	}
 	if d := c.deadline.Load(); d == 0 || d > now {

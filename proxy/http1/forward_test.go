@@ -400,6 +400,25 @@ func TestExpectIsRelayed(t *testing.T) {
 	c.wantEnd()
 }
 
+// TestClientThatLeavesIsNotWaitedForAfterTheTimeout: both have happened before the
+// sweeper looks for the first time.
+func TestClientThatLeavesIsNotWaitedForAfterTheTimeout(t *testing.T) {
+	settled(t)
+	up := scripted(t, func(_ int, c *client) { _, _ = io.Copy(io.Discard, c.br) })
+	ended := make(chan struct{})
+	serve := forwarding(upstreamTo(t, up.addr()), func(_ *Exchange, e *Edit) { e.HeaderTimeout = time.Millisecond })
+	addr := start(t, &Server{Handler: func(x *Exchange) {
+		defer close(ended)
+		serve(x)
+	}})
+	_ = dial(t, addr).send("GET / HTTP/1.1\r\nHost: h\r\n\r\n").nc.Close()
+	select {
+	case <-ended:
+	case <-time.After(10 * time.Second):
+		t.Error("the exchange goes on without end")
+	}
+}
+
 // TestInterimAnswersAreEdited: what the caller drops, it drops from those too.
 func TestInterimAnswersAreEdited(t *testing.T) {
 	settled(t)
