@@ -261,7 +261,7 @@ func upstreamsAt(t testing.TB, config *proxy.ClientTLS, urls ...*url.URL) *proxy
 	t.Helper()
 	var list []*proxy.Upstream
 	for _, u := range urls {
-		one, err := proxy.NewUpstream(u, config, proxy.Timeouts{Dial: time.Second})
+		one, err := proxy.NewUpstream(u, config, proxy.Timeouts{Dial: time.Second, Idle: 5 * time.Second})
 		if err != nil {
 			t.Fatal(err)
 		}
