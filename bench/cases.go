@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -89,7 +88,8 @@ func latencyCase(ctx context.Context, o options, f *field) error {
 }
 
 // halfLoadCase drives each peer at half of what nginx saturates at, with a client
-// that keeps to a schedule, so that a slow answer does not thin out the load.
+// that keeps to a schedule, so that a slow answer does not thin out the load. The
+// direct line shows what the machine and the client add by themselves.
 func halfLoadCase(ctx context.Context, o options, f *field) error {
 	l := load{method: "GET", path: "/accounts/10000/small", connections: 64, keys: f.secrets}
 	top, err := f.drive(ctx, o, f.peers[nginx], l)
@@ -97,7 +97,7 @@ func halfLoadCase(ctx context.Context, o options, f *field) error {
 		return err
 	}
 	rate := top.rate() / 2
-	names := []string{nginx, haproxy, reverseProxy, tokenward}
+	names := []string{direct, nginx, haproxy, reverseProxy, tokenward}
 	p95 := make(map[string][]float64)
 	for round := range o.rounds {
 		for i := range names {
@@ -169,68 +169,6 @@ func guessingCase(ctx context.Context, o options, f *field) error {
 	fmt.Println("|---|---|---|")
 	fmt.Printf("| nothing | %s | |\n| %d failed credentials a second | %s | %s |\n", spreadOf(calm), guessesPerSecond, spreadOf(harried), spreadOf(ratio))
 	return nil
-}
-
-// paced sends requests at a fixed rate and returns the 95th percentile.
-func (f *field) paced(ctx context.Context, p *peer, l load, rate float64, length time.Duration) (time.Duration, error) {
-	each := time.Duration(float64(l.connections) / rate * float64(time.Second))
-	began := time.Now().Add(50 * time.Millisecond)
-	var mu sync.Mutex
-	var all []time.Duration
-	var failed error
-	var wg sync.WaitGroup
-	for i := range l.connections {
-		wg.Go(func() {
-			took, err := f.pacedConnection(ctx, p, l, i, began.Add(each*time.Duration(i)/time.Duration(l.connections)), each, length)
-			mu.Lock()
-			defer mu.Unlock()
-			all, failed = append(all, took...), errors.Join(failed, err)
-		})
-	}
-	wg.Wait()
-	if failed != nil || len(all) == 0 {
-		return 0, fmt.Errorf("%s: %w", p.name, failed)
-	}
-	slices.Sort(all)
-	return all[len(all)*95/100], nil
-}
-
-func (f *field) pacedConnection(ctx context.Context, p *peer, l load, index int, next time.Time, each, length time.Duration) ([]time.Duration, error) {
-	nc, err := net.Dial("tcp", local(p.port))
-	if err != nil {
-		return nil, err
-	}
-	defer nc.Close()
-	r := bufio.NewReader(nc)
-	var took []time.Duration
-	for end := next.Add(length); next.Before(end) && ctx.Err() == nil; next = next.Add(each) {
-		time.Sleep(time.Until(next))
-		key := l.keys[(index+len(took)*l.connections)%len(l.keys)]
-		if _, err := fmt.Fprintf(nc, "%s %s HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer %s\r\nUser-Agent: bench/1.0\r\nAccept: application/json\r\n\r\n", l.method, l.path, key); err != nil {
-			return nil, err
-		}
-		if err := readAnswer(r, l.refused); err != nil {
-			return nil, err
-		}
-		took = append(took, time.Since(next))
-	}
-	return took, nil
-}
-
-func readAnswer(r *bufio.Reader, refused bool) error {
-	resp, err := http.ReadResponse(r, nil)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(io.Discard, resp.Body)
-	wanted := resp.StatusCode == http.StatusOK
-	if refused {
-		wanted = resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusTooManyRequests
-	}
-	if err == nil && !wanted {
-		err = fmt.Errorf("status %d", resp.StatusCode)
-	}
-	return err
 }
 
 // refusedCase compares refusals with a forwarded request on the same proxy.
