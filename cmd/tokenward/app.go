@@ -58,9 +58,6 @@ type app struct {
 	proxyTLS, adminTLS                            *proxy.ServerTLS // nil: cleartext
 }
 
-// gcPercent trades processor time for memory: a forwarded request allocates
-// nothing, so collections are rare, and the cache is most of the heap.
-const gcPercent = 50
 
 // newApp opens the store, builds everything and binds the listeners. It serves
 // nothing yet. On an error nothing stays open.
@@ -96,6 +93,7 @@ func newApp(ctx context.Context, cfg *Config, log *slog.Logger, now func() time.
 		return nil, err
 	}
 	a.vault.background(a.upkeep.run)
+	a.vault.background(tendHeap)
 	if sender != nil {
 		a.vault.onChange(a.upkeep.tellRevoked)
 		a.vault.background(sender.Run)
