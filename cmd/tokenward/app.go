@@ -58,7 +58,6 @@ type app struct {
 	proxyTLS, adminTLS                            *proxy.ServerTLS // nil: cleartext
 }
 
-
 // newApp opens the store, builds everything and binds the listeners. It serves
 // nothing yet. On an error nothing stays open.
 func newApp(ctx context.Context, cfg *Config, log *slog.Logger, now func() time.Time) (_ *app, err error) {
