@@ -225,7 +225,7 @@ func (s *Store) Position() (lastID tokenstore.ID, lastSeq uint64, err error) {
 // lastID and lastSeq, and empties its outbox, whose events the caller has brought
 // to where they belong. It never lowers either number.
 func Raise(path string, lastID tokenstore.ID, lastSeq uint64) (err error) {
-	db, err := openBolt(path, 0)
+	db, err := openBolt(path, 0, false)
 	if err != nil {
 		return fmt.Errorf("raise token store: %w", err)
 	}

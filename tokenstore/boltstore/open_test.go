@@ -411,7 +411,7 @@ func TestOlderStoreIsBroughtUp(t *testing.T) {
 		path := closedStore(t, nil, 50)
 		damage(t, path, func(tx *bolt.Tx) error { return tx.DeleteBucket(bucketChildren) })
 		setSchema(t, path, 0)
-		db, err := openBolt(path, 0)
+		db, err := openBolt(path, 0, false)
 		if err != nil {
 			t.Fatal(err)
 		}

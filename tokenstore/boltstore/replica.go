@@ -121,6 +121,9 @@ func (o *overlay) follow(u *tokenstore.Update) (unreadable int, err error) {
 		}
 		s.lastID = max(s.lastID, r.ID)
 	}
+	for i := range u.Retired {
+		s.lastID = max(s.lastID, u.Retired[i].Owner) // it may be swept
+	}
 	if u.Traits != nil {
 		m, err := readMeta(tx, s.path)
 		if err != nil {
@@ -205,7 +208,11 @@ func (o *overlay) linkDigests(tx *bolt.Tx) error {
 			continue
 		}
 		for j := range t.Secrets {
-			if err := o.batch.s.putDigest(digests, &t.Secrets[j].Digest, t.ID); err != nil {
+			d := &t.Secrets[j].Digest
+			if v := digests.Get(d[:]); len(v) == 8 && lastNumber(v) == uint64(t.ID) {
+				continue // its page need not be written
+			}
+			if err := o.batch.s.putDigest(digests, d, t.ID); err != nil {
 				return err
 			}
 		}

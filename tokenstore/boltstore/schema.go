@@ -218,7 +218,7 @@ var upgrades []upgrade
 // returns the layouts it came from and arrived at, the same when there was
 // nothing to do. The caller has made a copy of the file.
 func Upgrade(path string, lockTimeout time.Duration) (from, to uint64, err error) {
-	db, err := openBolt(path, lockTimeout)
+	db, err := openBolt(path, lockTimeout, false)
 	if err != nil {
 		return 0, 0, fmt.Errorf("upgrade token store: %w", err)
 	}

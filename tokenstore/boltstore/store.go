@@ -61,6 +61,10 @@ type Options struct {
 	// follows by [Store.Apply]; "": it is a store of its own.
 	ReplicaOf string
 
+	// ReadOnly opens the store without writing anything, not even its permissions.
+	// Others can do the same meanwhile, and nobody can write.
+	ReadOnly bool
+
 	// LockTimeout is how long to wait for another process to let go of the file,
 	// 0: one second.
 	LockTimeout time.Duration
@@ -120,13 +124,17 @@ func Open(o Options) (*Store, error) {
 }
 
 func open(o Options) (*Store, error) {
-	db, err := openBolt(o.Path, o.LockTimeout)
+	db, err := openBolt(o.Path, o.LockTimeout, o.ReadOnly)
 	if err != nil {
 		return nil, err
 	}
 	s := newStore(db, o)
-	if err := s.load(); err != nil {
+	if err := s.begin(); err != nil {
 		return nil, errors.Join(err, db.Close())
+	}
+	if o.ReadOnly {
+		go s.write() // which answers that it cannot
+		return s, nil
 	}
 	if err := tighten(o); err != nil {
 		return nil, errors.Join(err, db.Close())
@@ -156,9 +164,9 @@ func newStore(db *bolt.DB, o Options) *Store {
 	}
 }
 
-// load reads what the store says about itself and checks that this program,
+// begin reads what the store says about itself and checks that this program,
 // with this configuration, may use it.
-func (s *Store) load() error {
+func (s *Store) begin() error {
 	return s.view(func(tx *bolt.Tx) error {
 		m, err := readMeta(tx, s.path)
 		if err != nil {
@@ -273,13 +281,14 @@ func syncDir(dir string) error {
 }
 
 // openBolt opens the file at path if it is a sound bolt file.
-func openBolt(path string, lockTimeout time.Duration) (db *bolt.DB, err error) {
+func openBolt(path string, lockTimeout time.Duration, readOnly bool) (db *bolt.DB, err error) {
 	defer recovering(path, &err)()
 	if lockTimeout == 0 {
 		lockTimeout = time.Second
 	}
 	db, err = bolt.Open(path, 0o600, &bolt.Options{
 		Timeout:         lockTimeout,
+		ReadOnly:        readOnly,
 		FreelistType:    bolt.FreelistArrayType, // the map is sorted anew for each commit: 2 ms with 14,000 free pages
 		InitialMmapSize: mapBytes,
 		OpenFile: func(path string, flag int, mode fs.FileMode) (*os.File, error) {
