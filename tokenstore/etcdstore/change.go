@@ -159,6 +159,7 @@ type writing struct {
 	answered time.Time // as KeepAnswer was told
 	ops      []clientv3.Op
 	touches  bool // one of ops is below data/
+	noted    bool // one of ops notes the writing pepper
 	emits    bool // one of ops is an event
 }
 
@@ -383,6 +384,7 @@ func (w *writing) finishTokens() error {
 		last[t.ID] = t.After
 		switch {
 		case t.After != nil:
+			w.notePepper()
 			w.put(keys.token(t.ID), string(w.store.opts.Peppers.Seal(t.Record)))
 		case t.Before != nil:
 			w.delete(keys.token(t.ID))
@@ -413,6 +415,17 @@ func (w *writing) finishTokens() error {
 		}
 	}
 	return nil
+}
+
+// notePepper notes the writing pepper with the first record that it seals: a node
+// that lacks it learns so.
+func (w *writing) notePepper() {
+	ids := w.store.opts.Peppers.IDs()
+	if w.noted || len(ids) == 0 || contains(w.store.about.Load().Traits.Peppers, ids[0]) {
+		return
+	}
+	w.noted = true
+	w.put(w.store.keys.pepper(ids[0]), "")
 }
 
 // inherit gives what is used of a token's limits to the one that takes its place.

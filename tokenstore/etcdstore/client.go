@@ -203,7 +203,7 @@ func (c *Client) Describe(ctx context.Context) (Description, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	got, err := c.etcd.Txn(ctx).Then(clientv3.OpGet(c.keys.schema()), clientv3.OpGet(c.keys.storeID()),
-		clientv3.OpGet(c.keys.traits(), clientv3.WithPrefix())).Commit()
+		clientv3.OpGet(c.keys.traits(), clientv3.WithPrefix()), clientv3.OpGet(c.keys.migration())).Commit()
 	if err != nil {
 		if !neverMade(err) {
 			err = fmt.Errorf("%w: %w", ErrUnreachable, err)
@@ -212,6 +212,9 @@ func (c *Client) Describe(ctx context.Context) (Description, error) {
 	}
 	d.Cluster = got.Header.ClusterId
 	schema, id := got.Responses[0].GetResponseRange().Kvs, got.Responses[1].GetResponseRange().Kvs
+	if len(got.Responses[3].GetResponseRange().Kvs) > 0 {
+		return d, ErrMigrating
+	}
 	if len(schema) == 0 || len(id) == 0 {
 		return d, ErrNotInitialised
 	}
@@ -240,8 +243,8 @@ func (c *Client) checkPeppers(t *tokenstore.Traits) error {
 	return nil
 }
 
-// Init makes an empty store under the prefix, or returns ErrExists. Of several that
-// try at once one succeeds.
+// Init makes an empty store under the prefix, or returns ErrExists or ErrMigrating. Of
+// several that try at once one succeeds.
 func (c *Client) Init(ctx context.Context) error {
 	if err := c.checkVersions(ctx); err != nil {
 		return err
@@ -256,10 +259,14 @@ func (c *Client) Init(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	done, err := c.etcd.Txn(ctx).If(clientv3.Compare(clientv3.CreateRevision(c.keys.schema()), "=", 0)).Then(ops...).Commit()
+	done, err := c.etcd.Txn(ctx).If(
+		clientv3.Compare(clientv3.CreateRevision(c.keys.schema()), "=", 0), clientv3.Compare(clientv3.CreateRevision(c.keys.migration()), "=", 0),
+	).Then(ops...).Else(clientv3.OpGet(c.keys.migration())).Commit()
 	switch {
 	case err != nil:
 		return c.failed("make the store", err)
+	case !done.Succeeded && len(done.Responses[0].GetResponseRange().Kvs) > 0:
+		return ErrMigrating
 	case !done.Succeeded:
 		return ErrExists
 	}

@@ -34,6 +34,8 @@ const schemaVersion = 1
 //	usage/ID, usage-name/N  how tokens are used, by any node
 //	count/KEY               what is used of limits, by all nodes
 //	notice/ID               which warnings before its end a token has had
+//	seq                     the last number of an event that the store had as a file
+//	migration               whose store is being copied here, until that is done
 //
 // Numbers are written so that their order is the order of the keys.
 type keyspace string
@@ -78,6 +80,10 @@ func (k keyspace) counts() string                    { return string(k) + "count
 func (k keyspace) count(key []byte) string           { return k.counts() + hex.EncodeToString(key) }
 func (k keyspace) countsOf(id tokenstore.ID) string  { return k.counts() + "00" + hexID(id) }
 func (k keyspace) notice(id tokenstore.ID) string    { return string(k) + "notice/" + hexID(id) }
+
+func (k keyspace) seq() string       { return string(k) + "seq" }
+func (k keyspace) notices() string   { return string(k) + "notice/" }
+func (k keyspace) migration() string { return string(k) + "migration" }
 
 func hexID(id tokenstore.ID) string { return fmt.Sprintf("%016x", uint64(id)) }
 

@@ -329,7 +329,7 @@ var errEntry = errors.New("an entry of the store is damaged")
 func (k keyspace) pairs(e *tokenstore.Entry) ([]pair, error) {
 	id := tokenstore.ID(numberOf(e.Key))
 	value := string(e.Value)
-	switch e.Kind {
+	switch e.Kind { //nolint:exhaustive // EntryKinds is none
 	case tokenstore.EntryLastID:
 		return []pair{{k.ids(), strconv.FormatUint(numberOf(e.Value)+1, 10)}}, nil
 	case tokenstore.EntryLastSeq:

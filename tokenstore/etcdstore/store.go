@@ -246,15 +246,6 @@ func (s *Store) RecordForeign(ctx context.Context, kind tokenstore.Foreign) erro
 	return s.recordTraits(ctx, s.keys.foreign(kind), contains(t.Foreign, kind))
 }
 
-// recordPepper notes the writing pepper before it seals anything.
-func (s *Store) recordPepper(ctx context.Context) error {
-	if s.opts.Peppers == nil {
-		return nil
-	}
-	id := s.opts.Peppers.IDs()[0]
-	return s.recordTraits(ctx, s.keys.pepper(id), contains(s.about.Load().Traits.Peppers, id))
-}
-
 func contains[T comparable](all []T, one T) bool {
 	for i := range all {
 		if all[i] == one {
