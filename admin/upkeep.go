@@ -34,8 +34,9 @@ const sweepPause = 100 * time.Millisecond
 // EndSilent ends the old secrets, of the tokens with these ids, that have not been
 // used for as long as their rotation said, and returns how many it ended. since is
 // from when on all uses are known for sure: before an hour (or less, if the
-// silence is shorter) has passed from then, a secret counts as used.
-func (s *Service) EndSilent(ctx context.Context, ids iter.Seq2[tokenstore.ID, error], since time.Time) (int, error) {
+// silence is shorter) has passed from then, a secret counts as used. lag is for how
+// long a use on another node may not be known here: silence is that much longer.
+func (s *Service) EndSilent(ctx context.Context, ids iter.Seq2[tokenstore.ID, error], since time.Time, lag time.Duration) (int, error) {
 	ended := 0
 	for id, err := range ids {
 		if err != nil {
@@ -48,7 +49,7 @@ func (s *Service) EndSilent(ctx context.Context, ids iter.Seq2[tokenstore.ID, er
 		if err != nil {
 			return ended, storeError(err)
 		}
-		silent, err := s.silent(t, since)
+		silent, err := s.silent(t, since, lag)
 		if err != nil {
 			return ended, err
 		}
@@ -67,7 +68,7 @@ func (s *Service) EndSilent(ctx context.Context, ids iter.Seq2[tokenstore.ID, er
 }
 
 // silent reports whether t's old secret has been silent for long enough.
-func (s *Service) silent(t *tokenstore.Token, since time.Time) (bool, error) {
+func (s *Service) silent(t *tokenstore.Token, since time.Time, lag time.Duration) (bool, error) {
 	if len(t.Secrets) < 2 || t.Secrets[1].Silence == 0 || t.State == tokenstore.StateRevoked {
 		return false, nil
 	}
@@ -80,7 +81,7 @@ func (s *Service) silent(t *tokenstore.Token, since time.Time) (bool, error) {
 	if rotated := t.Secrets[0].CreatedAt; last.Before(rotated) {
 		last = rotated
 	}
-	return now.Sub(last) >= silence && now.Sub(since) >= min(silence, time.Hour), nil
+	return now.Sub(last) >= silence+lag && now.Sub(since) >= min(silence, time.Hour), nil
 }
 
 // endSilent takes the old secret from t, unless t was changed meanwhile.

@@ -103,7 +103,7 @@ func TestOldSecretEndsOnceItIsSilent(t *testing.T) {
 	}
 	round := func(since time.Time, want int) {
 		t.Helper()
-		n, err := k.service.EndSilent(t.Context(), k.store.AwaitingSilence(t.Context()), since)
+		n, err := k.service.EndSilent(t.Context(), k.store.AwaitingSilence(t.Context()), since, 0)
 		if err != nil || n != want || len(k.get(t, made.ID).Secrets) != 2-want {
 			t.Errorf("%d secrets ended instead of %d, %v; %d are left", n, want, err, len(k.get(t, made.ID).Secrets))
 		}

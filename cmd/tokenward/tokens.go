@@ -58,6 +58,11 @@ type tokens interface {
 	Wake() <-chan struct{}
 	Source() string
 
+	// UsageEvery is how often usage is written, and UsageLag how long a use may not
+	// be known to the node that leads.
+	UsageEvery() time.Duration
+	UsageLag() time.Duration
+
 	// Leads reports whether this node does what only one has to do.
 	Leads() bool
 	// Usable returns nil while requests may be answered.
@@ -81,9 +86,11 @@ func (f file) Pending(limit int) ([]audit.Entry, error) {
 	return entries, err
 }
 
-func (f file) Source() string { return f.ID() }
-func (f file) Leads() bool    { return true }
-func (f file) Usable() error  { return nil }
+func (f file) Source() string            { return f.ID() }
+func (f file) UsageEvery() time.Duration { return usage.DefaultEvery }
+func (f file) UsageLag() time.Duration   { return 0 }
+func (f file) Leads() bool               { return true }
+func (f file) Usable() error             { return nil }
 
 // part is this node's part in a cluster: etcd has the truth, and copy, where there
 // is one, all tokens.
@@ -91,6 +98,8 @@ type part struct {
 	*etcdstore.Store
 	client *etcdstore.Client
 	copy   *boltstore.Store // nil: tokens are read from etcd on demand
+
+	staleness time.Duration // tokenstore.etcd.max_staleness
 }
 
 var _ tokens = (*part)(nil)
@@ -106,6 +115,16 @@ func (p *part) Pending(limit int) ([]audit.Entry, error) {
 }
 
 func (p *part) Source() string { return p.OutboxName() }
+
+// UsageEvery implements tokens: the more nodes there are, the rarer each writes, so
+// that all together make some ten transactions a second at most.
+func (p *part) UsageEvery() time.Duration {
+	return max(usage.DefaultEvery, time.Duration(p.Nodes())*2*time.Second)
+}
+
+// UsageLag implements tokens: a node may be cut off for as long as it answers
+// requests, and then have more to write than one flush takes.
+func (p *part) UsageLag() time.Duration { return p.staleness + 6*p.UsageEvery() }
 
 // Leads implements tokens. A node without a copy has no index to work by.
 func (p *part) Leads() bool { return p.copy != nil && p.First() }
@@ -210,7 +229,7 @@ func (v *vault) openPart(ctx context.Context, cfg *Config, log *slog.Logger, opt
 	if err != nil {
 		return err
 	}
-	p := &part{client: client}
+	p := &part{client: client, staleness: co.MaxStaleness}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, client.Close())

@@ -95,7 +95,7 @@ func (u *upkeep) endSilent(ctx context.Context) error {
 	if u.usage.LostSince(u.clock.Now().Add(-silenceTrust)) {
 		return nil
 	}
-	n, err := u.service.EndSilent(ctx, u.store.AwaitingSilence(ctx), u.started)
+	n, err := u.service.EndSilent(ctx, u.store.AwaitingSilence(ctx), u.started, u.store.UsageLag())
 	u.silenced.Add(uint64(n)) //nolint:gosec // a count
 	return err
 }

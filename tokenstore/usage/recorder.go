@@ -90,7 +90,8 @@ type Recorder struct {
 	pending map[tokenstore.ID]*stored
 	drained []*entry // that wait for their names to have numbers
 	names   *names
-	unread  bool // names are not those of the store yet
+	unread  bool          // names are not those of the store yet
+	written tokenstore.ID // whose turn it was last
 	pace    Pace
 }
 
@@ -329,28 +330,37 @@ func (e *entry) exercised() func(func(*Route) bool) {
 
 // Run writes what has come together every so often, and once more when ctx ends.
 // failed is told of writes that did not succeed, which are tried again.
-func (r *Recorder) Run(ctx context.Context, every time.Duration, failed func(error)) {
-	tick := time.NewTicker(every)
-	defer tick.Stop()
+func (r *Recorder) Run(ctx context.Context, every func() time.Duration, failed func(error)) {
+	next := time.NewTimer(every())
+	defer next.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			if err := r.Flush(context.WithoutCancel(ctx)); err != nil {
+			if err := r.flush(context.WithoutCancel(ctx), 0); err != nil {
 				failed(err)
 			}
 			return
-		case <-tick.C:
+		case <-next.C:
 		case <-r.full:
 		}
+		next.Reset(every())
 		if err := r.Flush(ctx); err != nil && ctx.Err() == nil {
 			failed(err)
 		}
 	}
 }
 
-// Flush writes what has come together. What could not be written is kept for the
-// next time.
+// Flush writes what has come together, as much as the pace allows. What could not be
+// written is kept for the next time.
 func (r *Recorder) Flush(ctx context.Context) error {
+	if r == nil {
+		return nil
+	}
+	return r.flush(ctx, r.pace.Commits)
+}
+
+// flush writes in so many commits at most; 0: in as many as it takes.
+func (r *Recorder) flush(ctx context.Context, commits int) error {
 	if r == nil {
 		return nil
 	}
@@ -362,7 +372,7 @@ func (r *Recorder) Flush(ctx context.Context) error {
 	err := r.number(ctx)
 	if err == nil {
 		r.gatherAll()
-		err = r.write(ctx)
+		err = r.write(ctx, commits)
 	}
 	if err != nil {
 		r.failures.Add(1)
@@ -491,17 +501,21 @@ func (r *Recorder) gather(e *entry) {
 }
 
 // write writes pending in batches.
-func (r *Recorder) write(ctx context.Context) error {
+func (r *Recorder) write(ctx context.Context, most int) error {
 	ids := make([]tokenstore.ID, 0, len(r.pending))
 	for id := range r.pending {
 		ids = append(ids, id)
 	}
 	slices.Sort(ids)
+	// Behind where the last one ended, so that none has to wait for ever.
+	at, _ := slices.BinarySearch(ids, r.written+1)
+	ids = append(ids[at:len(ids):len(ids)], ids[:at]...)
 	commits := 0
 	for batch := range slices.Chunk(ids, r.pace.Tokens) {
-		if commits++; r.pace.Commits > 0 && commits > r.pace.Commits {
+		if commits++; most > 0 && commits > most {
 			return nil
 		}
+		r.written = batch[len(batch)-1]
 		if err := r.store.MergeUsage(ctx, batch, r.merged); err != nil {
 			if errors.Is(err, tokenstore.ErrOutcomeUnknown) {
 				// Better not counted than counted twice.

@@ -356,7 +356,9 @@ func TestRunWritesEverySoOftenAndAtTheEnd(t *testing.T) {
 		w := newWorld(t, 1)
 		ctx, cancel := context.WithCancel(t.Context())
 		var done sync.WaitGroup
-		done.Go(func() { w.recorder.Run(ctx, usage.DefaultEvery, func(err error) { t.Error(err) }) })
+		done.Go(func() {
+			w.recorder.Run(ctx, func() time.Duration { return usage.DefaultEvery }, func(err error) { t.Error(err) })
+		})
 		stored := func() bool {
 			synctest.Wait()
 			value, err := w.store.Usage(w.tokens[0].ID)
@@ -446,5 +448,34 @@ func BenchmarkRecord(b *testing.B) {
 				r.Record(routes, &usage.Use{Token: id, Secret: tokenstore.Digest{byte(id), byte(id >> 8)}, At: storetest.Epoch, From: client, UserAgent: agent, Route: i % 3})
 			}
 		})
+	}
+}
+
+func TestPaceLeavesNoTokenWaiting(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 3)
+	var err error
+	if w.recorder, err = usage.NewRecorder(w.store, usage.Pace{Tokens: 1, Commits: 1}); err != nil {
+		t.Fatal(err)
+	}
+	for i, token := range w.tokens {
+		w.use(token, at(i), 0, "")
+	}
+	written := func() (n int) {
+		for _, token := range w.tokens {
+			if value, err := w.store.Usage(token.ID); err != nil {
+				t.Fatal(err)
+			} else if value != nil {
+				n++
+			}
+		}
+		return n
+	}
+	for want := 1; want <= 3; want++ {
+		w.use(w.tokens[0], at(10+want), 0, "") // the first in order, all the time
+		w.flush(t)
+		if n := written(); n != want {
+			t.Errorf("after %d flushes %d tokens are written", want, n)
+		}
 	}
 }
