@@ -397,6 +397,9 @@ func TestEveryRowOfTheAnswerTable(t *testing.T) {
 		{name: "long target", raw: func(s map[string]string) string {
 			return get("/"+strings.Repeat("a", 9000), "Api-Token: "+s["full"])
 		}, status: 414, code: "uri_too_long"},
+		{name: "many fields", raw: func(s map[string]string) string {
+			return get("/accounts/1", "Api-Token: "+s["full"]+strings.Repeat("\r\nX-A: b", 101))
+		}, status: 431, code: "header_fields_too_large"},
 		{name: "unknown method", raw: func(s map[string]string) string {
 			return "get /accounts/1 HTTP/1.1\r\nHost: a\r\nApi-Token: " + s["full"] + "\r\n\r\n"
 		}, status: 501, code: "not_implemented"},

@@ -19,12 +19,17 @@ import (
 	"time"
 
 	"tokenward/enforce/canon"
+	"tokenward/proxy/http1"
 )
 
 // HTTP is the door over net/http: it serves HTTP/2, and whatever goes to an
 // upstream that speaks nothing else. In the tests it stands as the reference for
 // [Wire], which serves HTTP/1.1.
 type HTTP struct {
+	// HeaderCount bounds the field lines of a request; 0: 100; beyond: 431. Those of
+	// Cookie are one here, since net/http joins them. Set it before the first request.
+	HeaderCount int
+
 	guard   *Guard
 	reverse *httputil.ReverseProxy
 }
@@ -77,8 +82,8 @@ func (h *HTTP) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	p := h.guard.enter()
 	defer h.guard.leave(p)
 	FillHead(&p.head, r)
-	if !lengthHolds(r) {
-		p.refusal = requestRefusal(nil)
+	if bad := h.check(r, len(p.head.Fields)); bad.status != 0 {
+		p.refusal = bad
 		h.guard.countRefusal(p.refusal.code)
 		h.refuse(w, r, p)
 		return
@@ -92,6 +97,17 @@ func (h *HTTP) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	h.forward(w, r, p, fromNetHTTP)
+}
+
+// check refuses what the engine refuses over HTTP/1.1 and net/http does not.
+func (h *HTTP) check(r *http.Request, lines int) refusal {
+	switch {
+	case lines > cmp.Or(h.HeaderCount, 100):
+		return protocolRefusal(&http1.ProtocolError{Status: http.StatusRequestHeaderFieldsTooLarge, Code: "header_count"})
+	case !lengthHolds(r):
+		return requestRefusal(nil)
+	}
+	return refusal{}
 }
 
 // origin says which server the request came through.

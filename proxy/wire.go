@@ -235,7 +235,7 @@ func (w *Wire) Refuse(r http1.Refusal) http1.Answer {
 }
 
 func protocolRefusal(e *http1.ProtocolError) refusal {
-	return refusal{status: e.Status, code: statusCode(e.Status), detail: "The request is not acceptable HTTP/1.1: " + e.Code + "."}
+	return refusal{status: e.Status, code: statusCode(e.Status), detail: "The request is not acceptable HTTP: " + e.Code + "."}
 }
 
 // protocolCodes are the codes of design section 6 for requests that are refused

@@ -128,7 +128,9 @@ func (a *app) buildProxy() error {
 	}
 	t, l := a.cfg.Proxy.Timeouts, a.cfg.Proxy.Limits
 	wire := proxy.NewWire(a.guard)
-	a.proxyHTTP2 = proxy.NewHTTP2(proxy.NewHTTP(a.guard), t.Header, t.Idle, int(l.HeaderBytes), a.log)
+	door := proxy.NewHTTP(a.guard)
+	door.HeaderCount = l.HeaderCount
+	a.proxyHTTP2 = proxy.NewHTTP2(door, t.Header, t.Idle, int(l.HeaderBytes), a.log)
 	a.proxyServer = &http1.Server{
 		Handler: wire.Serve, HTTP2: a.proxyHTTP2.ServeConn, Refused: wire.Refuse, Panicked: a.panicked,
 		Limits:   http1.Limits{HeaderBytes: int(l.HeaderBytes), HeaderCount: l.HeaderCount, TargetBytes: int(l.URIBytes), Connections: l.Connections, ConnectionsPerSource: l.ConnectionsPerSource},
