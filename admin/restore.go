@@ -14,10 +14,11 @@ import (
 	"tokenward/tokenstore"
 )
 
-// The verbs of backup and restore as audit events name them.
+// The verbs of backup, restore and migration as audit events name them.
 const (
 	verbBackup  = audit.Word("backup")
 	verbRestore = audit.Word("restore")
+	verbMigrate = audit.Word("migrate")
 )
 
 // MayBackup reports, as an error, why the caller may not have a backup of the
@@ -315,6 +316,20 @@ func (s *Service) TakeAgain(ctx context.Context, undone []Undone, reason string)
 		if err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// Moved tells the audit log that the whole store was moved, as reason describes. It
+// is for the command line.
+func (s *Service) Moved(ctx context.Context, reason string) error {
+	err := s.writer.Change(ctx, func(tx tokenstore.Tx) error {
+		event := s.event(Operator(""), operatorToken, verbMigrate, s.Now())
+		event.Outcome, event.Reason = audit.Success, reason
+		return emit(tx, event)
+	})
+	if err != nil {
+		return fmt.Errorf("note the migration: %w", err)
 	}
 	return nil
 }

@@ -21,6 +21,7 @@ import (
 	"tokenward/audit"
 	"tokenward/tokenstore"
 	"tokenward/tokenstore/boltstore"
+	"tokenward/tokenstore/etcdstore"
 )
 
 // restoreFlags say how far a restore may go.
@@ -43,6 +44,10 @@ func newRestoreCommand() *cobra.Command {
 			"and taken away again before the store is put into its place. Where there is no audit\n" +
 			"log that reaches back to the backup, --accept-unrevoked is needed. Ids go on above\n" +
 			"every one that was ever used.\n\n" +
+			"A backup of a cluster's node becomes a store of its own, for a configuration without\n" +
+			"tokenstore.etcd: as the node knew it, with every secret that ever was, and without\n" +
+			"the counts of limits and the use of tokens, which are in etcd. What other nodes did\n" +
+			"later is in their audit logs alone, so --accept-unrevoked is needed.\n\n" +
 			"With --dry-run nothing is changed: what would be done is shown.",
 		Example: "  tokenward restore --config tokenward.yaml --dry-run tokens.backup\n" +
 			"  tokenward restore --config tokenward.yaml --replace tokens.backup",
@@ -80,7 +85,8 @@ type restorer struct {
 
 	peppers  *tokenstore.Peppers
 	manifest boltstore.Manifest
-	lastID   tokenstore.ID // highest known of the backup, the old store and the log
+	cluster  *tokenstore.Position // of the backup, where a node of a cluster made it; else nil
+	lastID   tokenstore.ID        // highest known of the backup, the old store and the log
 	lastSeq  uint64
 	old      origin            // the store that is replaced, and how far it had got
 	waiting  map[origin][]byte // events of outboxes that the log lacks
@@ -111,6 +117,9 @@ func (r *restorer) wait(s *boltstore.Store) error {
 // takes the old one's place under its name in one rename.
 func (r *restorer) run(ctx context.Context, backup string) (err error) {
 	r.waiting = make(map[origin][]byte)
+	if r.cfg.TokenStore.Etcd.Enabled() {
+		return fmt.Errorf("%s keeps the tokens in etcd, and each node fetches its copy from there: restore etcd with its own snapshot; or restore this backup with a configuration without tokenstore.etcd, and bring the store into etcd, under another prefix, with `tokenward migrate --to etcd`", r.flags.config)
+	}
 	if r.peppers, err = readPeppers(r.cfg.TokenStore.PepperFiles); err != nil {
 		return err
 	}
@@ -128,11 +137,17 @@ func (r *restorer) run(ctx context.Context, backup string) (err error) {
 			err = errors.Join(err, rerr)
 		}
 	}()
+	if err := r.detach(copied); err != nil {
+		return err
+	}
 	if err := r.prove(ctx, copied); err != nil {
 		return err
 	}
 	if err := r.compare(ctx, copied); err != nil {
 		return err
+	}
+	if r.cluster != nil && !r.flags.acceptUnrevoked {
+		return fmt.Errorf("%s, so tokens that were revoked after %s may come back to life\nSay --accept-unrevoked, and look through the audit logs of the other nodes from then on for what they revoked, disabled and narrowed", r.covered, r.manifest.Time.Format(time.RFC3339))
 	}
 	if r.covered != "" && !r.flags.acceptUnrevoked {
 		return fmt.Errorf("%s, so tokens that were revoked after %s may come back to life\nPut the audit log of that time at %s, or say --accept-unrevoked and look through `tokenward token list` afterwards", r.covered, r.manifest.Time.Format(time.RFC3339), r.cfg.Audit.Path)
@@ -195,6 +210,30 @@ func (r *restorer) copyOut(backup string) (path string, err error) {
 	}
 	_, _, err = boltstore.Upgrade(out.Name(), 0)
 	return out.Name(), err
+}
+
+// clusterIDs is how many ids are passed over after the last one that a node of a
+// cluster knew of: other nodes may have given them out since.
+const clusterIDs = 1_000_000
+
+// detach makes the copy a store of its own, where a node of a cluster made the
+// backup.
+func (r *restorer) detach(path string) error {
+	p, is, err := boltstore.Follows(path)
+	if err != nil || !is {
+		return err
+	}
+	known, err := etcdstore.ParseName(p.Store)
+	if err != nil {
+		return err
+	}
+	if p.Revision == 0 || p.Gaps {
+		return errors.New("the node that made the backup did not hold all tokens then: restore another one")
+	}
+	r.cluster, r.manifest.Store = &p, known.ID
+	r.manifest.LastID += clusterIDs
+	r.covered = "the backup is of one node of a cluster, and the audit log of one does not tell what all have done since"
+	return boltstore.Detach(path, known.ID)
 }
 
 // prove checks everything in the copy.
@@ -290,6 +329,9 @@ func (r *restorer) readLog() error {
 		}
 		r.record(audit.Record{Source: from.store, Seq: from.seq, Event: e}, have)
 	}
+	if r.cluster != nil {
+		return nil // r.covered says it
+	}
 	reaches := r.manifest.LastSeq == 0 || have[r.manifest.LastSeq]
 	for seq := r.manifest.LastSeq + 1; seq <= r.lastSeq && reaches; seq++ {
 		reaches = have[seq]
@@ -314,6 +356,10 @@ func (r *restorer) waitingOf(store string) []origin {
 
 // record takes one event of a store.
 func (r *restorer) record(record audit.Record, have map[uint64]bool) {
+	if r.cluster != nil && strings.HasPrefix(record.Source, r.cluster.Store+"/") {
+		r.recordOfNode(record)
+		return
+	}
 	if record.Source != r.manifest.Store {
 		return
 	}
@@ -325,6 +371,16 @@ func (r *restorer) record(record audit.Record, have map[uint64]bool) {
 		have[record.Seq] = true
 	}
 	if record.Seq > r.manifest.LastSeq {
+		r.past.Add(record.Event)
+	}
+}
+
+// recordOfNode takes one event that a node of the cluster made, or took over.
+func (r *restorer) recordOfNode(record audit.Record) {
+	if e := &record.Event; e.Outcome == audit.Success {
+		r.lastID = max(r.lastID, tokenstore.ID(e.Target.Token))
+	}
+	if etcdstore.RevisionOf(record.Seq) > r.cluster.Revision {
 		r.past.Add(record.Event)
 	}
 }
@@ -405,6 +461,9 @@ func (r *restorer) text() string {
 	fmt.Fprintf(&b, "The backup of %s is sound: %s, last id %d.\n", m.Time.Format(time.RFC3339), counted(int(m.Tokens), "token"), m.LastID) //nolint:gosec // a count of tokens
 	if r.covered != "" {
 		fmt.Fprintf(&b, "Warning: %s. Look through `tokenward token list` for what should not be there.\n", r.covered)
+	}
+	if r.cluster != nil {
+		fmt.Fprintf(&b, "A node of a cluster made it, as of revision %d. It becomes a store of its own, with every secret that ever was; limits count anew.\n", r.cluster.Revision)
 	}
 	verb := "was taken away again"
 	if r.flags.dryRun {

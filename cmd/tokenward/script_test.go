@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -27,6 +28,8 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"tokenward/tokenstore/etcdstore/etcdtest"
 )
 
 func TestMain(m *testing.M) {
@@ -64,6 +67,7 @@ func scriptCommands() map[string]func(*testscript.TestScript, bool, []string) {
 		"exits": exits, "start": startServer, "stop": stopServer, "terminate": terminateServer,
 		"request": scriptRequest, "upstream": startUpstream, "hold": holdRequest, "release": releaseRequest,
 		"certificate": makeCertificate, "take": takeField, "put": putFile, "expand": expandFile, "nosecrets": noSecrets, "sameobject": sameObject,
+		"etcd": startEtcd,
 		"edit": editFile, "truncateline": truncateLine,
 	}
 }
@@ -87,6 +91,27 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	if strconv.Itoa(code) != args[0] {
 		ts.Fatalf("exit code %d instead of %s", code, args[0])
 	}
+}
+
+// etcd runs a member of etcd until the script ends, and sets $etcd to its URL.
+func startEtcd(ts *testscript.TestScript, neg bool, args []string) {
+	wantArgs(ts, neg, len(args) == 0, "etcd")
+	specs, err := etcdtest.Specs(ts.MkAbs("etcd"), "http", 1)
+	ts.Check(err)
+	ctx, cancel := context.WithCancel(context.Background())
+	ready, ended := make(chan struct{}), make(chan error, 1)
+	go func() { ended <- specs[0].Run(ctx, func() { close(ready) }) }()
+	ts.Defer(func() {
+		cancel()
+		<-ended
+	})
+	select {
+	case <-ready:
+	case err := <-ended:
+		ended <- err
+		ts.Fatalf("etcd ended: %v", err)
+	}
+	ts.Setenv("etcd", specs[0].ClientURL)
 }
 
 // scriptServer is a server in a process of its own.

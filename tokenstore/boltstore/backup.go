@@ -134,6 +134,17 @@ func CheckBackup(r io.Reader) (Manifest, error) {
 	return readBackup(r, io.Discard, func([]byte, string) error { return nil })
 }
 
+// IsBackup reports whether f begins as a backup does, and goes back to its start.
+func IsBackup(f io.ReadSeeker) (bool, error) {
+	head := make([]byte, len(backupMark))
+	_, err := io.ReadFull(f, head)
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return false, fmt.Errorf("look for a backup: %w", err)
+	}
+	_, err = f.Seek(0, io.SeekStart)
+	return string(head) == backupMark, err
+}
+
 func readBackup(r io.Reader, w io.Writer, check func(sum []byte, seal string) error) (Manifest, error) {
 	in := bufio.NewReaderSize(r, 1<<20)
 	sum := sha256.New()

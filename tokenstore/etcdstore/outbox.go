@@ -24,7 +24,8 @@ type Event struct {
 // place among at most [tokenstore.MaxOutbox] of it.
 func seqOf(revision int64, i int) uint64 { return uint64(revision)<<14 | uint64(i) } //nolint:gosec // both are positive and small
 
-func revisionOf(seq uint64) int64 { return int64(seq >> 14) } //nolint:gosec // 50 bits
+// RevisionOf returns the revision of etcd that made the event of a number.
+func RevisionOf(seq uint64) int64 { return int64(seq >> 14) } //nolint:gosec // 50 bits
 
 // outboxView is what this node knows of its own outbox.
 type outboxView struct {
