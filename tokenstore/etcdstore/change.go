@@ -98,7 +98,7 @@ func (s *Store) attempt(ctx context.Context, l *lane, fn func(*writing) error) (
 			return w, o.revision, nil
 		}
 		s.stats.conflicts.Add(1)
-		if err := sleep(ctx, rand.N(pause)); err != nil {
+		if err := sleep(ctx, rand.N(pause)); err != nil { //nolint:gosec // only to spread
 			return nil, 0, errors.New("other nodes change the same tokens all the time: nothing was changed, try again")
 		}
 		pause = min(2*pause, 100*time.Millisecond)
@@ -525,7 +525,7 @@ var errEvents = errors.New("the outbox in etcd holds something that are no event
 func unpackEvents(b []byte) (events [][]byte, err error) {
 	for len(b) > 0 {
 		n, used := binary.Uvarint(b)
-		if used <= 0 || n > uint64(len(b)-used) {
+		if used <= 0 || n > uint64(len(b)-used) { //nolint:gosec // used is at most the length
 			return nil, errEvents
 		}
 		events = append(events, b[used:used+int(n)]) //nolint:gosec // checked

@@ -3,6 +3,7 @@ package etcdstore_test
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"net"
 	"net/url"
 	"path/filepath"
@@ -54,7 +55,7 @@ func open(t *testing.T, endpoints []string, prefix, path string, peppers *tokens
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	d, err := c.Describe(ctx)
-	if err == etcdstore.ErrNotInitialised {
+	if errors.Is(err, etcdstore.ErrNotInitialised) {
 		if err := c.Init(ctx); err != nil {
 			t.Fatal(err)
 		}

@@ -41,7 +41,7 @@ func (s *Store) persist(ctx context.Context, what string, task func(ctx context.
 		if time.Since(began) > greatestRetry {
 			retry, failing = leastRetry, false
 		}
-		if sleep(ctx, retry/2+rand.N(retry)) != nil {
+		if sleep(ctx, retry/2+rand.N(retry)) != nil { //nolint:gosec // only to spread
 			return
 		}
 		retry = min(2*retry, greatestRetry)
