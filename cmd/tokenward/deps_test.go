@@ -90,7 +90,7 @@ var house = map[string]room{
 	"tokenstore/etcdstore": {
 		what:    "cluster writer and mirror into the local copy",
 		ours:    []string{"tokenstore"},
-		outside: []string{"go.etcd.io/etcd", "go.uber.org/zap", "google.golang.org/grpc"},
+		outside: []string{"go.etcd.io/etcd", "go.uber.org/zap", "golang.org/x/sync", "google.golang.org/grpc"},
 		never:   []ban{noBolt, {module + "/tokenstore/boltstore", "it is handed a small replica interface"}},
 		inTests: []string{"tokenstore/boltstore"},
 	},
