@@ -147,6 +147,8 @@ func storeError(err error) *Error {
 		return &Error{Kind: KindOutcomeUnknown, Detail: "The change may or may not have been made; look before trying again.", Cause: err}
 	case errors.Is(err, tokenstore.ErrOutboxFull):
 		return &Error{Kind: KindUnavailable, Detail: "Changes are refused while the audit log cannot be written.", RetryAfter: retryStore, Cause: err}
+	case errors.Is(err, tokenstore.ErrTooLarge):
+		return &Error{Kind: KindTooLarge, Detail: "The change is larger than the token store takes at once.", Cause: err}
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return &Error{Kind: KindUnavailable, Detail: "The change was not begun in time.", RetryAfter: retryStore, Cause: err}
 	}

@@ -92,11 +92,17 @@ func (s *Service) Import(ctx context.Context, c Caller, items []ImportItem, o Im
 	} else if err := s.recordForeign(ctx, work); err != nil {
 		return done, err
 	}
-	for batch := range slices.Chunk(work, importBatch) {
+	for size := importBatch; len(work) > 0; {
+		batch := work[:min(len(work), size)]
 		made, err := s.importBatch(ctx, c, batch, o)
+		if errors.Is(err, tokenstore.ErrTooLarge) && len(batch) > 1 {
+			size = len(batch) / 2
+			continue
+		}
 		if err != nil {
 			return done, err
 		}
+		work = work[len(batch):]
 		done.Count += made.Count
 		done.First, done.Last = cmp.Or(done.First, made.First), max(done.Last, made.Last)
 		done.Refused = append(done.Refused, made.Refused...)

@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"math/rand/v2"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -56,12 +58,16 @@ func (s *Store) write(ctx context.Context, fn func(*writing) error) error {
 func (s *Store) attempt(ctx context.Context, l *lane, fn func(*writing) error) (*writing, int64, error) {
 	pause := time.Millisecond
 	large := false // more was read than can be compared one by one
+	var claimed []tokenstore.Digest
 	for certain := false; ; certain = true {
 		if s.isTaken.Load() {
 			return nil, 0, errTaken
 		}
 		w := &writing{store: s, ctx: ctx, certain: certain || large, read: map[string]int64{}, fresh: map[tokenstore.Digest]bool{}}
-		err := guarded(func() error { return fn(w) })
+		err := w.prefetch(claimed)
+		if err == nil {
+			err = guarded(func() error { return fn(w) })
+		}
 		if errors.Is(err, rpctypes.ErrCompacted) {
 			continue // its revision is gone; the next has another
 		}
@@ -80,7 +86,7 @@ func (s *Store) attempt(ctx context.Context, l *lane, fn func(*writing) error) (
 		cmps := w.comparisons()
 		if len(cmps) >= txnCompares && w.staged != nil {
 			if !w.certain {
-				large = true
+				large, claimed = true, slices.Collect(maps.Keys(w.fresh))
 				continue
 			}
 			cmps = w.onlyHead()
@@ -151,9 +157,10 @@ type writing struct {
 	certain  bool            // nothing is taken for granted: an earlier try was refused
 	at       int64           // the revision that everything is read at; 0: nothing was read yet
 	read     map[string]int64
-	ranges   []string                   // prefixes below which nothing may be put after at
-	whole    bool                       // it rests on all data
-	fresh    map[tokenstore.Digest]bool // digests that no token ever had
+	ranges   []string                            // prefixes below which nothing may be put after at
+	whole    bool                                // it rests on all data
+	fresh    map[tokenstore.Digest]bool          // digests that no token ever had
+	owners   map[tokenstore.Digest]tokenstore.ID // of digests that were read before
 	staged   *tokenstore.Staging
 	answers  []stagedAnswer
 	answered time.Time // as KeepAnswer was told
@@ -262,6 +269,9 @@ func (w *writing) DigestOwner(d tokenstore.Digest) (tokenstore.ID, error) {
 	if w.fresh[d] {
 		return 0, nil
 	}
+	if owner, ok := w.owners[d]; ok {
+		return owner, nil
+	}
 	key := w.store.keys.digest(d)
 	if !w.certain && !w.store.mayKnow(w.ctx, d) {
 		w.read[key] = 0
@@ -277,6 +287,39 @@ func (w *writing) DigestOwner(d tokenstore.Digest) (tokenstore.ID, error) {
 		return 0, nil
 	}
 	return parseID(string(v))
+}
+
+// prefetch reads whose the digests are, many at once, at the revision of the change.
+func (w *writing) prefetch(digests []tokenstore.Digest) error {
+	w.owners = make(map[tokenstore.Digest]tokenstore.ID, len(digests))
+	for some := range slices.Chunk(digests, txnOps) {
+		ops := make([]clientv3.Op, len(some))
+		for i, d := range some {
+			ops[i] = clientv3.OpGet(w.store.keys.digest(d), clientv3.WithRev(w.at))
+		}
+		got, err := retried(w.ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+			return w.store.etcd.Txn(ctx).Then(ops...).Commit()
+		})
+		if err != nil {
+			return w.store.failed("read for a change", err)
+		}
+		if w.at == 0 {
+			w.at = got.Header.Revision
+		}
+		for i, d := range some {
+			kvs := got.Responses[i].GetResponseRange().Kvs
+			w.read[w.store.keys.digest(d)] = 0
+			if len(kvs) == 0 {
+				w.fresh[d] = true
+				continue
+			}
+			w.read[w.store.keys.digest(d)] = kvs[0].ModRevision
+			if w.owners[d], err = parseID(string(kvs[0].Value)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // mayKnow reports whether this node has heard of a token with the digest.
