@@ -48,6 +48,9 @@ func (c *Counts) Append(dst []byte) []byte {
 // errCounts says that stored bytes are no counts.
 var errCounts = errors.New("stored counts are damaged: restore the store from a backup")
 
+// lastBegin is the last second of the year 9999.
+const lastBegin = 253402300799
+
 // ParseCounts reads what Append wrote; nothing is the zero Counts.
 func ParseCounts(b []byte) (Counts, error) {
 	var c Counts
@@ -60,6 +63,9 @@ func ParseCounts(b []byte) (Counts, error) {
 	for i := range c {
 		c[i].Begin = int64(binary.BigEndian.Uint64(b[16*i:])) //nolint:gosec // written the same way
 		c[i].N = binary.BigEndian.Uint64(b[16*i+8:])
+		if c[i].Begin > lastBegin || i == int(limitUses) && c[i].Begin != 0 {
+			return Counts{}, errCounts
+		}
 	}
 	return c, nil
 }
@@ -79,39 +85,95 @@ func CountsOver(stored []byte, now time.Time) bool {
 	return true
 }
 
-// Kept is one subject's counts.
-type Kept struct {
-	Key    CountKey
-	Counts Counts
+// Claim asks a [Ledger] to move the counts of one subject.
+type Claim struct {
+	Key   CountKey
+	Draws [numCounts]Draw
 }
 
-// Ledger keeps counts across restarts.
+// Draw is what a claim asks of one count. The zero Draw leaves it as it is.
+type Draw struct {
+	Begin int64  // of the window, in seconds since 1970; 0 for the whole life
+	Add   int64  // how much is to be reserved; negative: given back
+	Most  uint64 // the limit; nothing is reserved beyond it
+}
+
+// Granted is how much of each count was reserved; negative: given back.
+type Granted [numCounts]int64
+
+// Apply returns what a ledger that has old has after the claim, and what it granted.
+// A later window than the ledger's begins anew; in an earlier one nothing is granted
+// any more, and nothing taken back.
+func (c *Claim) Apply(old Counts) (after Counts, granted Granted) {
+	for i := range c.Draws {
+		after[i], granted[i] = c.Draws[i].apply(old[i])
+	}
+	return after, granted
+}
+
+func (d *Draw) apply(old Count) (after Count, granted int64) {
+	if d.Add == 0 || d.Begin < old.Begin {
+		return old, 0
+	}
+	if d.Begin > old.Begin {
+		old = Count{Begin: d.Begin}
+	}
+	if d.Add > 0 {
+		n := min(uint64(d.Add), d.Most-min(d.Most, old.N))
+		return Count{old.Begin, old.N + n}, int64(n) //nolint:gosec // at most Add
+	}
+	n := min(uint64(-d.Add), old.N)               //nolint:gosec // the least int64 too
+	return Count{old.Begin, old.N - n}, -int64(n) //nolint:gosec // likewise
+}
+
+// Moved is what came of a claim.
+type Moved struct {
+	Counts  Counts // afterwards
+	Granted Granted
+	Err     error // the counts could not be read; they stay as they are, and nothing was granted
+}
+
+// Ledger keeps counts across restarts, for one process or for several that draw on
+// the same counts.
 type Ledger interface {
-	// Counts returns what was kept last; the zero Counts where nothing was.
-	Counts(key CountKey) (Counts, error)
-	// Keep replaces the counts of each key, all or none. It returns once they are
-	// durable.
-	Keep(ctx context.Context, all []Kept) error
+	// Move applies every claim to the counts under its key as [Claim.Apply] does, all
+	// or none, and returns what came of each once it is durable. The keys are all
+	// different, and at most Most. After an error nothing counts as granted, although
+	// it may have been reserved where the error wraps [tokenstore.ErrOutcomeUnknown].
+	Move(ctx context.Context, claims []Claim) ([]Moved, error)
+	// Most is how many claims one Move takes, at least 1.
+	Most() int
 }
 
-// counts are the counts of one meter, guarded by its lock. What the ledger keeps
-// is never less than what was used: a block is kept before it is used, so that a
-// crash costs up to the rest of a block and never gives anything back. Only counts
-// of a minute are not waited for, since that would be a write each minute: a crash
-// gives back what is over a block since the last flush.
+// counts are the counts of one meter, guarded by its lock. The ledger never has less
+// than what was used: a block is reserved before it is used, so that a crash costs
+// up to the rest of a block and never gives anything back. Only counts of a minute
+// are not waited for by a process that has the ledger for itself, since that would be
+// a write each minute: a crash gives back what is over a block since the last flush.
+//
+// Only whoever holds the book's writing lock changes what is kept.
 type counts struct {
-	list   [numCounts]tally
-	loaded bool // from the ledger
-	dirty  bool // it is on the book's list
-	unkept bool // there is no ledger
-	quiet  int  // for how many flushes nothing was used
+	list    [numCounts]tally
+	last    int64 // second of the last flush before which it was used
+	loaded  bool  // it is known what the ledger has
+	listed  bool  // it is on the book's list
+	ready   bool  // loaded, listed and not being settled; or there is no ledger
+	unkept  bool  // there is no ledger
+	shared  bool  // others draw on the same counts
+	active  bool  // it was used since the last flush, or refused for being used up
+	refused bool  // a request was refused although others may have given something back
 }
 
-// tally is one of them.
+// tally is one of them. What is kept and not used is this process's to use; where
+// others draw on the same count, used has what they reserved in it.
 type tally struct {
 	begin, end int64 // of the window, in seconds since 1970; end 0: there was none yet
 	used, kept uint64
 }
+
+// unspent is what may be used without asking the ledger. It is negative where more
+// was used than reserved.
+func (c *tally) unspent() int64 { return int64(c.kept - c.used) } //nolint:gosec // the difference is small
 
 // countState says whether a count has room for one more.
 type countState uint8
@@ -124,20 +186,24 @@ const (
 
 // countsLeft looks whether every count of the bound has room for one more.
 func (b *bound) countsLeft(now time.Time) (limitKind, countState) {
-	if b.meter.counts == nil || !b.meter.counts.loaded {
+	c := b.meter.counts
+	if c == nil || !c.loaded || c.shared && !c.ready {
 		return 0, countNotDurable
 	}
 	state := countFree
-	if !b.meter.counts.dirty && !b.meter.counts.unkept {
+	if !c.ready {
 		state = countNotDurable
 	}
 	for kind, most := range b.countLimits() {
-		c := &b.meter.counts.list[kind]
-		c.roll(kind, now)
-		if c.used >= most {
+		one := &c.list[kind]
+		one.roll(kind, now)
+		if one.used >= most {
+			if c.shared {
+				c.active, c.refused = true, true
+			}
 			return kind, countUsedUp
 		}
-		if c.used >= c.kept && kind != limitMinute && !b.meter.counts.unkept {
+		if one.used >= one.kept && (kind != limitMinute || c.shared) && !c.unkept {
 			state = countNotDurable
 		}
 	}
@@ -164,7 +230,7 @@ func (b *bound) count() {
 	for kind := range b.countLimits() {
 		c.list[kind].used++
 	}
-	c.quiet = 0
+	c.active = true
 }
 
 // roll begins the window that now lies in, if the present one has ended. A clock
@@ -194,7 +260,7 @@ func (c *counts) forgettable(now time.Time) bool {
 	if c == nil {
 		return true
 	}
-	if c.dirty {
+	if c.listed {
 		return false
 	}
 	for kind := range limitKind(numCounts) {
@@ -257,82 +323,160 @@ func untilNextWindow(kind limitKind, now time.Time) time.Duration {
 	return time.Unix(end, 0).Sub(now)
 }
 
-// block is how much of a limit is kept at once before it is used.
+// block is how much of a limit is reserved at once before it is used.
 func block(most uint64) uint64 { return min(max(most/10, 1), 4096) }
 
 // ledgerBook makes counts durable. A nil book keeps nothing.
 type ledgerBook struct {
-	ledger Ledger
+	ledger  Ledger
+	sharers func() int // nil: nobody else draws on the ledger
 
-	mu     sync.Mutex // guards what follows; held for moments only
-	wanted []bound    // whose requests wait for a block
-	dirty  map[*meter]bound
+	mu      sync.Mutex // guards what follows; held for moments only
+	waiting *round     // of the requests that wait for the next writing; nil: none does
+	listed  map[*meter]bound
+	failing error // what the ledger answered last; nil: it works
+	retryAt time.Time
+	flushed uint64 // moves made ahead of use
+	awaited uint64 // moves that requests waited for
 
 	writing sync.Mutex // held while the ledger is written, before any other lock
 }
 
-func newLedgerBook(ledger Ledger) *ledgerBook {
-	return &ledgerBook{ledger: ledger, dirty: make(map[*meter]bound)}
+// round are requests that are served by one writing.
+type round struct {
+	wanted  []bound
+	retries bool // one of them is to find out whether the ledger works again
+
+	// Guarded by the book's writing lock.
+	done    bool
+	err     error
+	damaged map[*meter]error
 }
 
-// reserve loads the counts of a bound's meter, if that was not done, and keeps a
-// block of each that is used up. No lock is held. Requests that come while the
-// ledger is written wait for their turn, and are then served by one writing.
+func newLedgerBook(ledger Ledger, sharers func() int) *ledgerBook {
+	return &ledgerBook{ledger: ledger, sharers: sharers, listed: make(map[*meter]bound)}
+}
+
+// reserve reserves a block of each count of the bound that is used up. No lock is
+// held. Requests that come while the ledger is written wait for their turn, and are
+// then served by one writing, which fails for all or for none of them.
 func (b *ledgerBook) reserve(ctx context.Context, want *bound, now time.Time) error {
 	if b == nil {
 		want.meter.unkept()
 		return nil
 	}
-	if err := b.load(want, now); err != nil {
+	r, err := b.join(want, now)
+	if err != nil {
 		return err
 	}
-	b.mu.Lock()
-	b.wanted = append(b.wanted, *want)
-	b.mu.Unlock()
 	b.writing.Lock()
 	defer b.writing.Unlock()
-	b.mu.Lock()
-	work := b.wanted
-	b.wanted = nil
-	b.mu.Unlock()
-	return b.keepBlocks(ctx, append(work, *want), now) // its own may have been served
+	if !r.done {
+		b.serve(ctx, r, now)
+	}
+	if err := r.damaged[want.meter]; err != nil {
+		return err
+	}
+	return r.err
 }
 
-// keepBlocks keeps a block for each bound that is short of one. The writing lock
-// is held.
-func (b *ledgerBook) keepBlocks(ctx context.Context, work []bound, now time.Time) error {
-	all := make([]Kept, 0, len(work))
-	at := make(map[*meter]int, len(work))
-	for i := range work {
-		w := &work[i]
-		w.meter.mu.Lock()
-		kept, short := w.advance(now, false)
-		w.meter.mu.Unlock()
-		if _, twice := at[w.meter]; short && !twice {
-			at[w.meter] = len(all)
-			all = append(all, kept)
-		}
-	}
-	if len(all) > 0 {
-		if err := b.ledger.Keep(ctx, all); err != nil {
-			return fmt.Errorf("keep the counts of limits: %w", err)
-		}
-	}
+// retryEvery is how often a request tries a ledger that has failed. The others are
+// refused at once, rather than kept waiting for what will hardly come.
+const retryEvery = time.Second
+
+func (b *ledgerBook) join(want *bound, now time.Time) (*round, error) {
 	b.mu.Lock()
-	for i := range work {
-		b.dirty[work[i].meter] = work[i]
+	defer b.mu.Unlock()
+	retries := b.failing != nil
+	if retries {
+		if now.Before(b.retryAt) {
+			return nil, b.failing
+		}
+		b.retryAt = now.Add(retryEvery)
+	}
+	if b.waiting == nil {
+		b.waiting = new(round)
+	}
+	b.waiting.retries = b.waiting.retries || retries
+	b.waiting.wanted = append(b.waiting.wanted, *want)
+	return b.waiting, nil
+}
+
+// serve ends the round that waits. The writing lock is held.
+func (b *ledgerBook) serve(ctx context.Context, r *round, now time.Time) {
+	r.done = true
+	b.mu.Lock()
+	b.waiting = nil
+	if b.failing != nil && !r.retries {
+		r.err = b.failing
 	}
 	b.mu.Unlock()
-	for i := range work {
-		w := &work[i]
-		w.meter.mu.Lock()
-		if n, short := at[w.meter]; short {
-			w.confirm(&all[n].Counts)
-		}
-		w.meter.counts.dirty = true
-		w.meter.mu.Unlock()
+	if r.err != nil {
+		return
 	}
-	return nil
+	errands := b.prepare(r.wanted, now)
+	for len(errands) > 0 && r.err == nil {
+		n := min(len(errands), b.ledger.Most())
+		b.mu.Lock()
+		b.awaited++
+		b.mu.Unlock()
+		r.err = b.run(ctx, errands[:n])
+		for i := range errands[:n] {
+			if e := &errands[i]; e.err != nil {
+				if r.damaged == nil {
+					r.damaged = make(map[*meter]error)
+				}
+				r.damaged[e.bound.meter] = e.err
+			}
+		}
+		errands = errands[n:]
+	}
+}
+
+// prepare puts what requests want on the list, and returns the claims that it takes.
+func (b *ledgerBook) prepare(wanted []bound, now time.Time) []errand {
+	number := make(map[*meter]uint64, len(wanted)) // of the requests for each
+	for i := range wanted {
+		number[wanted[i].meter]++
+	}
+	sharers := b.sharing()
+	errands := make([]errand, 0, len(number))
+	for i := range wanted {
+		w := &wanted[i]
+		n := number[w.meter]
+		if n == 0 {
+			continue // it had its turn
+		}
+		delete(number, w.meter)
+		w.meter.mu.Lock()
+		gone := w.meter.gone
+		if !gone {
+			c := w.meter.counts
+			if c == nil {
+				c = &counts{shared: b.sharers != nil}
+				w.meter.counts = c
+			}
+			c.listed, c.active, c.ready = true, true, c.loaded
+			if claim, needed := w.ahead(now, sharers, n); needed {
+				errands = append(errands, errand{bound: w, claim: claim})
+			}
+		}
+		w.meter.mu.Unlock()
+		if !gone {
+			b.mu.Lock()
+			b.listed[w.meter] = *w
+			b.mu.Unlock()
+		}
+	}
+	return errands
+}
+
+// sharing is how many draw on the ledger, at least one.
+func (b *ledgerBook) sharing() uint64 {
+	if b.sharers == nil {
+		return 1
+	}
+	return uint64(max(1, b.sharers())) //nolint:gosec // positive
 }
 
 // unkept are the counts of a meter that no ledger keeps.
@@ -340,151 +484,211 @@ func (m *meter) unkept() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.counts == nil {
-		m.counts = &counts{loaded: true, unkept: true}
+		m.counts = &counts{loaded: true, ready: true, unkept: true}
 	}
 }
 
-// load reads what was kept of a meter, once.
-func (b *ledgerBook) load(want *bound, now time.Time) error {
-	m := want.meter
-	m.mu.Lock()
-	loaded := m.counts != nil && m.counts.loaded
-	m.mu.Unlock()
-	if loaded {
-		return nil
-	}
-	was, err := b.ledger.Counts(m.key.countKey())
-	if err != nil {
-		return fmt.Errorf("read the counts of limits: %w", err)
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.counts != nil && m.counts.loaded {
-		return nil // another request was quicker
-	}
-	c := &counts{loaded: true}
-	for kind := range limitKind(numCounts) {
-		one := &c.list[kind]
-		one.roll(kind, now)
-		if was[kind].Begin >= one.begin { // later too: the clock went back
-			one.used, one.kept = was[kind].N, was[kind].N
-			if kind != limitUses && was[kind].Begin > one.begin {
-				one.begin, one.end = windowAt(kind, time.Unix(was[kind].Begin, 0))
-			}
-		}
-	}
-	m.counts = c
-	return nil
-}
-
-// advance says what is to be kept so that a block of each count may be used; short
-// is whether that is more than what is kept now. With exact, what was used and no
-// more. The meter's lock is held.
-func (b *bound) advance(now time.Time, exact bool) (kept Kept, short bool) {
+// ahead claims what it takes so that a block of each count may be used, or as many as
+// there are requests waiting; needed is whether too little is left of any. The meter's
+// lock is held.
+func (b *bound) ahead(now time.Time, sharers, waiting uint64) (claim Claim, needed bool) {
 	c := b.meter.counts
-	kept.Key = b.meter.key.countKey()
-	for kind := range limitKind(numCounts) {
-		one := &c.list[kind]
-		kept.Counts[kind] = Count{one.begin, one.kept}
-	}
+	claim.Key = b.meter.key.countKey()
+	needed = !c.loaded
 	for kind, most := range b.countLimits() {
 		one := &c.list[kind]
 		one.roll(kind, now)
-		n := max(one.kept, min(one.used+block(most), most))
-		if exact {
-			n = one.used
-		}
-		short = short || n != one.kept && (exact || one.kept-min(one.kept, one.used) <= block(most)/2)
-		kept.Counts[kind] = Count{one.begin, n}
+		size := int64(max(block(most)/sharers, waiting, 1)) //nolint:gosec // at most 4096, or the requests
+		left := one.unspent()
+		claim.Draws[kind] = Draw{Begin: one.begin, Add: max(0, size-left), Most: most}
+		needed = needed || left <= size/2 && (one.kept < most || c.refused)
 	}
-	return kept, short
+	c.refused = false
+	return claim, needed
 }
 
-// confirm notes what the ledger keeps now. The meter's lock is held.
-func (b *bound) confirm(kept *Counts) {
-	for kind := range kept {
-		one := &b.meter.counts.list[kind]
-		if one.begin == kept[kind].Begin {
-			one.kept = kept[kind].N
+// rest claims that the ledger has what was used and no more. The meter's lock is
+// held.
+func (b *bound) rest(now time.Time) (claim Claim, needed bool) {
+	c := b.meter.counts
+	claim.Key = b.meter.key.countKey()
+	for kind, most := range b.countLimits() {
+		one := &c.list[kind]
+		one.roll(kind, now)
+		claim.Draws[kind] = Draw{Begin: one.begin, Add: -one.unspent(), Most: most}
+		needed = needed || one.unspent() != 0
+	}
+	return claim, needed
+}
+
+// take notes what came of a claim. The meter's lock is held.
+func (c *counts) take(m *Moved) {
+	for kind := range limitKind(numCounts) {
+		one, now := &c.list[kind], &m.Counts[kind]
+		switch {
+		case now.Begin > one.begin: // others' clocks are ahead, or ours went back
+			one.begin, one.used, one.kept = now.Begin, now.N, now.N
+			_, one.end = windowAt(kind, time.Unix(now.Begin, 0))
+		case now.Begin == one.begin:
+			left := one.unspent() + m.Granted[kind]
+			if left > 0 && uint64(left) > now.N {
+				left = int64(now.N) //nolint:gosec // less than left. The ledger has lost some
+			}
+			one.kept, one.used = now.N, now.N-uint64(left) //nolint:gosec // negative too
+		default: // the ledger has lost all
+			one.kept = min(one.kept, one.used)
 		}
+	}
+	c.loaded = true
+}
+
+// forfeit takes what is left as used. The meter's lock is held.
+func (c *counts) forfeit() {
+	for i := range c.list {
+		c.list[i].kept = min(c.list[i].kept, c.list[i].used)
 	}
 }
 
-// quietFlushes is for how many flushes nothing must be used until the rest of a
-// block is given back.
-const quietFlushes = 60
+// errand is a claim on its way.
+type errand struct {
+	bound  *bound
+	claim  Claim
+	settle bool  // it gives back what is left, and nothing is used meanwhile
+	err    error // of this one alone
+}
 
-// flush keeps ahead of what is used, for all meters in use at once, so that hardly
-// a request waits for the ledger; what has been quiet for long is kept exactly.
-// last keeps everything exactly: nothing is used any more.
+// run takes errands to the ledger, and notes what came of them. The writing lock is
+// held.
+func (b *ledgerBook) run(ctx context.Context, errands []errand) error {
+	claims := make([]Claim, len(errands))
+	for i := range errands {
+		claims[i] = errands[i].claim
+	}
+	moved, err := b.ledger.Move(ctx, claims)
+	if err == nil && len(moved) != len(claims) {
+		err = fmt.Errorf("%d claims were answered, of %d", len(moved), len(claims))
+	}
+	if err != nil {
+		err = fmt.Errorf("keep the counts of limits: %w", err)
+	}
+	if err == nil || ctx.Err() == nil {
+		b.mu.Lock()
+		b.failing = err
+		b.mu.Unlock()
+	}
+	for i := range errands {
+		e := &errands[i]
+		m := e.bound.meter
+		m.mu.Lock()
+		switch {
+		case err == nil && moved[i].Err == nil:
+			m.counts.take(&moved[i])
+		case err == nil:
+			e.err = fmt.Errorf("keep the counts of limits: %w", moved[i].Err)
+		}
+		m.counts.ready = m.counts.loaded
+		m.mu.Unlock()
+		// What may have been given back is not used any more; what is still reserved
+		// for sure is given back the next time.
+		if e.settle && (err == nil || errors.Is(err, tokenstore.ErrOutcomeUnknown)) {
+			b.unlist(m)
+		}
+	}
+	return err
+}
+
+// unlist takes a meter whose counts are settled off the list. The writing lock is
+// held.
+func (b *ledgerBook) unlist(m *meter) {
+	b.mu.Lock()
+	delete(b.listed, m)
+	b.mu.Unlock()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.counts.forfeit()
+	m.counts.listed, m.counts.ready = false, false
+	if !m.counts.loaded {
+		m.counts = nil
+	}
+}
+
+// settleAfter is for how many seconds nothing must be used until the rest of a block
+// is given back.
+const settleAfter = 60
+
+// flush reserves ahead of what is used, for all meters in use at once, so that hardly
+// a request waits for the ledger; what has been quiet for long is settled. last
+// settles everything: nothing is used any more.
 func (b *ledgerBook) flush(ctx context.Context, now time.Time, last bool) error {
 	if b == nil {
 		return nil
 	}
-	b.writing.Lock()
-	defer b.writing.Unlock()
 	b.mu.Lock()
-	work := make([]bound, 0, len(b.dirty))
-	for _, w := range b.dirty {
+	work := make([]bound, 0, len(b.listed))
+	for _, w := range b.listed {
 		work = append(work, w)
 	}
 	b.mu.Unlock()
+	var damaged []error
 	for len(work) > 0 {
-		n := min(len(work), maxKept)
-		if err := b.flushSome(ctx, work[:n], now, last); err != nil {
+		errands, done, err := b.flushSome(ctx, work, now, last)
+		if err != nil {
 			return err
 		}
-		work = work[n:]
+		for i := range errands {
+			if errands[i].err != nil {
+				damaged = append(damaged, errands[i].err)
+			}
+		}
+		work = work[done:]
 	}
-	return nil
+	return errors.Join(damaged...)
 }
 
-// maxKept bounds the counts of one write.
-const maxKept = 1000
-
-func (b *ledgerBook) flushSome(ctx context.Context, work []bound, now time.Time, last bool) error {
-	var all []Kept
-	var ahead, settled []*bound
-	at := make(map[*bound]int)
-	for i := range work {
-		w := &work[i]
+// flushSome makes the claims of as much of the work as one move takes. Requests that
+// wait for the ledger have their turn after it.
+func (b *ledgerBook) flushSome(ctx context.Context, work []bound, now time.Time, last bool) (errands []errand, done int, err error) {
+	b.writing.Lock()
+	defer b.writing.Unlock()
+	sharers, most := b.sharing(), b.ledger.Most()
+	for done < len(work) && len(errands) < most {
+		w := &work[done]
+		done++
 		w.meter.mu.Lock()
 		c := w.meter.counts
-		c.quiet++
-		settle := last || c.quiet > quietFlushes
-		kept, short := w.advance(now, settle)
+		if c.active {
+			c.active, c.last = false, now.Unix()
+		}
+		settle := last || now.Unix()-c.last > settleAfter
+		var claim Claim
+		var needed bool
 		if settle {
-			w.confirm(&kept.Counts) // before it is so: none of it may be used meanwhile
-			settled = append(settled, w)
-		} else if short {
-			ahead = append(ahead, w)
+			c.ready = false
+			claim, needed = w.rest(now)
+		} else {
+			claim, needed = w.ahead(now, sharers, 0)
 		}
 		w.meter.mu.Unlock()
-		if short {
-			at[w] = len(all)
-			all = append(all, kept)
+		if needed {
+			errands = append(errands, errand{bound: w, claim: claim, settle: settle})
+		} else if settle {
+			b.unlist(w.meter)
 		}
 	}
-	if len(all) > 0 {
-		if err := b.ledger.Keep(ctx, all); err != nil {
-			return fmt.Errorf("keep the counts of limits: %w", err)
-		}
+	if len(errands) == 0 {
+		return nil, done, nil
 	}
-	for _, w := range ahead {
-		w.meter.mu.Lock()
-		w.confirm(&all[at[w]].Counts)
-		w.meter.mu.Unlock()
+	b.mu.Lock()
+	b.flushed++
+	b.mu.Unlock()
+	return errands, done, b.run(ctx, errands)
+}
+
+func (b *ledgerBook) moves() (flushed, awaited uint64) {
+	if b == nil {
+		return 0, 0
 	}
-	for _, w := range settled {
-		w.meter.mu.Lock()
-		again := w.meter.counts.quiet == 0 // counts of a minute are not waited for
-		w.meter.counts.dirty = again
-		w.meter.mu.Unlock()
-		if !again {
-			b.mu.Lock()
-			delete(b.dirty, w.meter)
-			b.mu.Unlock()
-		}
-	}
-	return nil
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.flushed, b.awaited
 }

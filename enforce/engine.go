@@ -116,17 +116,22 @@ func (e *Engine) find(ctx context.Context, q *canon.Request) (tokenstore.Match, 
 func (e *Engine) SetLimits(o LimitOptions) { e.others.Store(&o) }
 
 // KeepCounts has quotas and numbers of uses counted on in the ledger. It is called
-// once, before use; without it they begin anew with each start.
-func (e *Engine) KeepCounts(ledger Ledger) { e.limits.ledger = newLedgerBook(ledger) }
+// once, before use; without it they begin anew with each start. sharers is nil where
+// this process alone draws on the ledger. Else it says how many do: the more they
+// are, the less each reserves at once. It may be wrong, and is asked now and then.
+func (e *Engine) KeepCounts(ledger Ledger, sharers func() int) {
+	e.limits.ledger = newLedgerBook(ledger, sharers)
+}
 
-// FlushCounts keeps counts in the ledger ahead of their use, so that requests need
-// not wait for it. It is called every second or so, from one goroutine.
+// FlushCounts reserves counts in the ledger ahead of their use, so that requests need
+// not wait for it, and gives back the rest of what has been quiet for a minute. It is
+// called every second, or less often by many sharers, from one goroutine.
 func (e *Engine) FlushCounts(ctx context.Context, now time.Time) error {
 	return e.limits.ledger.flush(ctx, now, false)
 }
 
-// SettleCounts keeps counts exactly as they are. It is called at the end, when
-// nothing is admitted any more.
+// SettleCounts keeps counts exactly as they are, and gives back what was reserved
+// beyond. It is called at the end, when nothing is admitted any more.
 func (e *Engine) SettleCounts(ctx context.Context, now time.Time) error {
 	return e.limits.ledger.flush(ctx, now, true)
 }
@@ -137,7 +142,7 @@ func (e *Engine) SettleCounts(ctx context.Context, now time.Time) error {
 // allows is charged. What was admitted ends with [Decision.Release].
 //
 // Admit does no I/O but where a quota or a number of uses needs a further block
-// kept in the ledger, which is at its first use, and when the flush is late.
+// reserved in the ledger, which is at its first use, and when the flush is late.
 func (e *Engine) Admit(d *Decision, now time.Time) bool { return e.admit(e.limits, d, now) }
 
 // AdmitShadow does as Admit on limits of their own, so that observing a route

@@ -2,6 +2,7 @@ package enforce
 
 import (
 	"context"
+	"errors"
 	"math"
 	"sync"
 	"time"
@@ -152,7 +153,7 @@ func (l *limitTable) admit(d *Decision, o *LimitOptions, now time.Time) {
 	}
 	var bs bounds
 	bs.of(d.Match.Token, d.Route, o)
-	for {
+	for range admitTurns {
 		if !l.find(&bs, d.Match.Token.Account, now) {
 			d.Reason, d.RetryAfter = LimitsFull, time.Second
 			return
@@ -171,7 +172,14 @@ func (l *limitTable) admit(d *Decision, o *LimitOptions, now time.Time) {
 			return
 		}
 	}
+	d.Reason, d.Cause = StoreUnavailable, errTurns
 }
+
+// admitTurns is how often a request asks for what others take before it: more than
+// any can need, since all that wait are reserved for.
+const admitTurns = 100
+
+var errTurns = errors.New("other requests used up all that was reserved, again and again: try again")
 
 // find gets every bound its meter. It reports false where there is no room.
 func (l *limitTable) find(bs *bounds, account uint64, now time.Time) bool {
@@ -484,6 +492,9 @@ type LimitStats struct {
 	Meters  int    // held now
 	Evicted uint64 // those with nothing to remember that made room
 	Refused uint64 // requests refused because no room could be made
+
+	// Moves of the ledger that were made ahead of use, and that requests waited for.
+	Flushed, Awaited uint64
 }
 
 func (l *limitTable) stats() LimitStats {
@@ -496,5 +507,6 @@ func (l *limitTable) stats() LimitStats {
 		out.Refused += s.refused
 		s.mu.Unlock()
 	}
+	out.Flushed, out.Awaited = l.ledger.moves()
 	return out
 }

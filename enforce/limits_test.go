@@ -21,26 +21,28 @@ type memoryLedger struct {
 	err    error
 }
 
-func (l *memoryLedger) Counts(k CountKey) (Counts, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.kept[k], l.err
-}
+func (l *memoryLedger) Most() int { return 1000 }
 
-func (l *memoryLedger) Keep(_ context.Context, all []Kept) error {
+func (l *memoryLedger) Move(_ context.Context, claims []Claim) ([]Moved, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.err != nil {
-		return l.err
+		return nil, l.err
 	}
-	l.writes++
 	if l.kept == nil {
 		l.kept = make(map[CountKey]Counts)
 	}
-	for _, k := range all {
-		l.kept[k.Key] = k.Counts
+	all, changed := make([]Moved, len(claims)), false
+	for i := range claims {
+		old := l.kept[claims[i].Key]
+		all[i].Counts, all[i].Granted = claims[i].Apply(old)
+		l.kept[claims[i].Key] = all[i].Counts
+		changed = changed || all[i].Counts != old
 	}
-	return nil
+	if changed {
+		l.writes++
+	}
+	return all, nil
 }
 
 // crashed is the ledger as a new process finds it.
@@ -54,7 +56,7 @@ func limitedEngine(o LimitOptions, ledger Ledger) *Engine {
 	e := NewEngine(nil, 0)
 	e.SetLimits(o)
 	if ledger != nil {
-		e.KeepCounts(ledger)
+		e.KeepCounts(ledger, nil)
 	}
 	return e
 }
@@ -360,12 +362,13 @@ func TestFlushKeepsAheadOfUse(t *testing.T) {
 		t.Errorf("%d writes for 10 flushes", ledger.writes)
 	}
 	// Once it is quiet, the rest of the block is given back.
-	for range quietFlushes + 1 {
+	for range settleAfter + 2 {
+		now = now.Add(time.Second)
 		if err := e.FlushCounts(t.Context(), now); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if got, _ := ledger.Counts(meterKey{ofToken, 1, 0}.countKey()); got[limitDay].N != 4000 {
+	if got := ledger.kept[meterKey{ofToken, 1, 0}.countKey()]; got[limitDay].N != 4000 {
 		t.Errorf("%d are kept of 4000 used", got[limitDay].N)
 	}
 }
@@ -439,7 +442,7 @@ func TestOnlyWhatHasNothingToRememberIsEvicted(t *testing.T) {
 // TestSettledCountsGiveWay: what the ledger has exactly can be loaded again.
 func TestSettledCountsGiveWay(t *testing.T) {
 	l := newLimitTable(limitShards)
-	l.ledger = newLedgerBook(&memoryLedger{})
+	l.ledger = newLedgerBook(&memoryLedger{}, nil)
 	tok := with(1, 1, 1, tokenstore.Limits{Uses: 5})
 	other := with(1+limitShards, 1, 1, tokenstore.Limits{Rate: 1, Burst: 1})
 	admit(l, tok, start)

@@ -92,27 +92,33 @@ type LimitStats struct {
 	Meters  int    // tokens, owners and accounts with limits, held now
 	Evicted uint64 // those with nothing to remember that made room
 	Refused uint64 // requests refused because no room could be made
+
+	// Transactions of the store that reserved quota and uses ahead of use, and those
+	// that requests waited for.
+	Flushed, Awaited uint64
 }
 
 // WatchLimits adds the metrics of limits, as [Registry.WatchStore] does.
 func (r *Registry) WatchLimits(f func() LimitStats) {
 	r.prom.MustRegister(&limitCollector{
-		stats:   f,
-		meters:  desc("tokenward_limits_tracked", "Tokens, owners and accounts whose limits are held in memory."),
-		evicted: desc("tokenward_limits_evictions_total", "Limits with nothing to remember that made room for others."),
-		refused: desc("tokenward_limits_full_total", "Requests refused because no room could be made for their limits."),
+		stats:    f,
+		meters:   desc("tokenward_limits_tracked", "Tokens, owners and accounts whose limits are held in memory."),
+		evicted:  desc("tokenward_limits_evictions_total", "Limits with nothing to remember that made room for others."),
+		refused:  desc("tokenward_limits_full_total", "Requests refused because no room could be made for their limits."),
+		reserved: desc("tokenward_limits_reservations_total", "Transactions that reserved quota and uses: ahead of use, or awaited by requests.", "when"),
 	})
 }
 
 type limitCollector struct {
-	stats                    func() LimitStats
-	meters, evicted, refused *prometheus.Desc
+	stats                              func() LimitStats
+	meters, evicted, refused, reserved *prometheus.Desc
 }
 
 func (c *limitCollector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- c.meters
 	ch <- c.evicted
 	ch <- c.refused
+	ch <- c.reserved
 }
 
 func (c *limitCollector) Collect(ch chan<- prometheus.Metric) {
@@ -120,6 +126,8 @@ func (c *limitCollector) Collect(ch chan<- prometheus.Metric) {
 	ch <- gauge(c.meters, float64(s.Meters))
 	ch <- counter(c.evicted, s.Evicted)
 	ch <- counter(c.refused, s.Refused)
+	ch <- counter(c.reserved, s.Flushed, "ahead")
+	ch <- counter(c.reserved, s.Awaited, "awaited")
 }
 
 // UpkeepStats are what a program does with tokens by itself.

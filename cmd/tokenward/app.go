@@ -45,6 +45,7 @@ type app struct {
 	leaks     http.Handler // takes reports of leaked secrets; nil: nobody does
 
 	stopStreams func() // the cutting of streams, waiting for its end
+	counts      countKeeping
 	stopLimits  func() // the keeping of counts, likewise
 
 	proxyServer   *http1.Server
@@ -75,7 +76,8 @@ func newApp(ctx context.Context, cfg *Config, log *slog.Logger, now func() time.
 		}
 	}()
 	a.engine = enforce.NewEngine(a.vault.finder(), 0)
-	a.engine.KeepCounts(a.vault.ledger())
+	a.counts = a.vault.counting()
+	a.engine.KeepCounts(a.counts.ledger, a.counts.sharers)
 	if err := a.buildProxy(); err != nil {
 		return nil, err
 	}

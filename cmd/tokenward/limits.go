@@ -13,34 +13,84 @@ import (
 const (
 	// flushEvery is how often counts of limits are kept ahead of their use.
 	flushEvery = time.Second
+	// tidyEvery is how often counts that are over are looked for.
+	tidyEvery = 24 * time.Hour
 	// ledgerPatience is how long a request waits for the counts of its limits to be
 	// kept, before it is refused.
 	ledgerPatience = 5 * time.Second
 )
 
-// countLedger keeps the counts of limits in the store.
-type countLedger struct{ store *boltstore.Store }
+// countKeeping is where and how the counts of limits are kept: [localCounts] or
+// [clusterCounts].
+type countKeeping struct {
+	ledger  enforce.Ledger
+	sharers func() int // as for [enforce.Engine.KeepCounts]
+	// pause is how long to wait after a flush that took so many moves of the ledger.
+	pause func(moves uint64) time.Duration
+	// tidy forgets counts that are over at now.
+	tidy func(ctx context.Context, now time.Time) error
+}
+
+// localCounts keeps counts in the store of the only node.
+func localCounts(store *boltstore.Store) countKeeping {
+	return countKeeping{
+		ledger: countLedger{store, maxLocalClaims},
+		pause:  func(uint64) time.Duration { return flushEvery },
+		tidy: func(ctx context.Context, now time.Time) error {
+			_, err := store.DropCounters(ctx, func(_, value []byte) bool { return enforce.CountsOver(value, now) })
+			return err
+		},
+	}
+}
+
+// maxLocalClaims bounds how much is read and written in one transaction of the file.
+const maxLocalClaims = 1000
+
+// counterStore is a store of counters: that of one node, or etcd.
+type counterStore interface {
+	// MoveCounters replaces what is kept under each of the keys by what move makes of
+	// it, all or none. An error that does not wrap tokenstore.ErrOutcomeUnknown says
+	// that nothing was changed.
+	MoveCounters(ctx context.Context, keys [][]byte, move func(i int, old []byte) ([]byte, error)) error
+}
+
+// countLedger keeps the counts of limits in a store.
+type countLedger struct {
+	store counterStore
+	most  int // keys in one move
+}
 
 var _ enforce.Ledger = countLedger{}
 
-// Counts implements [enforce.Ledger].
-func (l countLedger) Counts(key enforce.CountKey) (enforce.Counts, error) {
-	b, err := l.store.Counter(key[:])
-	if err != nil {
-		return enforce.Counts{}, err
-	}
-	return enforce.ParseCounts(b)
-}
+// Most implements [enforce.Ledger].
+func (l countLedger) Most() int { return l.most }
 
-// Keep implements [enforce.Ledger].
-func (l countLedger) Keep(ctx context.Context, all []enforce.Kept) error {
+// Move implements [enforce.Ledger].
+func (l countLedger) Move(ctx context.Context, claims []enforce.Claim) ([]enforce.Moved, error) {
 	ctx, cancel := context.WithTimeout(ctx, ledgerPatience)
 	defer cancel()
-	counters := make([]boltstore.Counter, len(all))
-	for i := range all {
-		counters[i] = boltstore.Counter{Key: all[i].Key[:], Value: all[i].Counts.Append(nil)}
+	keys := make([][]byte, len(claims))
+	for i := range claims {
+		keys[i] = claims[i].Key[:]
 	}
-	return l.store.KeepCounters(ctx, counters)
+	moved := make([]enforce.Moved, len(claims))
+	err := l.store.MoveCounters(ctx, keys, func(i int, stored []byte) ([]byte, error) {
+		old, err := enforce.ParseCounts(stored)
+		if err != nil {
+			moved[i] = enforce.Moved{Err: err}
+			return stored, nil //nolint:nilerr // those of others are not to suffer for it
+		}
+		after, granted := claims[i].Apply(old)
+		moved[i] = enforce.Moved{Counts: after, Granted: granted}
+		if after == old {
+			return stored, nil
+		}
+		return after.Append(nil), nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return moved, nil
 }
 
 // startLimits keeps the counts of limits ahead of their use, until stopLimits is
@@ -63,23 +113,27 @@ func (a *app) startLimits() {
 }
 
 func (a *app) flushCounts(ctx context.Context) {
-	if _, err := a.vault.store.DropCounters(ctx, func(_, value []byte) bool { return enforce.CountsOver(value, a.now()) }); err != nil && ctx.Err() == nil {
-		a.log.Warn("counts of quotas that are over could not be dropped; they only take room", "error", err)
-	}
-	tick := time.NewTicker(flushEvery)
-	defer tick.Stop()
 	failing := false
+	var tidied time.Time
+	var moves, before uint64
 	for {
+		if now := a.now(); now.Sub(tidied) >= tidyEvery {
+			tidied = now
+			if err := a.counts.tidy(ctx, now); err != nil && ctx.Err() == nil {
+				a.log.Warn("counts of quotas that are over could not be dropped; they only take room", "error", err)
+			}
+		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case <-time.After(a.counts.pause(moves - before)):
 		}
 		err := a.engine.FlushCounts(ctx, a.now())
 		if err != nil && !failing && ctx.Err() == nil {
 			a.log.Error("the counts of quotas and uses cannot be kept: tokens that have them are refused once what was kept ahead is used up; see why the store cannot be written", "error", err)
 		}
 		failing = err != nil
+		before, moves = moves, a.engine.LimitStats().Flushed
 	}
 }
 

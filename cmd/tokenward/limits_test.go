@@ -26,7 +26,7 @@ func TestUsesSurviveARestart(t *testing.T) {
 		}
 		open = boltstore.Open
 		e := enforce.NewEngine(nil, 0)
-		e.KeepCounts(countLedger{store})
+		e.KeepCounts(localCounts(store).ledger, nil)
 		d := enforce.Decision{Reason: enforce.Allowed, Match: tokenstore.Match{Token: tok}}
 		if e.Admit(&d, now) {
 			total++

@@ -161,7 +161,7 @@ func (m *model) open(open func(boltstore.Options) (*boltstore.Store, error)) {
 	}
 	m.service.SetVocabulary(admin.Vocabulary{Scopes: m.policy.Scopes()})
 	m.engine = enforce.NewEngine(m.cache, 0)
-	m.engine.KeepCounts(countLedger{m.store})
+	m.engine.KeepCounts(localCounts(m.store).ledger, nil)
 }
 
 // step does one thing, and looks at what must hold after each.

@@ -39,7 +39,6 @@ type tokens interface {
 
 	Notice(id tokenstore.ID, end time.Time) (tokenstore.Notice, error)
 	NoteWarning(ctx context.Context, id tokenstore.ID, end time.Time, event []byte, change func(*tokenstore.Notice)) error
-	DropCounters(ctx context.Context, over func(key, value []byte) bool) (int, error)
 
 	// Ending and AwaitingSilence yield the ids of tokens from an index of this node.
 	Ending(ctx context.Context, from, until time.Time) iter.Seq2[tokenstore.ID, error]
@@ -350,12 +349,13 @@ func (v *vault) finder() enforce.Finder {
 	return gated{v.cache, v.part.Usable}
 }
 
-// ledger keeps the counts of limits.
-func (v *vault) ledger() enforce.Ledger {
-	if f, ok := v.store.(file); ok {
-		return countLedger{f.Store}
+// counting is how the counts of limits are kept.
+func (v *vault) counting() countKeeping {
+	if v.part != nil {
+		return clusterCounts(v.part.Store)
 	}
-	return nil
+	f, _ := v.store.(file)
+	return localCounts(f.Store)
 }
 
 // pace is how usage is written: in a cluster a flush is a few transactions, and the

@@ -18,16 +18,11 @@ var bucketCounters = []byte("counters")
 
 const counterOfToken = 0
 
-// Counter is the counts kept under one key.
-type Counter struct{ Key, Value []byte }
-
 // Counter returns what is kept under key, nil for nothing.
 func (s *Store) Counter(key []byte) ([]byte, error) {
 	var value []byte
 	err := s.view(func(tx *bolt.Tx) error {
-		if b := tx.Bucket(bucketCounters); b != nil {
-			value = bytes.Clone(b.Get(key))
-		}
+		value = bytes.Clone(counter(tx, key))
 		return nil
 	})
 	if err != nil {
@@ -36,27 +31,64 @@ func (s *Store) Counter(key []byte) ([]byte, error) {
 	return value, nil
 }
 
-// KeepCounters replaces what is kept under each of the keys, all or none, and
-// returns once it is durable. It touches nothing of tokens, and makes no event.
-func (s *Store) KeepCounters(ctx context.Context, all []Counter) error {
-	err := s.change(ctx, func(o *overlay) error {
-		o.direct = func(tx *bolt.Tx) error {
-			b, err := tx.CreateBucketIfNotExists(bucketCounters)
+// MoveCounters replaces what is kept under each of the keys, which are all different,
+// by what move makes of it, all or none, and returns once that is durable. Where
+// everything stays the same nothing is written. It touches nothing of tokens, and
+// makes no event. move may run more than once, and does not keep old.
+func (s *Store) MoveCounters(ctx context.Context, keys [][]byte, move func(i int, old []byte) ([]byte, error)) error {
+	moved := func(tx *bolt.Tx) (values map[int][]byte, err error) {
+		values = make(map[int][]byte)
+		for i, key := range keys {
+			old := counter(tx, key)
+			next, err := move(i, old)
 			if err != nil {
-				return err
+				return nil, err
 			}
-			b.FillPercent = scatteredFill
-			for _, c := range all {
-				if err := b.Put(c.Key, c.Value); err != nil {
-					return err
-				}
+			if !bytes.Equal(old, next) {
+				values[i] = next
 			}
-			return nil
 		}
-		return nil
+		return values, nil
+	}
+	changes := false
+	err := s.view(func(tx *bolt.Tx) error {
+		values, err := moved(tx)
+		changes = len(values) > 0
+		return err
 	})
+	if err == nil && changes {
+		err = s.change(ctx, func(o *overlay) error {
+			values, err := moved(o.batch.tx)
+			if err == nil && len(values) > 0 {
+				o.direct = func(tx *bolt.Tx) error { return putCounters(tx, keys, values) }
+			}
+			return err
+		})
+	}
 	if err != nil {
 		return fmt.Errorf("write counters: %w", err)
+	}
+	return nil
+}
+
+func counter(tx *bolt.Tx, key []byte) []byte {
+	if b := tx.Bucket(bucketCounters); b != nil {
+		return b.Get(key)
+	}
+	return nil
+}
+
+// putCounters writes the values of those keys that have one.
+func putCounters(tx *bolt.Tx, keys [][]byte, values map[int][]byte) error {
+	b, err := tx.CreateBucketIfNotExists(bucketCounters)
+	if err != nil {
+		return err
+	}
+	b.FillPercent = scatteredFill
+	for i, value := range values {
+		if err := b.Put(keys[i], value); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -30,6 +30,11 @@ func (s *Store) Change(ctx context.Context, fn func(tx tokenstore.Tx) error) err
 // write makes a change: fn reads and stages it, as often as others make their own
 // in between.
 func (s *Store) write(ctx context.Context, fn func(*writing) error) error {
+	return s.writeWithin(ctx, changePatience, fn)
+}
+
+// writeWithin is write for no longer than patience.
+func (s *Store) writeWithin(ctx context.Context, patience time.Duration, fn func(*writing) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -42,7 +47,7 @@ func (s *Store) write(ctx context.Context, fn func(*writing) error) error {
 		return tokenstore.ErrClosed
 	}
 	// What was begun is finished, whether or not anybody waits for it.
-	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), changePatience)
+	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 	defer cancel()
 	w, revision, err := s.attempt(work, l, fn)
 	s.giveBack(l)

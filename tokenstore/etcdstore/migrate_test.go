@@ -100,7 +100,8 @@ func (m *moving) fill(s *boltstore.Store, tokens int) {
 	must(err)
 	must(s.MergeUsage(ctx, []tokenstore.ID{1, 3, 5}, func(id tokenstore.ID, _ []byte) []byte { return fmt.Append(nil, "usage of ", id) }))
 	must(s.NoteWarning(ctx, 5, storetest.Epoch, nil, func(n *tokenstore.Notice) { n.Told = 7 }))
-	must(s.KeepCounters(ctx, []boltstore.Counter{{Key: counterOf(1), Value: []byte("12")}, {Key: []byte{1, 9}, Value: []byte("of an account")}}))
+	counts := []string{"12", "of an account"}
+	must(s.MoveCounters(ctx, [][]byte{counterOf(1), {1, 9}}, func(i int, _ []byte) ([]byte, error) { return []byte(counts[i]), nil }))
 }
 
 func counterOf(id tokenstore.ID) []byte {

@@ -195,11 +195,16 @@ func (s *Store) Counter(key []byte) ([]byte, error) {
 // CounterKeys is how many keys one call of [Store.MoveCounters] takes.
 const CounterKeys = txnCompares - 2
 
-// MoveCounters replaces what is kept under each of at most CounterKeys keys by what
-// move makes of it, all or none; a value that stays the same is not written. It
-// returns once that is durable. move may run more than once.
+// MoveCounters replaces what is kept under each of at most CounterKeys keys, which are
+// all different, by what move makes of it, all or none; a value that stays the same is
+// not written. It returns once that is durable. move may run more than once. Requests
+// wait for it, so it does not go on for longer than ctx allows.
 func (s *Store) MoveCounters(ctx context.Context, all [][]byte, move func(i int, old []byte) ([]byte, error)) error {
-	err := s.write(ctx, func(w *writing) error {
+	patience := changePatience
+	if end, ok := ctx.Deadline(); ok {
+		patience = min(patience, time.Until(end))
+	}
+	err := s.writeWithin(ctx, patience, func(w *writing) error {
 		keys := make([]string, len(all))
 		for i := range all {
 			keys[i] = s.keys.count(all[i])
