@@ -64,6 +64,7 @@ type Retired struct {
 type Position struct {
 	Store    string    // the ID of the store that it follows
 	Revision int64     // of that store, which the replica holds as a whole; 0: it never did
+	Head     string    // what tells the revision from one of the same number in another history
 	FreshAt  time.Time // until when, by the wall clock, it is known to have held all
 	Gaps     bool      // it holds all but records that it could not read
 }

@@ -24,6 +24,7 @@ var keyReplica = []byte("replica")
 type replicaState struct {
 	Store    string    `json:"store"`
 	Revision int64     `json:"revision"`
+	Head     string    `json:"head,omitempty"`
 	FreshAt  time.Time `json:"fresh_at"`
 	Gaps     bool      `json:"gaps,omitempty"`
 }
@@ -80,8 +81,9 @@ type copied struct {
 }
 
 // Apply makes the store, which is a replica, follow the one that it copies.
-// Observers are told as of any change. A record that cannot be read is left out, so
-// that its token is refused; unreadable says how many there were.
+// Observers are told as of any change. A record that cannot be read is left out, and
+// so is one that brings back a revoked token; either token is refused, and unreadable
+// says how many there were.
 func (s *Store) Apply(ctx context.Context, u *tokenstore.Update) (unreadable int, err error) {
 	if !s.replica {
 		return 0, fmt.Errorf("%w: %s is not a replica", tokenstore.ErrInvariant, s.path)
@@ -160,6 +162,8 @@ func (o *overlay) copyRecord(r *tokenstore.SealedRecord, staged map[tokenstore.I
 	if len(r.Sealed) > 0 {
 		if c.after, err = s.unseal(r); err != nil {
 			unreadable, c.after = true, nil
+		} else if revives(c.before, c.after) {
+			return true, nil
 		} else {
 			c.value = append([]byte{byte(c.after.State)}, r.Sealed...)
 		}
@@ -170,6 +174,18 @@ func (o *overlay) copyRecord(r *tokenstore.SealedRecord, staged map[tokenstore.I
 	staged[r.ID] = len(o.copied)
 	o.copied = append(o.copied, c)
 	return unreadable, nil
+}
+
+// revives reports whether a step would bring back a token that was revoked. No
+// change does; whoever can write where the records come from, or restore a backup
+// there, could. The copy then keeps the token as it was.
+func revives(before, after *tokenstore.Token) bool {
+	if before == nil || before.State != tokenstore.StateRevoked || after.State == tokenstore.StateRevoked {
+		return false
+	}
+	return slices.ContainsFunc(after.Secrets, func(s tokenstore.SecretRecord) bool {
+		return slices.ContainsFunc(before.Secrets, func(o tokenstore.SecretRecord) bool { return o.Digest.Equal(s.Digest) })
+	})
 }
 
 func (s *Store) unseal(r *tokenstore.SealedRecord) (*tokenstore.Token, error) {
