@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -38,13 +39,9 @@ func (s *Store) writeWithin(ctx context.Context, patience time.Duration, fn func
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	var l *lane
-	select {
-	case l = <-s.lanes:
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-s.ctx.Done():
-		return tokenstore.ErrClosed
+	l, err := s.takeLane(ctx)
+	if err != nil {
+		return err
 	}
 	// What was begun is finished, whether or not anybody waits for it.
 	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
@@ -58,20 +55,45 @@ func (s *Store) writeWithin(ctx context.Context, patience time.Duration, fn func
 	return w.seen(revision)
 }
 
+// takeLane waits for a lane that nothing is on its way on.
+func (s *Store) takeLane(ctx context.Context) (*lane, error) {
+	if s.isTaken.Load() {
+		return nil, errTaken
+	}
+	patience := time.NewTimer(changePatience)
+	defer patience.Stop()
+	select {
+	case l := <-s.lanes:
+		return l, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-s.ctx.Done():
+		return nil, tokenstore.ErrClosed
+	case <-patience.C:
+		return nil, s.failed("begin a change", errNoLane)
+	}
+}
+
+var errNoLane = errors.New("it is not known yet what became of earlier ones")
+
 // attempt tries until the change is made, for as long as ctx allows. The revision is
 // 0 when there was nothing to write.
 func (s *Store) attempt(ctx context.Context, l *lane, fn func(*writing) error) (*writing, int64, error) {
 	pause := time.Millisecond
 	large := false // more was read than can be compared one by one
-	var claimed []tokenstore.Digest
+	var w *writing
 	for certain := false; ; certain = true {
 		if s.isTaken.Load() {
 			return nil, 0, errTaken
 		}
-		w := &writing{store: s, ctx: ctx, certain: certain || large, read: map[string]int64{}, fresh: map[tokenstore.Digest]bool{}}
-		err := w.prefetch(claimed)
+		w = w.again(s, ctx, certain || large)
+		err := w.readAhead()
 		if err == nil {
 			err = guarded(func() error { return fn(w) })
+		}
+		if errors.Is(err, errIDUsed) {
+			w.given, w.spare = nil, nil
+			continue
 		}
 		if errors.Is(err, rpctypes.ErrCompacted) {
 			continue // its revision is gone; the next has another
@@ -89,9 +111,9 @@ func (s *Store) attempt(ctx context.Context, l *lane, fn func(*writing) error) (
 			return nil, 0, nil
 		}
 		cmps := w.comparisons()
-		if len(cmps) >= txnCompares && w.staged != nil {
+		if len(cmps)+groundCompares > txnCompares && w.staged != nil {
 			if !w.certain {
-				large, claimed = true, slices.Collect(maps.Keys(w.fresh))
+				large = true
 				continue
 			}
 			cmps = w.onlyHead()
@@ -103,13 +125,17 @@ func (s *Store) attempt(ctx context.Context, l *lane, fn func(*writing) error) (
 			return nil, 0, err
 		case errors.Is(err, rpctypes.ErrRequestTooLarge):
 			return nil, 0, fmt.Errorf("%w: %w", tokenstore.ErrTooLarge, err)
+		case errors.Is(err, errNotMade) && ctx.Err() == nil: // another member may answer
 		case err != nil:
 			return nil, 0, err
 		case o.made:
 			return w, o.revision, nil
 		}
 		s.stats.conflicts.Add(1)
-		if err := sleep(ctx, rand.N(pause)); err != nil { //nolint:gosec // only to spread
+		if sleep(ctx, rand.N(pause)) != nil { //nolint:gosec // only to spread
+			if err != nil {
+				return nil, 0, err
+			}
 			return nil, 0, errors.New("other nodes change the same tokens all the time: nothing was changed, try again")
 		}
 		pause = min(2*pause, 100*time.Millisecond)
@@ -133,21 +159,24 @@ func (s *Store) giveBack(l *lane) {
 		s.lanes <- l
 		return
 	}
-	s.background.Go(func() {
-		if _, err := l.settle(s.ctx); err == nil {
+	s.inBackground(func() {
+		if _, err := l.settle(s.ctx); s.ctx.Err() == nil || err == nil {
 			s.lanes <- l
 		}
 	})
 }
 
-// seen waits until this node has heard of what was made as the revision.
+// seen waits until this node has heard of what was made as the revision. It has
+// patience of its own: most of the change's may be spent.
 func (w *writing) seen(revision int64) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(w.ctx), changePatience)
+	defer cancel()
 	var err error
 	if w.touches {
-		err = w.store.data.wait(w.ctx, revision)
+		err = w.store.data.wait(ctx, revision)
 	}
 	if err == nil && w.emits {
-		err = w.store.events.wait(w.ctx, revision)
+		err = w.store.events.wait(ctx, revision)
 	}
 	if err != nil {
 		return fmt.Errorf("%w (it was made, as revision %d, and this node has not heard of it yet)", tokenstore.ErrOutcomeUnknown, revision)
@@ -162,10 +191,13 @@ type writing struct {
 	certain  bool            // nothing is taken for granted: an earlier try was refused
 	at       int64           // the revision that everything is read at; 0: nothing was read yet
 	read     map[string]int64
-	ranges   []string                            // prefixes below which nothing may be put after at
-	whole    bool                                // it rests on all data
-	fresh    map[tokenstore.Digest]bool          // digests that no token ever had
-	owners   map[tokenstore.Digest]tokenstore.ID // of digests that were read before
+	ranges   []string                    // prefixes below which nothing may be put after at
+	whole    bool                        // it rests on all data
+	fresh    map[tokenstore.Digest]bool  // digests that no token ever had
+	given    map[tokenstore.ID]bool      // ids from NewID
+	spare    []tokenstore.ID             // that an earlier try was given
+	ahead    []string                    // keys that an earlier try read
+	known    map[string]*mvccpb.KeyValue // what they have at the revision of the change; nil for nothing
 	staged   *tokenstore.Staging
 	answers  []stagedAnswer
 	answered time.Time // as KeepAnswer was told
@@ -188,18 +220,64 @@ func (w *writing) staging() *tokenstore.Staging {
 	return w.staged
 }
 
+// again returns a new try of the same change, after w; of the first w is nil.
+func (w *writing) again(s *Store, ctx context.Context, certain bool) *writing {
+	next := &writing{
+		store: s, ctx: ctx, certain: certain, read: map[string]int64{}, fresh: map[tokenstore.Digest]bool{},
+		given: map[tokenstore.ID]bool{}, known: map[string]*mvccpb.KeyValue{},
+	}
+	if w != nil {
+		next.ahead = slices.Collect(maps.Keys(w.read))
+		next.spare = slices.AppendSeq(w.spare, maps.Keys(w.given))
+		slices.Sort(next.spare)
+	}
+	return next
+}
+
+// readAhead reads what an earlier try read, many keys in one question.
+func (w *writing) readAhead() error {
+	for keys := range slices.Chunk(w.ahead, txnOps) {
+		ops := make([]clientv3.Op, len(keys))
+		for i, key := range keys {
+			ops[i] = clientv3.OpGet(key, clientv3.WithRev(w.at))
+		}
+		got, err := retried(w.ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+			return w.store.etcd.Txn(ctx).Then(ops...).Commit()
+		})
+		if err != nil {
+			return w.store.failed("read for a change", err)
+		}
+		if w.at == 0 {
+			w.at = got.Header.Revision
+		}
+		for i, key := range keys {
+			w.known[key] = nil
+			if kvs := got.Responses[i].GetResponseRange().Kvs; len(kvs) > 0 {
+				w.known[key] = kvs[0]
+			}
+		}
+	}
+	return nil
+}
+
 // get reads a key at the revision of the change, and has the commit depend on it.
 func (w *writing) get(key string) ([]byte, error) {
-	got, err := w.ask(key)
-	if err != nil {
-		return nil, err
+	kv, ok := w.known[key]
+	if !ok {
+		got, err := w.ask(key)
+		if err != nil {
+			return nil, err
+		}
+		if len(got.Kvs) > 0 {
+			kv = got.Kvs[0]
+		}
 	}
-	if len(got.Kvs) == 0 {
+	if kv == nil {
 		w.read[key] = 0
 		return nil, nil
 	}
-	w.read[key] = got.Kvs[0].ModRevision
-	return got.Kvs[0].Value, nil
+	w.read[key] = kv.ModRevision
+	return kv.Value, nil
 }
 
 // ask reads from etcd at the revision of the change, which its first question sets.
@@ -221,31 +299,48 @@ func (w *writing) ask(key string, opts ...clientv3.OpOption) (*clientv3.GetRespo
 	return got, nil
 }
 
-// retried asks again, and so another member, while ctx allows.
+// retried asks again, and so another member, while ctx allows. The first question is
+// given up soon: a member that was cut off from the others answers nothing and looks
+// well, and each of its clients' calls comes to it in turn.
 func retried[T any](ctx context.Context, ask func(ctx context.Context) (T, error)) (T, error) {
 	pause := 10 * time.Millisecond
-	for {
-		call, cancel := context.WithTimeout(ctx, callTimeout)
+	for timeout := firstTimeout; ; timeout = min(2*timeout, callTimeout) {
+		call, cancel := context.WithTimeout(ctx, timeout)
 		got, err := ask(call)
 		cancel()
-		if err == nil || neverMade(err) || errors.Is(err, rpctypes.ErrCompacted) {
+		if err == nil || isAnswer(err) {
 			return got, err
 		}
-		if sleep(ctx, pause) != nil {
+		if sleep(ctx, pause/2+rand.N(pause)) != nil {
 			return got, err
 		}
 		pause = min(2*pause, 500*time.Millisecond)
 	}
 }
 
+// isAnswer reports whether an error is what etcd has to say, and no member would say
+// anything else.
+func isAnswer(err error) bool {
+	return neverMade(err) || errors.Is(err, rpctypes.ErrCompacted) || errors.Is(err, rpctypes.ErrFutureRev) || errors.Is(err, rpctypes.ErrLeaseNotFound) ||
+		errors.Is(err, errTaken) || errors.Is(err, errGroundGone) || errors.Is(err, errOtherStore) || errors.Is(err, errRestored)
+}
+
 // Token implements [tokenstore.Ground].
 func (w *writing) Token(id tokenstore.ID) (*tokenstore.Token, error) {
-	v, err := w.get(w.store.keys.token(id))
+	key := w.store.keys.token(id)
+	if w.given[id] && !w.certain {
+		w.read[key] = 0
+		return nil, tokenstore.ErrNotFound
+	}
+	v, err := w.get(key)
 	if err != nil {
 		return nil, err
 	}
 	if v == nil {
 		return nil, tokenstore.ErrNotFound
+	}
+	if w.given[id] {
+		return nil, errIDUsed
 	}
 	return w.store.decode(id, v)
 }
@@ -274,9 +369,6 @@ func (w *writing) DigestOwner(d tokenstore.Digest) (tokenstore.ID, error) {
 	if w.fresh[d] {
 		return 0, nil
 	}
-	if owner, ok := w.owners[d]; ok {
-		return owner, nil
-	}
 	key := w.store.keys.digest(d)
 	if !w.certain && !w.store.mayKnow(w.ctx, d) {
 		w.read[key] = 0
@@ -292,39 +384,6 @@ func (w *writing) DigestOwner(d tokenstore.Digest) (tokenstore.ID, error) {
 		return 0, nil
 	}
 	return parseID(string(v))
-}
-
-// prefetch reads whose the digests are, many at once, at the revision of the change.
-func (w *writing) prefetch(digests []tokenstore.Digest) error {
-	w.owners = make(map[tokenstore.Digest]tokenstore.ID, len(digests))
-	for some := range slices.Chunk(digests, txnOps) {
-		ops := make([]clientv3.Op, len(some))
-		for i, d := range some {
-			ops[i] = clientv3.OpGet(w.store.keys.digest(d), clientv3.WithRev(w.at))
-		}
-		got, err := retried(w.ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
-			return w.store.etcd.Txn(ctx).Then(ops...).Commit()
-		})
-		if err != nil {
-			return w.store.failed("read for a change", err)
-		}
-		if w.at == 0 {
-			w.at = got.Header.Revision
-		}
-		for i, d := range some {
-			kvs := got.Responses[i].GetResponseRange().Kvs
-			w.read[w.store.keys.digest(d)] = 0
-			if len(kvs) == 0 {
-				w.fresh[d] = true
-				continue
-			}
-			w.read[w.store.keys.digest(d)] = kvs[0].ModRevision
-			if w.owners[d], err = parseID(string(kvs[0].Value)); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }
 
 // mayKnow reports whether this node has heard of a token with the digest.
@@ -358,8 +417,24 @@ func (w *writing) Children(id tokenstore.ID) iter.Seq2[tokenstore.ID, error] {
 	}
 }
 
-// NewID implements [tokenstore.Ground].
-func (w *writing) NewID() (tokenstore.ID, error) { return w.store.ids.take(w.ctx) }
+// NewID implements [tokenstore.Ground]. Of the ids of an earlier try none was used.
+func (w *writing) NewID() (tokenstore.ID, error) {
+	if len(w.spare) > 0 {
+		id := w.spare[0]
+		w.spare = w.spare[1:]
+		w.given[id] = true
+		return id, nil
+	}
+	id, err := w.store.ids.take(w.ctx)
+	if err == nil {
+		w.given[id] = true
+	}
+	return id, err
+}
+
+// errIDUsed says that there is a token with an id that is given out for a new one,
+// as can be after a restore of etcd. The change is made again with others.
+var errIDUsed = errors.New("the id of a new token is in use")
 
 // put adds a key to what is written.
 func (w *writing) put(key, value string) {
@@ -398,9 +473,15 @@ func (w *writing) comparisons() []clientv3.Cmp {
 
 // onlyHead compares that no data was changed since it was read, instead of each key
 // by itself: a change that rests on many of them waits for a moment when nobody
-// else changes any.
+// else changes any. What does not put head is still compared.
 func (w *writing) onlyHead() []clientv3.Cmp {
-	return []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(w.store.keys.head()), "<", w.at+1)}
+	cmps := []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(w.store.keys.head()), "<", w.at+1)}
+	for _, prefix := range w.ranges {
+		if !w.isData(prefix) {
+			cmps = append(cmps, clientv3.Compare(clientv3.ModRevision(prefix).WithPrefix(), "<", w.at+1))
+		}
+	}
+	return cmps
 }
 
 // finish turns what was staged into operations.
@@ -420,7 +501,7 @@ func (w *writing) finish() error {
 	}
 	w.finishAnswers()
 	if w.touches {
-		w.put(keys.head(), "")
+		w.put(keys.head(), s.nextNonce())
 	}
 	return nil
 }

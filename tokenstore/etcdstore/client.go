@@ -42,6 +42,7 @@ import (
 	"log/slog"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -87,6 +88,11 @@ const (
 	dialTimeout = 5 * time.Second
 	// callTimeout bounds one call to etcd. Another member is asked after it.
 	callTimeout = 3 * time.Second
+	// firstTimeout and commitTimeout are for the first call of several that come to
+	// different members, and for the transaction of a change, whose outcome another
+	// one finds out; a large one has a millisecond more for each operation.
+	firstTimeout  = 500 * time.Millisecond
+	commitTimeout = 1500 * time.Millisecond
 	// changePatience bounds how long a change tries.
 	changePatience = 15 * time.Second
 	// readPatience bounds how long something is read that no request waits for.
@@ -109,6 +115,8 @@ type Client struct {
 	keys keyspace
 	opts Options
 	log  *slog.Logger
+
+	connections atomic.Uint64 // that were ever begun
 }
 
 // Dial prepares a client.
@@ -131,16 +139,18 @@ func Dial(o Options) (*Client, error) {
 	if !ValidNode(o.Node) {
 		return nil, fmt.Errorf("%q cannot name a node: use 1 to 63 letters, digits, dots, hyphens and underscores, the first a letter or digit", o.Node)
 	}
+	c := &Client{keys: keyspace(o.Prefix), opts: o, log: o.Logger}
 	etcd, err := clientv3.New(clientv3.Config{
 		Endpoints: o.Endpoints, TLS: o.TLS, Username: o.Username, Password: o.Password,
 		DialTimeout: dialTimeout, DialKeepAliveTime: keepAliveEvery, DialKeepAliveTimeout: keepAliveEvery,
-		DialOptions:         []grpc.DialOption{grpc.WithConnectParams(reconnect())},
+		DialOptions:         []grpc.DialOption{grpc.WithConnectParams(reconnect()), grpc.WithContextDialer(c.dial)},
 		PermitWithoutStream: true, Logger: zap.NewNop(), // what it would tell is in the errors
 	})
 	if err != nil {
 		return nil, fmt.Errorf("connect to etcd at %s: %w: check tokenstore.etcd", strings.Join(o.Endpoints, ", "), err)
 	}
-	return &Client{etcd: etcd, keys: keyspace(o.Prefix), opts: o, log: o.Logger}, nil
+	c.etcd = etcd
+	return c, nil
 }
 
 // reconnect is how often a member that is down is tried. gRPC by itself goes up to
@@ -200,10 +210,12 @@ func (c *Client) Describe(ctx context.Context) (Description, error) {
 	if err := c.checkVersions(ctx); err != nil {
 		return d, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, 2*callTimeout)
 	defer cancel()
-	got, err := c.etcd.Txn(ctx).Then(clientv3.OpGet(c.keys.schema()), clientv3.OpGet(c.keys.storeID()),
-		clientv3.OpGet(c.keys.traits(), clientv3.WithPrefix()), clientv3.OpGet(c.keys.migration())).Commit()
+	got, err := retried(ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+		return c.etcd.Txn(ctx).Then(clientv3.OpGet(c.keys.schema()), clientv3.OpGet(c.keys.storeID()),
+			clientv3.OpGet(c.keys.traits(), clientv3.WithPrefix()), clientv3.OpGet(c.keys.migration())).Commit()
+	})
 	if err != nil {
 		if !neverMade(err) {
 			err = fmt.Errorf("%w: %w", ErrUnreachable, err)
@@ -252,7 +264,7 @@ func (c *Client) Init(ctx context.Context) error {
 	ops := []clientv3.Op{
 		clientv3.OpPut(c.keys.schema(), strconv.Itoa(schemaVersion)),
 		clientv3.OpPut(c.keys.storeID(), rand.Text()),
-		clientv3.OpPut(c.keys.head(), ""),
+		clientv3.OpPut(c.keys.head(), rand.Text()),
 	}
 	for _, id := range c.opts.Peppers.IDs() {
 		ops = append(ops, clientv3.OpPut(c.keys.pepper(id), ""))

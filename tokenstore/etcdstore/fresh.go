@@ -7,8 +7,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
-
 	"tokenward/tokenstore"
 )
 
@@ -17,7 +15,13 @@ const (
 	beatEvery = 2 * time.Second
 	// keepEvery is how often the replica notes until when it lacked nothing.
 	keepEvery = time.Minute
+	// maxBehind is how many beats may find etcd ahead of the watch before the watch is
+	// begun anew.
+	maxBehind = 5
 )
+
+// errBehind says that etcd has what the watch does not bring.
+var errBehind = errors.New("the watch does not bring what etcd has")
 
 // ErrStale says that the node may have missed changes for longer than is allowed.
 var ErrStale = errors.New("this node has not been in step with etcd for longer than tokenstore.etcd.max_staleness")
@@ -94,20 +98,28 @@ func (s *Store) keepFresh(ctx context.Context) {
 	tick := time.NewTicker(beatEvery)
 	defer tick.Stop()
 	var kept time.Time
+	behind := 0
 	for {
 		at, wall := time.Now(), s.opts.Now()
-		revision, err := s.beat(ctx)
+		err := s.beat(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return
+		case errors.Is(err, errBehind), errors.Is(err, errCompacted):
+			if behind++; behind%maxBehind == 0 {
+				s.following.restart(err)
+			}
+		case errors.Is(err, errRestored):
+			s.following.restart(err)
 		case err != nil:
 			s.link.bad()
 		default:
+			behind = 0
 			s.link.good(s.opts.Now())
 			s.fresh.prove(at)
 			if s.replica != nil && at.Sub(kept) >= keepEvery {
 				kept = at
-				s.keepPosition(ctx, revision, wall)
+				s.keepPosition(ctx, wall)
 			}
 		}
 		s.tellStale()
@@ -119,31 +131,49 @@ func (s *Store) keepFresh(ctx context.Context) {
 	}
 }
 
-// beat returns the revision as of which the node holds everything.
-func (s *Store) beat(ctx context.Context) (int64, error) {
+// beat returns nil once the node is known to hold everything as of when it was
+// called.
+func (s *Store) beat(ctx context.Context) error {
+	known, before := s.data.mark()
+	if known == 0 { // everything is being read
+		first, cancel := context.WithTimeout(ctx, callTimeout)
+		defer cancel()
+		if s.data.wait(first, 1) != nil {
+			return errBehind
+		}
+		known, before = s.data.mark()
+	}
 	call, cancel := context.WithTimeout(ctx, callTimeout)
-	got, err := s.etcd.Get(call, s.keys.head(), clientv3.WithKeysOnly())
+	revision, head, err := s.readHead(call)
+	if err == nil && head != before {
+		err = s.compareHistory(call, known, before)
+	}
 	cancel()
 	if err != nil {
-		return 0, err
-	}
-	if len(got.Kvs) == 0 || got.Header.ClusterId != s.about.Load().Cluster {
-		return 0, errKey
+		return err
 	}
 	wait, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	if err := s.data.wait(wait, got.Kvs[0].ModRevision); err != nil {
-		return 0, err
+	if err := s.data.wait(wait, headRevision(head)); err != nil {
+		return errBehind
 	}
 	// Whatever changes data puts head, so nothing came after it.
-	return got.Header.Revision, nil
+	s.data.reachAt(revision, head)
+	return nil
 }
 
 // keepPosition lets the replica note how far it is: after a restart that is where
-// it goes on, and how old it is.
-func (s *Store) keepPosition(ctx context.Context, revision int64, wall time.Time) {
+// it goes on, and how old it is. It notes no time as of which the others may take the
+// node for gone.
+func (s *Store) keepPosition(ctx context.Context, wall time.Time) {
+	if s.self.unvouched() > leaseMargin/2 {
+		return
+	}
+	s.steps.Lock()
+	defer s.steps.Unlock()
 	p := s.replica.Followed()
-	if p.Store != s.about.Load().Name() || p.Revision == 0 {
+	revision, head := s.data.mark()
+	if p.Store != s.about.Load().Name() || p.Revision == 0 || p.Head != head {
 		return // it is being loaded
 	}
 	p.Revision, p.FreshAt = max(p.Revision, revision), wall

@@ -43,6 +43,22 @@ func (b *idBlock) take(ctx context.Context) (tokenstore.ID, error) {
 	return b.next - 1, nil
 }
 
+// drop has the next id come from a new block.
+func (b *idBlock) drop() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.next = 0
+}
+
+// greatestID returns the greatest id that this node's copy ever had.
+func (s *Store) greatestID() (tokenstore.ID, error) {
+	if s.replica == nil {
+		return 0, nil
+	}
+	id, _, err := s.replica.Position()
+	return id, err
+}
+
 // fetch takes the next block for this node. One that was taken without the node's
 // knowing is lost.
 func (b *idBlock) fetch(ctx context.Context) error {
@@ -66,17 +82,30 @@ func (b *idBlock) fetch(ctx context.Context) error {
 				return errKey
 			}
 		}
+		// After a restore of etcd, it gives out again what this node knows as given.
+		known, err := b.store.greatestID()
+		if err != nil {
+			return err
+		}
+		first = max(first, uint64(max(known, b.last))+1)
 		last := first + b.size - 1
 		if _, ok := tokenstore.ParseID(strconv.FormatUint(last, 10)); !ok {
 			return errors.New("the store has given out every id there is")
 		}
 		call, cancel := context.WithTimeout(ctx, callTimeout)
-		done, err := b.store.etcd.Txn(call).If(clientv3.Compare(clientv3.ModRevision(key), "=", revision)).
-			Then(clientv3.OpPut(key, strconv.FormatUint(last+1, 10))).Commit()
+		done, err := b.store.etcd.Txn(call).If(
+			clientv3.Compare(clientv3.ModRevision(key), "=", revision),
+			clientv3.Compare(clientv3.Value(b.store.keys.storeID()), "=", b.store.ID()),
+		).Then(clientv3.OpPut(key, strconv.FormatUint(last+1, 10))).Else(clientv3.OpGet(b.store.keys.storeID())).Commit()
 		cancel()
 		if err == nil && done.Succeeded {
 			b.next, b.last, b.fetched = tokenstore.ID(first), tokenstore.ID(last), now
 			return nil
+		}
+		if err == nil { // another node was faster, or there is another store
+			if kvs := done.Responses[0].GetResponseRange().Kvs; len(kvs) != 1 || string(kvs[0].Value) != b.store.ID() {
+				return errOtherStore
+			}
 		}
 		if err != nil && neverMade(err) {
 			return b.store.failed("take ids for new tokens", err)

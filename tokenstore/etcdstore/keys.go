@@ -19,7 +19,7 @@ const schemaVersion = 1
 //	schema                  the layout's version
 //	store                   the store's ID
 //	data/…                  what every node follows:
-//	  head                  nothing; put by every change of what is below data/
+//	  head                  put by every change of what is below data/, each time with another value
 //	  token/ID              the sealed record
 //	  retired/DIGEST        the token that gave the digest up, or was swept
 //	  trait/…               peppers, prefixes and kinds of foreign secrets, by name
@@ -29,8 +29,10 @@ const schemaVersion = 1
 //	ids                     the lowest id not yet given to a node
 //	outbox/NODE/…           the events of one change
 //	done/NODE               the last event that is in the node's audit log
+//	lane/NODE/owner         which process of the node writes
 //	lane/NODE/N             which change was made last through the lane
 //	node/NODE               what the node says of itself, under a lease
+//	stopped/NODE            likewise, of a node that ended and may start from its copy
 //	usage/ID, usage-name/N  how tokens are used, by any node
 //	count/KEY               what is used of limits, by all nodes
 //	notice/ID               which warnings before its end a token has had
@@ -70,8 +72,11 @@ func (k keyspace) outbox(node string) string         { return k.outboxes() + nod
 func (k keyspace) done(node string) string           { return string(k) + "done/" + node }
 func (k keyspace) lanes(node string) string          { return string(k) + "lane/" + node + "/" }
 func (k keyspace) lane(node string, n int) string    { return k.lanes(node) + strconv.Itoa(n) }
+func (k keyspace) owner(node string) string          { return k.lanes(node) + "owner" }
 func (k keyspace) nodes() string                     { return string(k) + "node/" }
 func (k keyspace) node(name string) string           { return k.nodes() + name }
+func (k keyspace) allStopped() string                { return string(k) + "stopped/" }
+func (k keyspace) stopped(name string) string        { return k.allStopped() + name }
 func (k keyspace) allUsage() string                  { return string(k) + "usage/" }
 func (k keyspace) usage(id tokenstore.ID) string     { return k.allUsage() + hexID(id) }
 func (k keyspace) usageNames() string                { return string(k) + "usage-name/" }

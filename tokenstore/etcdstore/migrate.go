@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/rand"
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
@@ -295,7 +296,7 @@ func (w *importing) finish(ctx context.Context) error {
 			clientv3.Compare(clientv3.CreateRevision(c.keys.schema()), "=", 0),
 		).Then(
 			clientv3.OpPut(c.keys.schema(), strconv.Itoa(schemaVersion)), clientv3.OpPut(c.keys.storeID(), w.ID),
-			clientv3.OpPut(c.keys.head(), ""), clientv3.OpDelete(c.keys.migration()),
+			clientv3.OpPut(c.keys.head(), rand.Text()), clientv3.OpDelete(c.keys.migration()),
 		).Else(clientv3.OpGet(c.keys.storeID()), clientv3.OpGet(c.keys.migration())).Commit()
 	})
 	if err != nil {

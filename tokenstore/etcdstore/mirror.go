@@ -26,38 +26,55 @@ func (s *Store) follow(ctx context.Context) {
 	anew := s.replica != nil && s.replica.Followed().Gaps // perhaps it can be read now
 	s.persist(ctx, "follow the tokens", func(ctx context.Context) error {
 		err := s.followOnce(ctx, anew)
-		anew = errors.Is(err, errCompacted)
+		anew = anew && s.data.now() == 0
 		return err
 	})
 }
 
 func (s *Store) followOnce(ctx context.Context, anew bool) error {
+	asked := s.following.asked()
 	if err := s.refreshAbout(ctx); err != nil {
 		return err
 	}
-	from := s.data.now()
-	if s.replica == nil {
-		anew = anew || from == 0
-	} else if p := s.replica.Followed(); p.Store != s.about.Load().Name() || p.Revision == 0 {
+	if s.replica != nil {
+		if p := s.replica.Followed(); p.Store != s.about.Load().Name() || p.Revision == 0 {
+			s.data.reset()
+		}
+	}
+	connected := s.connections.Load()
+	if anew {
 		s.data.reset()
-		anew = true
+	} else if s.data.now() > 0 {
+		switch err := s.checkHistory(ctx); {
+		case errors.Is(err, errRestored):
+			s.wentBack()
+		case errors.Is(err, errCompacted):
+			s.log.Info(err.Error())
+			s.data.reset()
+		case err != nil:
+			return err
+		}
 	}
 	if err := s.readKept(ctx); err != nil {
 		return err
 	}
-	if anew {
-		var err error
-		if from, err = s.load(ctx); err != nil {
+	if s.data.now() == 0 {
+		if err := s.load(ctx); err != nil {
 			return err
 		}
 		s.self.called() // perhaps somebody did while this went on
 	}
-	w := watching{prefix: s.keys.data(), from: from + 1, progress: &s.data, apply: s.applyToReplica}
+	w := watching{prefix: s.keys.data(), from: s.data.now() + 1, progress: &s.data, apply: s.applyToReplica,
+		restarter: &s.following, asked: asked, connected: connected, check: s.checkHistory}
 	if s.replica == nil {
 		w.apply, w.options = s.applyToCache, []clientv3.OpOption{clientv3.WithPrevKV()}
 	}
 	return s.watch(ctx, w)
 }
+
+// errOtherStore says that the store that the node follows is no more under its
+// prefix.
+var errOtherStore = errors.New("etcd holds another token store under the prefix, or none: mend tokenstore.etcd, or restore etcd; or remove the copy at tokenstore.path to follow the other store")
 
 // refreshAbout reads again what the store says of itself. It must be the one that
 // the node began with.
@@ -69,12 +86,13 @@ func (s *Store) refreshAbout(ctx context.Context) error {
 	}
 	old := s.about.Load()
 	if d.ID != old.ID {
-		return fmt.Errorf("etcd holds the token store %s under the prefix, and this node follows %s: mend tokenstore.etcd, or remove the copy at tokenstore.path to follow the other one", d.ID, old.ID)
+		return fmt.Errorf("%w: it is %s, and this node follows %s", errOtherStore, d.ID, old.ID)
 	}
 	if d.Cluster != old.Cluster {
 		next := *old
 		next.Cluster = d.Cluster
 		s.about.Store(&next)
+		s.wentBack()
 	}
 	s.learn(&d.Traits)
 	return nil
@@ -84,7 +102,9 @@ func (s *Store) refreshAbout(ctx context.Context) error {
 func (s *Store) readKept(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, changePatience)
 	defer cancel()
-	got, err := s.etcd.Get(ctx, s.keys.allKept(), clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	got, err := retried(ctx, func(ctx context.Context) (*clientv3.GetResponse, error) {
+		return s.etcd.Get(ctx, s.keys.allKept(), clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	})
 	if err != nil {
 		return err
 	}
@@ -100,44 +120,48 @@ func (s *Store) readKept(ctx context.Context) error {
 	return nil
 }
 
-// load reads everything at one revision and returns it.
-func (s *Store) load(ctx context.Context) (int64, error) {
+// load reads everything at one revision.
+func (s *Store) load(ctx context.Context) error {
 	s.stats.loads.Add(1)
 	begun := time.Now()
-	if s.replica == nil {
-		ctx, cancel := context.WithTimeout(ctx, callTimeout)
-		defer cancel()
-		got, err := s.etcd.Get(ctx, s.keys.head())
-		if err != nil {
-			return 0, err
-		}
-		s.observer.forget()
-		s.data.reach(got.Header.Revision)
-		return got.Header.Revision, nil
+	revision, head, err := s.readHead(ctx)
+	if err != nil {
+		return err
 	}
-	l := loading{store: s}
+	if s.replica == nil {
+		s.observer.forget()
+		s.data.reachHead(revision, head)
+		return nil
+	}
+	l := loading{store: s, revision: revision}
 	tokens, err := l.tokens(ctx)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	if err := l.retired(ctx); err != nil {
-		return 0, err
+		return err
+	}
+	// All pages were of one history.
+	if err := s.compareHistory(ctx, revision, head); err != nil {
+		return err
 	}
 	traits := s.about.Load().Traits
-	position := tokenstore.Position{Store: s.about.Load().Name(), Revision: l.revision, FreshAt: s.replica.Followed().FreshAt, Gaps: l.unreadable > 0}
+	s.steps.Lock()
+	defer s.steps.Unlock()
+	position := tokenstore.Position{Store: s.about.Load().Name(), Revision: revision, Head: head, FreshAt: s.replica.Followed().FreshAt, Gaps: l.unreadable > 0}
 	if _, err := s.replica.Apply(ctx, &tokenstore.Update{Traits: &traits, Position: position}); err != nil {
-		return 0, err
+		return err
 	}
 	s.unreadable.Add(uint64(l.unreadable)) //nolint:gosec // a count
 	s.tellUnreadable(l.unreadable)
-	s.data.reach(l.revision)
-	s.log.Info("the tokens in etcd were copied", "tokens", tokens, "revision", l.revision, "took", time.Since(begun).Round(time.Millisecond))
-	return l.revision, nil
+	s.data.reachHead(revision, head)
+	s.log.Info("the tokens in etcd were copied", "tokens", tokens, "revision", revision, "took", time.Since(begun).Round(time.Millisecond))
+	return nil
 }
 
 func (s *Store) tellUnreadable(n int) {
 	if n > 0 {
-		s.log.Error("records in etcd cannot be read: their tokens are refused on this node; see that all nodes have the same tokenstore.pepper_files and version, then restart", "records", n)
+		s.log.Error("records in etcd cannot be read, or bring back tokens that this node knows as revoked: these tokens are refused on this node; see that all nodes have the same tokenstore.pepper_files and version, then restart; after a restore of etcd revoke again what was revoked since the backup", "records", n)
 	}
 }
 
@@ -161,18 +185,13 @@ func (l *loading) pages(ctx context.Context, prefix string) (first page, rest <-
 	read := func(from string) page {
 		opts := []clientv3.OpOption{clientv3.WithRange(clientv3.GetPrefixRangeEnd(prefix)), clientv3.WithLimit(loadPage),
 			clientv3.WithSort(clientv3.SortByKey, clientv3.SortAscend)}
-		if l.revision > 0 {
-			opts = append(opts, clientv3.WithRev(l.revision))
-		}
+		opts = append(opts, clientv3.WithRev(l.revision))
 		got, err := retried(ctx, func(ctx context.Context) (*clientv3.GetResponse, error) { return l.store.etcd.Get(ctx, from, opts...) })
 		if errors.Is(err, rpctypes.ErrCompacted) {
 			err = errCompacted
 		}
 		if err != nil {
 			return page{err: err}
-		}
-		if l.revision == 0 {
-			l.revision = got.Header.Revision
 		}
 		return page{kvs: got.Kvs, more: got.More}
 	}
@@ -338,8 +357,10 @@ func (s *Store) applyToReplica(ctx context.Context, events []*clientv3.Event, re
 			}
 		}
 	}
+	s.steps.Lock()
+	defer s.steps.Unlock()
 	p := s.replica.Followed()
-	p.Store, p.Revision = s.about.Load().Name(), revision
+	p.Store, p.Revision, p.Head = s.about.Load().Name(), revision, s.keys.headOf(events, p.Head)
 	u.Position, u.Traits = p, &traits
 	s.learn(&traits)
 	n, err := s.replica.Apply(context.WithoutCancel(ctx), u)
@@ -349,7 +370,7 @@ func (s *Store) applyToReplica(ctx context.Context, events []*clientv3.Event, re
 	s.unreadable.Add(uint64(n)) //nolint:gosec // a count
 	s.tellUnreadable(n)
 	s.stats.applied.Add(1)
-	s.data.reach(revision)
+	s.data.reachHead(revision, p.Head)
 	if called {
 		s.self.called()
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -28,6 +29,7 @@ type NodeInfo struct {
 	Age        time.Duration `json:"age"`      // since when it might have lacked something, in nanoseconds
 	At         time.Time     `json:"at"`       // when it said so, by its own clock
 	Started    time.Time     `json:"started"`
+	Stopped    bool          `json:"stopped,omitempty"` // and may still start from its copy
 }
 
 const (
@@ -38,6 +40,8 @@ const (
 	// leaseMargin is for how much longer than it answers requests the node's record
 	// stays.
 	leaseMargin = 30 * time.Second
+	// vouchRetry is about how soon renewing is tried again after it failed.
+	vouchRetry = time.Second
 )
 
 // registration is the node's record in etcd.
@@ -48,7 +52,9 @@ type registration struct {
 	vouched  atomic.Int64 // when the lease was last renewed, since the start
 	ever     atomic.Bool
 	lease    clientv3.LeaseID
-	revision int64 // of the record
+	recorded clientv3.LeaseID // that the record is under; 0: there is none
+	last     int64            // revision of the record, when it was written last
+	epoch    atomic.Uint64    // counts the times when it was written after it was not there
 	written  time.Time
 	started  time.Time // by the steady clock
 	began    time.Time // by the wall clock
@@ -78,92 +84,124 @@ func (r *registration) unvouched() time.Duration {
 // keepRegistered keeps the node's record until ctx ends, and takes it away then.
 func (s *Store) keepRegistered(ctx context.Context) {
 	every := min(vouchEvery, s.opts.MaxStaleness/3)
-	tick := time.NewTicker(every)
-	defer tick.Stop()
+	wait := time.NewTimer(0)
+	defer wait.Stop()
 	for {
-		if err := s.vouch(ctx); err != nil && ctx.Err() == nil {
-			s.log.Debug("the node's record cannot be renewed; it is tried again", "error", err)
-		}
 		select {
 		case <-ctx.Done():
 			s.unregister(context.WithoutCancel(ctx))
 			return
 		case <-s.self.asked:
 			s.self.written = time.Time{}
-		case <-tick.C:
+		case <-wait.C:
 		}
+		next := every
+		if err := s.vouch(ctx); err != nil && ctx.Err() == nil {
+			s.log.Debug("the node's record cannot be renewed; it is tried again", "error", err)
+			next = min(every, vouchRetry/2+rand.N(vouchRetry))
+		}
+		wait.Reset(next)
 	}
 }
 
 // vouch renews the lease, and writes the record where that is due.
 func (s *Store) vouch(ctx context.Context) error {
+	if s.isTaken.Load() {
+		return errTaken
+	}
 	r := &s.self
 	ctx, cancel := context.WithTimeout(ctx, 2*callTimeout)
 	defer cancel()
 	at := time.Now()
-	if r.lease != 0 && time.Since(r.written) < recordEvery {
-		_, err := s.etcd.KeepAliveOnce(ctx, r.lease)
-		if err != nil {
-			if errors.Is(err, rpctypes.ErrLeaseNotFound) {
-				r.lease = 0
-			}
+	if err := s.renewLease(ctx); err != nil {
+		return err
+	}
+	if r.lease != r.recorded || time.Since(r.written) >= recordEvery {
+		// While the record is there, its lease says that the node is. A disk of etcd's
+		// that is full takes no record, and does not make the node stop.
+		if err := s.record(ctx); err != nil && (r.lease != r.recorded || errors.Is(err, errTaken)) {
 			return err
 		}
-	} else if err := s.register(ctx); err != nil {
+	}
+	if err := s.census(ctx); err != nil {
 		return err
 	}
 	r.vouched.Store(int64(at.Sub(r.started)))
 	r.ever.Store(true)
 	r.once.Do(func() { close(r.there) })
-	return s.census(ctx)
+	s.out.wakeUp()
+	return nil
 }
 
-// register writes the record, if no other process did under the same name since
-// this one.
-func (s *Store) register(ctx context.Context) error {
+// renewLease renews the lease, or gets one.
+func (s *Store) renewLease(ctx context.Context) error {
 	r := &s.self
-	if r.lease == 0 {
-		ttl := int64((s.opts.MaxStaleness + leaseMargin) / time.Second)
-		granted, err := s.etcd.Grant(ctx, ttl)
-		if err != nil {
+	if r.lease != 0 {
+		_, err := retried(ctx, func(ctx context.Context) (*clientv3.LeaseKeepAliveResponse, error) {
+			return s.etcd.KeepAliveOnce(ctx, r.lease)
+		})
+		if !errors.Is(err, rpctypes.ErrLeaseNotFound) {
 			return err
 		}
-		r.lease = granted.ID
-	} else if _, err := s.etcd.KeepAliveOnce(ctx, r.lease); err != nil {
-		if errors.Is(err, rpctypes.ErrLeaseNotFound) {
-			r.lease = 0
-		}
+		r.lease = 0
+	}
+	granted, err := retried(ctx, func(ctx context.Context) (*clientv3.LeaseGrantResponse, error) {
+		return s.etcd.Grant(ctx, int64((s.opts.MaxStaleness+leaseMargin)/time.Second))
+	})
+	if err != nil {
 		return err
 	}
+	r.lease = granted.ID
+	return nil
+}
+
+// record writes the record, if no other process did under the same name since this
+// one.
+func (s *Store) record(ctx context.Context) error {
+	r := &s.self
 	key := s.keys.node(s.opts.Node)
 	info, err := json.Marshal(s.info())
 	if err != nil {
 		return err
 	}
 	var cmps []clientv3.Cmp
-	if r.revision != 0 {
-		cmps = append(cmps, clientv3.Compare(clientv3.ModRevision(key), "=", r.revision))
+	if r.last != 0 {
+		// It is as it was, or was removed, or is older, since etcd was restored.
+		cmps = append(cmps, clientv3.Compare(clientv3.ModRevision(key), "<", r.last+1))
 	}
-	got, err := s.etcd.Txn(ctx).If(cmps...).Then(clientv3.OpPut(key, string(info), clientv3.WithLease(r.lease))).Else(clientv3.OpGet(key)).Commit()
+	got, err := s.etcd.Txn(ctx).If(cmps...).
+		Then(clientv3.OpPut(key, string(info), clientv3.WithLease(r.lease)), clientv3.OpDelete(s.keys.stopped(s.opts.Node))).
+		Else(clientv3.OpGet(key)).Commit()
 	if err != nil {
 		return err
 	}
 	if got.Succeeded {
-		r.revision, r.written = got.Header.Revision, time.Now()
+		r.last, r.written = got.Header.Revision, time.Now()
+		if r.recorded != r.lease {
+			// Others may have taken over what was in the outbox meanwhile.
+			r.recorded = r.lease
+			r.epoch.Add(1)
+			s.emitting.restart(errRecorded)
+		}
 		return nil
 	}
-	r.revision = 0
 	kvs := got.Responses[0].GetResponseRange().Kvs
-	if len(kvs) == 0 {
-		return errors.New("the node's record was removed; it is written again")
-	}
-	var other NodeInfo
-	if err := json.Unmarshal(kvs[0].Value, &other); err != nil || other.Instance != s.instance {
+	if len(kvs) == 1 && !s.wroteRecord(kvs[0].Value) {
 		s.taken()
 		return errTaken
 	}
-	r.revision = kvs[0].ModRevision // an answer was lost
-	return errors.New("the node's record was written, and is written again")
+	if len(kvs) == 1 {
+		r.last = kvs[0].ModRevision // an answer was lost
+	}
+	return errors.New("the node's record is not as it was left; it is written again")
+}
+
+// errRecorded has the outbox read anew.
+var errRecorded = errors.New("the node's record was written anew")
+
+func (s *Store) wroteRecord(value []byte) bool {
+	var n NodeInfo
+	return json.Unmarshal(value, &n) == nil && n.Instance == s.instance
 }
 
 func (s *Store) info() NodeInfo {
@@ -177,17 +215,29 @@ func (s *Store) info() NodeInfo {
 	return i
 }
 
+// unregister takes the record away. A node that has a copy may answer requests from
+// it when it is started again and finds no etcd, so that it leaves word of itself for as
+// long as its record would have stayed.
 func (s *Store) unregister(ctx context.Context) {
 	r := &s.self
-	if r.lease == 0 || s.isTaken.Load() {
+	if r.recorded == 0 || s.isTaken.Load() {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	key := s.keys.node(s.opts.Node)
-	_, err := s.etcd.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", r.revision)).Then(clientv3.OpDelete(key)).Commit()
+	info := s.info()
+	info.Stopped = true
+	last, err := json.Marshal(info)
+	ops := []clientv3.Op{clientv3.OpDelete(key)}
+	if s.replica != nil {
+		ops = append(ops, clientv3.OpPut(s.keys.stopped(s.opts.Node), string(last), clientv3.WithLease(r.recorded)))
+	}
 	if err == nil {
-		_, err = s.etcd.Revoke(ctx, r.lease)
+		_, err = s.etcd.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", r.last)).Then(ops...).Commit()
+	}
+	if err == nil && s.replica == nil {
+		_, err = s.etcd.Revoke(ctx, r.recorded)
 	}
 	if err != nil {
 		s.log.Info("the node could not take its record out of etcd, which does it by itself later", "error", err)
@@ -197,20 +247,35 @@ func (s *Store) unregister(ctx context.Context) {
 // censusLimit is how many records a node reads to see whether it comes first.
 const censusLimit = 2
 
-// census counts the nodes, and finds out whether this one comes first.
+// census counts the nodes, and finds out whether this one comes first and whether
+// its record is as it left it.
 func (s *Store) census(ctx context.Context) error {
-	got, err := s.etcd.Txn(ctx).Then(
-		clientv3.OpGet(s.keys.nodes(), clientv3.WithPrefix(), clientv3.WithCountOnly()),
-		clientv3.OpGet(s.keys.nodes(), clientv3.WithPrefix(), clientv3.WithKeysOnly(), clientv3.WithLimit(censusLimit)),
-	).Commit()
+	r := &s.self
+	own := s.keys.node(s.opts.Node)
+	got, err := retried(ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+		return s.etcd.Txn(ctx).Then(
+			clientv3.OpGet(s.keys.nodes(), clientv3.WithPrefix(), clientv3.WithCountOnly()),
+			clientv3.OpGet(s.keys.nodes(), clientv3.WithPrefix(), clientv3.WithKeysOnly(), clientv3.WithLimit(censusLimit)),
+			clientv3.OpGet(own),
+		).Commit()
+	})
 	if err != nil {
 		return err
+	}
+	kvs := got.Responses[2].GetResponseRange().Kvs
+	if len(kvs) == 1 && kvs[0].ModRevision > r.last && !s.wroteRecord(kvs[0].Value) {
+		s.taken()
+		return errTaken
+	}
+	if len(kvs) != 1 || kvs[0].ModRevision != r.last {
+		r.recorded = 0 // it was removed, or etcd was restored
+		return errors.New("the node's record is not as it was left; it is written again")
 	}
 	keys := got.Responses[1].GetResponseRange().Kvs
 	s.self.mu.Lock()
 	defer s.self.mu.Unlock()
 	s.self.nodes = int(got.Responses[0].GetResponseRange().Count)
-	s.self.first = len(keys) > 0 && string(keys[0].Key) == s.keys.node(s.opts.Node)
+	s.self.first = len(keys) > 0 && string(keys[0].Key) == own
 	return nil
 }
 
@@ -229,26 +294,37 @@ func (s *Store) First() bool {
 	return s.self.first && !s.fresh.stale()
 }
 
-// readNodes returns the records of all nodes, and the revision of the last change of
-// data.
+// readNodes returns the records of all nodes, those that stopped included, and the
+// revision of the last change of data.
 func (s *Store) readNodes(ctx context.Context) (nodes []NodeInfo, revision int64, err error) {
 	got, err := retried(ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
-		return s.etcd.Txn(ctx).Then(clientv3.OpGet(s.keys.nodes(), clientv3.WithPrefix()), clientv3.OpGet(s.keys.head())).Commit()
+		return s.etcd.Txn(ctx).Then(clientv3.OpGet(s.keys.head()), clientv3.OpGet(s.keys.nodes(), clientv3.WithPrefix()),
+			clientv3.OpGet(s.keys.allStopped(), clientv3.WithPrefix())).Commit()
 	})
 	if err != nil {
 		return nil, 0, s.failed("read the records of the nodes", err)
 	}
-	if head := got.Responses[1].GetResponseRange().Kvs; len(head) > 0 {
+	if head := got.Responses[0].GetResponseRange().Kvs; len(head) > 0 {
 		revision = head[0].ModRevision
 	}
-	for _, kv := range got.Responses[0].GetResponseRange().Kvs {
-		var n NodeInfo
-		if err := json.Unmarshal(kv.Value, &n); err != nil || n.Node != strings.TrimPrefix(string(kv.Key), s.keys.nodes()) {
-			return nil, 0, errKey
+	for i, prefix := range []string{s.keys.nodes(), s.keys.allStopped()} {
+		for _, kv := range got.Responses[i+1].GetResponseRange().Kvs {
+			n, err := parseNode(strings.TrimPrefix(string(kv.Key), prefix), kv.Value)
+			if err != nil {
+				return nil, 0, err
+			}
+			nodes = append(nodes, n)
 		}
-		nodes = append(nodes, n)
 	}
 	return nodes, revision, nil
+}
+
+// parseNode reads the record of the node of a name.
+func parseNode(name string, value []byte) (n NodeInfo, err error) {
+	if err := json.Unmarshal(value, &n); err != nil || n.Node != name || !ValidNode(name) {
+		return NodeInfo{}, errKey
+	}
+	return n, nil
 }
 
 // LaggingError names the nodes that were not heard to have applied a change.
@@ -297,7 +373,7 @@ func behind(nodes []NodeInfo, revision int64) (names []string) {
 // call.
 func (s *Store) call(ctx context.Context) error {
 	_, err := retried(ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
-		return s.etcd.Txn(ctx).Then(clientv3.OpPut(s.keys.call(), ""), clientv3.OpPut(s.keys.head(), "")).Commit()
+		return s.etcd.Txn(ctx).Then(clientv3.OpPut(s.keys.call(), ""), clientv3.OpPut(s.keys.head(), s.nextNonce())).Commit()
 	})
 	if err != nil {
 		return s.failed("ask the nodes where they are", err)
@@ -331,7 +407,9 @@ func (s *Store) KeepHouse(ctx context.Context) error {
 	}
 	living := make(map[string]bool, len(nodes))
 	for i := range nodes {
-		living[nodes[i].Node] = true
+		if !nodes[i].Stopped {
+			living[nodes[i].Node] = true
+		}
 	}
 	if err := s.adopt(ctx, living); err != nil {
 		return err
@@ -344,7 +422,9 @@ func (s *Store) KeepHouse(ctx context.Context) error {
 func (s *Store) forgetLanes(ctx context.Context, living map[string]bool) error {
 	all := s.keys.lanes("")
 	all = all[:len(all)-1]
-	got, err := s.etcd.Get(ctx, all, clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	got, err := retried(ctx, func(ctx context.Context) (*clientv3.GetResponse, error) {
+		return s.etcd.Get(ctx, all, clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	})
 	if err != nil {
 		return s.failed("look for what nodes left that are gone", err)
 	}

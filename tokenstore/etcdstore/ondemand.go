@@ -42,7 +42,8 @@ func (s *Store) applyToCache(_ context.Context, events []*clientv3.Event, revisi
 	}
 	s.learn(&traits)
 	s.stats.applied.Add(1)
-	s.data.reach(revision)
+	_, head := s.data.mark()
+	s.data.reachHead(revision, s.keys.headOf(events, head))
 	if called {
 		s.self.called()
 	}

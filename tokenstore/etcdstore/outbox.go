@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"slices"
 	"strconv"
 	"sync"
 
@@ -27,11 +28,14 @@ func seqOf(revision int64, i int) uint64 { return uint64(revision)<<14 | uint64(
 // RevisionOf returns the revision of etcd that made the event of a number.
 func RevisionOf(seq uint64) int64 { return int64(seq >> 14) } //nolint:gosec // 50 bits
 
+func revisionOf(seq uint64) int64 { return int64(seq >> 14) } //nolint:gosec // 50 bits
+
 // outboxView is what this node knows of its own outbox.
 type outboxView struct {
 	wake chan struct{}
 
 	mu      sync.Mutex // guards what follows; held for moments
+	epoch   uint64     // of the node's record, as of which all this holds
 	changes []outboxChange
 	done    uint64 // events up to this number are in the audit log
 	count   int    // of events not done
@@ -67,17 +71,41 @@ func (o *outboxView) add(kv *mvccpb.KeyValue) error {
 		}
 	}
 	o.changes = append(o.changes, outboxChange{string(kv.Key), kv.CreateRevision, events})
+	o.wakeUp()
+	return nil
+}
+
+func (o *outboxView) wakeUp() {
 	select {
 	case o.wake <- struct{}{}:
 	default:
 	}
-	return nil
+}
+
+// drop forgets changes whose keys were removed, by this node or by one that took
+// them over.
+func (o *outboxView) drop(keys map[string]bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.changes = slices.DeleteFunc(o.changes, func(c outboxChange) bool { return keys[c.key] })
+	o.countLocked()
+}
+
+func (o *outboxView) countLocked() {
+	o.count = 0
+	for _, c := range o.changes {
+		for i := range c.events {
+			if seqOf(c.revision, i) > o.done {
+				o.count++
+			}
+		}
+	}
 }
 
 // begin starts anew with what etcd says.
-func (o *outboxView) begin(kvs []*mvccpb.KeyValue, done uint64) error {
+func (o *outboxView) begin(kvs []*mvccpb.KeyValue, done, epoch uint64) error {
 	o.mu.Lock()
-	o.changes, o.done, o.count = nil, done, 0
+	o.changes, o.done, o.count, o.epoch = nil, done, 0, epoch
 	o.mu.Unlock()
 	for _, kv := range kvs {
 		if err := o.add(kv); err != nil {
@@ -87,10 +115,15 @@ func (o *outboxView) begin(kvs []*mvccpb.KeyValue, done uint64) error {
 	return nil
 }
 
-// Pending returns the oldest waiting events of this node, at most limit of them.
+// Pending returns the oldest waiting events of this node, at most limit of them. It
+// returns none while another node may take them over, as this one counts as gone.
 func (s *Store) Pending(limit int) ([]Event, error) {
 	s.out.mu.Lock()
 	defer s.out.mu.Unlock()
+	r := &s.self
+	if s.isTaken.Load() || !r.ever.Load() || r.unvouched() > s.opts.MaxStaleness || s.out.epoch != r.epoch.Load() {
+		return nil, nil
+	}
 	var events []Event
 	for _, c := range s.out.changes {
 		for i, payload := range c.events {
@@ -116,58 +149,79 @@ func (s *Store) Wake() <-chan struct{} { return s.out.wake }
 func (s *Store) Done(seq uint64) error {
 	s.out.mu.Lock()
 	var over []string
-	for _, c := range s.out.changes {
+	var at *outboxChange
+	known := seq <= s.out.done
+	for i := range s.out.changes {
+		c := &s.out.changes[i]
 		if last := seqOf(c.revision, len(c.events)-1); len(c.events) == 0 || last <= seq {
 			over = append(over, c.key)
 		}
+		if c.revision == revisionOf(seq) {
+			at = new(*c)
+		}
 	}
 	s.out.mu.Unlock()
+	switch {
+	case at == nil && known:
+		return nil
+	case at == nil:
+		return errEventGone
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), changePatience)
 	defer cancel()
-	ops := []clientv3.Op{clientv3.OpPut(s.keys.done(s.opts.Node), strconv.FormatUint(seq, 10))}
+	done, text := s.keys.done(s.opts.Node), strconv.FormatUint(seq, 10)
+	ops := []clientv3.Op{clientv3.OpPut(done, text)}
 	for _, key := range over {
 		ops = append(ops, clientv3.OpDelete(key))
 	}
-	_, err := retried(ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
-		return nested(s.etcd.Txn(ctx), nil, ops, clientv3.OpGet(s.keys.done(s.opts.Node))).Commit()
+	// Numbers of another history of etcd would pass over events of this one.
+	is := []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(at.key), "=", at.revision)}
+	got, err := retried(ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+		return nested(s.etcd.Txn(ctx), is, ops, clientv3.OpGet(done)).Commit()
 	})
 	if err != nil {
 		return s.failed("empty the outbox", err)
+	}
+	if !got.Succeeded { // unless an answer was lost
+		if kvs := got.Responses[0].GetResponseRange().Kvs; len(kvs) != 1 || string(kvs[0].Value) != text {
+			s.emitting.restart(errEventGone)
+			return errEventGone
+		}
 	}
 	s.out.forget(seq)
 	return nil
 }
 
+var errEventGone = errors.New("an event that the audit log has is not in the node's outbox any more: etcd was restored, or another node took the event over")
+
 func (o *outboxView) forget(seq uint64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	kept := o.changes[:0]
-	o.count = 0
 	o.done = max(o.done, seq)
-	for _, c := range o.changes {
-		if len(c.events) == 0 || seqOf(c.revision, len(c.events)-1) <= o.done {
-			continue
-		}
-		kept = append(kept, c)
-		for i := range c.events {
-			if seqOf(c.revision, i) > o.done {
-				o.count++
-			}
-		}
-	}
-	clear(o.changes[len(kept):])
-	o.changes = kept
+	o.changes = slices.DeleteFunc(o.changes, func(c outboxChange) bool {
+		return len(c.events) == 0 || seqOf(c.revision, len(c.events)-1) <= o.done
+	})
+	o.countLocked()
 }
 
 // followOutbox keeps the view of the node's own outbox, until ctx ends.
 func (s *Store) followOutbox(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-s.self.there: // before, the node counts as gone
+	}
 	s.persist(ctx, "watch the node's outbox", func(ctx context.Context) error {
 		prefix := s.keys.outbox(s.opts.Node)
-		call, cancel := context.WithTimeout(ctx, callTimeout)
-		got, err := s.etcd.Txn(call).Then(
-			clientv3.OpGet(prefix, clientv3.WithPrefix(), clientv3.WithSort(clientv3.SortByCreateRevision, clientv3.SortAscend)),
-			clientv3.OpGet(s.keys.done(s.opts.Node)),
-		).Commit()
+		asked := s.emitting.asked()
+		epoch, connected := s.self.epoch.Load(), s.connections.Load()
+		call, cancel := context.WithTimeout(ctx, changePatience)
+		got, err := retried(call, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+			return s.etcd.Txn(ctx).Then(
+				clientv3.OpGet(prefix, clientv3.WithPrefix(), clientv3.WithSort(clientv3.SortByCreateRevision, clientv3.SortAscend)),
+				clientv3.OpGet(s.keys.done(s.opts.Node)),
+			).Commit()
+		})
 		cancel()
 		if err != nil {
 			return err
@@ -178,29 +232,45 @@ func (s *Store) followOutbox(ctx context.Context) {
 				return errKey
 			}
 		}
-		if err := s.out.begin(got.Responses[0].GetResponseRange().Kvs, done); err != nil {
+		if err := s.out.begin(got.Responses[0].GetResponseRange().Kvs, done, epoch); err != nil {
 			return err
 		}
+		s.events.reset()
 		s.events.reach(got.Header.Revision)
 		return s.watch(ctx, watching{
-			prefix: prefix, from: got.Header.Revision + 1, progress: &s.events, options: []clientv3.OpOption{clientv3.WithFilterDelete()},
-			apply: func(_ context.Context, events []*clientv3.Event, _ int64) error {
-				for _, e := range events {
-					if err := s.out.add(e.Kv); err != nil {
-						return err
-					}
-				}
-				return nil
-			},
+			restarter: &s.emitting, asked: asked, connected: connected,
+			check:  func(context.Context) error { return errReconnected },
+			prefix: prefix, from: got.Header.Revision + 1, progress: &s.events,
+			apply: func(_ context.Context, events []*clientv3.Event, _ int64) error { return s.out.apply(events) },
 		})
 	})
+}
+
+// errReconnected has the outbox read anew: it is short.
+var errReconnected = errors.New("a connection to etcd was made anew")
+
+func (o *outboxView) apply(events []*clientv3.Event) error {
+	gone := map[string]bool{}
+	for _, e := range events {
+		if e.Type == clientv3.EventTypeDelete {
+			gone[string(e.Kv.Key)] = true
+		} else if err := o.add(e.Kv); err != nil {
+			return err
+		}
+	}
+	if len(gone) > 0 {
+		o.drop(gone)
+	}
+	return nil
 }
 
 // adopt brings the events of nodes that are gone into this node's outbox: whoever
 // reads the audit logs finds them there, with the name of the node that made them.
 func (s *Store) adopt(ctx context.Context, living map[string]bool) error {
-	got, err := s.etcd.Get(ctx, s.keys.outboxes(), clientv3.WithPrefix(), clientv3.WithLimit(1000),
-		clientv3.WithSort(clientv3.SortByCreateRevision, clientv3.SortAscend))
+	got, err := retried(ctx, func(ctx context.Context) (*clientv3.GetResponse, error) {
+		return s.etcd.Get(ctx, s.keys.outboxes(), clientv3.WithPrefix(), clientv3.WithLimit(1000),
+			clientv3.WithSort(clientv3.SortByCreateRevision, clientv3.SortAscend))
+	})
 	if err != nil {
 		return s.failed("look for events of nodes that are gone", err)
 	}
@@ -210,6 +280,10 @@ func (s *Store) adopt(ctx context.Context, living map[string]bool) error {
 			continue
 		}
 		err := s.write(ctx, func(w *writing) error {
+			here, err := w.get(s.keys.node(string(node)))
+			if err != nil || here != nil {
+				return err // it came back
+			}
 			value, err := w.get(string(kv.Key))
 			if err != nil || value == nil {
 				return err

@@ -22,6 +22,8 @@ type Replica interface {
 	IDsFrom(from tokenstore.ID, limit int) ([]tokenstore.ID, error)
 	// Followed returns how far the replica has come.
 	Followed() tokenstore.Position
+	// Position returns the greatest id that the replica ever had.
+	Position() (lastID tokenstore.ID, lastSeq uint64, err error)
 	// Apply makes a step. It returns once the step is durable and every later read
 	// sees it, caches included. unreadable is how many records were left out.
 	Apply(ctx context.Context, u *tokenstore.Update) (unreadable int, err error)
@@ -50,6 +52,7 @@ type Store struct {
 	formats  atomic.Pointer[tokenstore.Formats]
 	instance string // of this process
 	nonces   atomic.Uint64
+	claim    claim
 	lanes    chan *lane
 	ids      idBlock
 
@@ -57,6 +60,10 @@ type Store struct {
 	events progress // of the node's own outbox
 	out    outboxView
 	kept   keptAnswers
+
+	steps     sync.Mutex // held from looking where the replica is until it has made its step
+	following restarter
+	emitting  restarter
 
 	asks  questions
 	fresh freshness
@@ -70,7 +77,8 @@ type Store struct {
 	background sync.WaitGroup
 	cancel     context.CancelFunc
 	ctx        context.Context //nolint:containedctx // of the background, as long as the store is open
-	closeOnce  sync.Once
+	closing    sync.Mutex      // guards closed, after which nothing is added to background
+	closed     bool
 }
 
 // counters are what the store tells for metrics.
@@ -83,6 +91,7 @@ type counters struct {
 func (c *Client) Open(d Description, replica Replica) *Store {
 	s := &Store{Client: c, replica: replica, instance: rand.Text(), lanes: make(chan *lane, laneCount)}
 	s.ids.store = s
+	s.claim.store, s.claim.key = s, c.keys.owner(c.opts.Node)
 	s.asks = make(questions, maxAsks)
 	s.self.there = make(chan struct{})
 	s.self.asked, s.self.started, s.self.began = make(chan struct{}, 1), time.Now(), c.opts.Now().UTC().Truncate(time.Millisecond)
@@ -100,7 +109,7 @@ func (c *Client) Open(d Description, replica Replica) *Store {
 			// Another etcd: its revisions say nothing about this copy.
 			p.Revision = 0
 		}
-		s.data.reach(p.Revision)
+		s.data.reachHead(p.Revision, p.Head)
 		if p.Revision > 0 {
 			s.fresh.resume(p.FreshAt)
 		}
@@ -112,7 +121,7 @@ func (c *Client) Open(d Description, replica Replica) *Store {
 func (s *Store) Start(o Observer) {
 	s.observer = o
 	for _, run := range []func(context.Context){s.follow, s.followOutbox, s.keepFresh, s.keepRegistered} {
-		s.background.Go(func() { run(s.ctx) })
+		s.inBackground(func() { run(s.ctx) })
 	}
 }
 
@@ -129,11 +138,22 @@ func (s *Store) WaitReady(ctx context.Context) error {
 // Close takes the node out of the cluster's records and ends the following. The
 // replica stays open.
 func (s *Store) Close() error {
-	s.closeOnce.Do(func() {
-		s.cancel()
-		s.background.Wait()
-	})
+	s.closing.Lock()
+	s.closed = true
+	s.closing.Unlock()
+	s.cancel()
+	s.background.Wait()
 	return nil
+}
+
+// inBackground runs a task that ends with the store, unless that has ended.
+func (s *Store) inBackground(task func()) bool {
+	s.closing.Lock()
+	defer s.closing.Unlock()
+	if !s.closed {
+		s.background.Go(task)
+	}
+	return !s.closed
 }
 
 // ID returns the store's ID.
@@ -165,12 +185,39 @@ func (s *Store) taken() {
 type progress struct {
 	mu       sync.Mutex
 	revision int64
+	head     string        // as of the revision, where it is data that is followed
 	risen    chan struct{} // closed at the next rise; nil: nobody waits
 }
 
+// reach notes that everything up to the revision was heard, and no change of data
+// since head.
 func (p *progress) reach(revision int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.riseLocked(revision)
+}
+
+// reachHead notes that everything up to the revision was heard, as of which head was
+// as given.
+func (p *progress) reachHead(revision int64, head string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if revision >= p.revision {
+		p.head = head
+		p.riseLocked(revision)
+	}
+}
+
+// reachAt is reach, if head is still as given.
+func (p *progress) reachAt(revision int64, head string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.head == head {
+		p.riseLocked(revision)
+	}
+}
+
+func (p *progress) riseLocked(revision int64) {
 	if revision <= p.revision {
 		return
 	}
@@ -185,7 +232,14 @@ func (p *progress) reach(revision int64) {
 func (p *progress) reset() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.revision = 0
+	p.revision, p.head = 0, ""
+}
+
+// mark returns the revision and what head was then.
+func (p *progress) mark() (revision int64, head string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.revision, p.head
 }
 
 func (p *progress) now() int64 {

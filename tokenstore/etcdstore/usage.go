@@ -14,7 +14,7 @@ import (
 
 // UsageTokens is how many tokens one call of [Store.MergeUsage] takes: what each
 // rests on is compared when it is committed.
-const UsageTokens = txnCompares/2 - 2
+const UsageTokens = (txnCompares - groundCompares) / 2
 
 // UsageNames returns the names that values of [Store.Usage] refer to, the first of
 // them being number 1.
@@ -193,7 +193,7 @@ func (s *Store) Counter(key []byte) ([]byte, error) {
 }
 
 // CounterKeys is how many keys one call of [Store.MoveCounters] takes.
-const CounterKeys = txnCompares - 2
+const CounterKeys = txnCompares - groundCompares
 
 // MoveCounters replaces what is kept under each of at most CounterKeys keys, which are
 // all different, by what move makes of it, all or none; a value that stays the same is

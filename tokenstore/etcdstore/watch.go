@@ -32,9 +32,10 @@ func (s *Store) persist(ctx context.Context, what string, task func(ctx context.
 		if ctx.Err() != nil {
 			return
 		}
-		if errors.Is(err, errCompacted) {
-			s.log.Info(err.Error(), "task", what)
-		} else if !failing {
+		switch {
+		case errors.Is(err, errCompacted), errors.Is(err, errRestored), errors.Is(err, errReconnected), errors.Is(err, errRecorded):
+			s.log.Debug(err.Error(), "task", what)
+		case !failing:
 			failing = true
 			s.log.Warn("etcd cannot be followed; it is tried again", "task", what, "error", err)
 		}
@@ -56,18 +57,76 @@ type watching struct {
 	options  []clientv3.OpOption
 	// apply takes events in order, complete up to the revision.
 	apply func(ctx context.Context, events []*clientv3.Event, revision int64) error
+	// check returns an error unless etcd's history is still the one that is followed.
+	// It was last asked when connected connections had been made, and is asked again
+	// before anything is believed that may have come by a later one: the client goes
+	// on with a watch by itself, also in an etcd that was restored meanwhile.
+	check     func(ctx context.Context) error
+	connected uint64
+	restarter *restarter
+	asked     uint64 // how many restarts had been asked for when all this was begun
+}
+
+// restarter ends a watch so that it begins again.
+type restarter struct {
+	mu     sync.Mutex // guards what follows
+	count  uint64     // of restarts asked for
+	cause  error      // of the last
+	cancel context.CancelCauseFunc
+}
+
+func (r *restarter) asked() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.count
+}
+
+// begin has cancel called when a restart is asked for, or at once if one was since
+// count was read.
+func (r *restarter) begin(count uint64, cancel context.CancelCauseFunc) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.cancel = cancel
+	if count != r.count {
+		cancel(r.cause)
+	}
+}
+
+func (r *restarter) end() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.cancel = nil
+}
+
+// restart ends the watch, now or when it begins.
+func (r *restarter) restart(cause error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.count++
+	r.cause = cause
+	if r.cancel != nil {
+		r.cancel(cause)
+	}
 }
 
 // watch applies what changes below a prefix, until it fails or ctx ends. It fails
 // with errCompacted when etcd has forgotten what came between.
 func (s *Store) watch(ctx context.Context, w watching) error {
-	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(clientv3.WithRequireLeader(ctx))
+	defer cancel(nil)
+	w.restarter.begin(w.asked, cancel)
+	defer w.restarter.end()
 	s.stats.restarts.Add(1)
 	options := append([]clientv3.OpOption{clientv3.WithPrefix(), clientv3.WithRev(w.from), clientv3.WithProgressNotify(), clientv3.WithCreatedNotify()}, w.options...)
 	responses := s.etcd.Watch(ctx, w.prefix, options...)
 	for r := range responses {
 		events, revision, err := gather(&r, responses)
+		if now := s.connections.Load(); now != w.connected {
+			if cerr := w.check(ctx); cerr != nil {
+				return errors.Join(err, cerr)
+			}
+			w.connected = now
+		}
 		if len(events) > 0 {
 			if aerr := w.apply(ctx, events, revision); aerr != nil {
 				return errors.Join(err, aerr)
@@ -79,7 +138,7 @@ func (s *Store) watch(ctx context.Context, w watching) error {
 		s.link.good(s.opts.Now())
 		w.progress.reach(revision)
 	}
-	if err := ctx.Err(); err != nil {
+	if err := context.Cause(ctx); err != nil {
 		return err
 	}
 	return errors.New("the watch ended")

@@ -26,6 +26,9 @@ type Harness struct {
 	// again; nil for a store that does not outlive its process.
 	Reopen func(t *testing.T) *Harness
 
+	// Scans says that every query reads the whole store, so that fewer are tried.
+	Scans bool
+
 	// Check fails the test when anything in the store is wrong; nil: nothing can
 	// be checked.
 	Check func(t *testing.T)
