@@ -34,6 +34,14 @@ type moving struct {
 	file    *boltstore.Store // open read-only
 }
 
+// node starts a node of the store in etcd.
+func (m *moving) node(peppers *tokenstore.Peppers) *node {
+	m.t.Helper()
+	o := mirrored(m.t, migrationPrefix, m.cluster.Endpoints())
+	o.Peppers = peppers
+	return startNode(m.t, o)
+}
+
 func newMoving(t *testing.T, tokens int) *moving {
 	t.Helper()
 	pepper, err := tokenstore.NewPeppers(bytes.Repeat([]byte("p"), tokenstore.MinPepperBytes))
@@ -377,8 +385,7 @@ func TestNodeServesWhatWasImportedAndTheFileWhatWasExported(t *testing.T) {
 	if _, err := m.client().Import(t.Context(), m.job()); err != nil {
 		t.Fatal(err)
 	}
-	s, end := open(t, m.cluster.Endpoints(), migrationPrefix, filepath.Join(t.TempDir(), "copy.db"), m.peppers, nil, false)
-	defer end()
+	s := m.node(m.peppers)
 	for id := tokenstore.ID(1); id <= 200; id++ {
 		want, werr := m.file.ByID(t.Context(), id)
 		got, err := s.ByID(t.Context(), id)
@@ -456,8 +463,7 @@ func TestNewPepperIsNotedWithTheFirstRecordItSeals(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, end := open(t, m.cluster.Endpoints(), migrationPrefix, filepath.Join(t.TempDir(), "copy.db"), both, nil, false)
-	defer end()
+	s := m.node(both)
 	if err := s.Change(t.Context(), func(tx tokenstore.Tx) error {
 		one, err := tx.Token(7)
 		if err != nil {
