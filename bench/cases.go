@@ -36,6 +36,7 @@ var benchCases = []benchCase{
 	{"tls: TLS 1.3 keep-alive, 64 connections", tlsCase},
 	{"idle: 10,000 idle connections", idleCase},
 	{"scale: stored tokens and routes", scaleCase},
+	{"cluster: a node of a cluster beside a single node", clusterCase},
 }
 
 // cpuCase compares processor time per request, the price of a sidecar.
@@ -409,6 +410,48 @@ func scaleCase(ctx context.Context, o options, f *field) error {
 	for _, k := range kinds {
 		fmt.Printf("| %s | %.0f | %s | %s | %s |\n", k.name, values(samples[k.name], sample.rate).median, values(samples[k.name], microsecondsOfCPU),
 			ratios(samples[k.name], samples[kinds[0].name], sample.rate), ratios(samples[k.name], samples[kinds[0].name], microsecondsOfCPU))
+	}
+	return nil
+}
+
+// clusterCase compares a node of a cluster, around three members of etcd, with a node
+// by itself. Both hold the same tokens.
+func clusterCase(ctx context.Context, o options, f *field) (err error) {
+	small := o
+	small.tokens = 1000
+	secrets, err := fillStore(ctx, small)
+	if err != nil {
+		return err
+	}
+	e, err := startEtcd(ctx, 3)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, e.stop()) }()
+	if err := importStore(ctx, small, e); err != nil {
+		return err
+	}
+	single := tokenwardConf(f.dir, storePath(small), 200, portTokenward, portAdmin, portMetrics, false)
+	node := e.nodeConf(e.dir, "node", "full", portTokenwardCluster, portAdminCluster, portMetricsCluster)
+	if err := errors.Join(os.WriteFile(filepath.Join(f.dir, "small.yaml"), []byte(single), 0o600), os.WriteFile(filepath.Join(f.dir, "node.yaml"), []byte(node), 0o600)); err != nil {
+		return err
+	}
+	if err := f.restartTokenward(ctx, o, "small.yaml"); err != nil {
+		return err
+	}
+	if err := f.start(ctx, tokenwardNode, "http", portTokenwardCluster, []string{o.binary, "serve", "--config", filepath.Join(f.dir, "node.yaml")}); err != nil {
+		return err
+	}
+	names := []string{tokenward, tokenwardNode}
+	samples, err := f.rounds(ctx, o, names, load{method: "GET", path: "/accounts/10000/small", connections: 64, keys: secrets})
+	if err != nil {
+		return err
+	}
+	fmt.Println("\n| tokenward | requests/s | CPU µs/request | requests/s, as a ratio (goal 0.97) | CPU, as a ratio |")
+	fmt.Println("|---|---|---|---|---|")
+	for _, name := range names {
+		fmt.Printf("| %s | %.0f | %s | %s | %s |\n", name, values(samples[name], sample.rate).median, values(samples[name], microsecondsOfCPU),
+			ratios(samples[name], samples[tokenward], sample.rate), ratios(samples[name], samples[tokenward], microsecondsOfCPU))
 	}
 	return nil
 }

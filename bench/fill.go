@@ -43,7 +43,7 @@ func fillStore(ctx context.Context, o options) ([]string, error) {
 		err := store.Change(ctx, func(tx tokenstore.Tx) error {
 			made = made[:0]
 			for range min(batch, o.tokens-done) {
-				secret, err := putToken(tx, false)
+				_, secret, err := putToken(tx, false)
 				if err != nil {
 					return err
 				}
@@ -64,7 +64,7 @@ func fillStore(ctx context.Context, o options) ([]string, error) {
 	var expired string
 	err = store.Change(ctx, func(tx tokenstore.Tx) error {
 		tx.Emit([]byte(`{}`))
-		expired, err = putToken(tx, true)
+		_, expired, err = putToken(tx, true)
 		return err
 	})
 	if err != nil {
@@ -80,10 +80,9 @@ func storePath(o options) string {
 	return filepath.Join(o.dir, fmt.Sprintf("tokens-%d.db", o.tokens))
 }
 
-func putToken(tx tokenstore.Tx, expired bool) (string, error) {
-	id, err := tx.NewID()
-	if err != nil {
-		return "", err
+func putToken(tx tokenstore.Tx, expired bool) (id tokenstore.ID, text string, err error) {
+	if id, err = tx.NewID(); err != nil {
+		return 0, "", err
 	}
 	secret := tokenstore.NewSecret("tw").Reveal()
 	digest, _ := (*tokenstore.Peppers)(nil).Digest(secret)
@@ -92,7 +91,7 @@ func putToken(tx tokenstore.Tx, expired bool) (string, error) {
 	if expired {
 		expiry = tokenstore.EndsAt(now)
 	}
-	return secret, tx.Put(&tokenstore.Token{
+	return id, secret, tx.Put(&tokenstore.Token{
 		ID: id, Account: 1, Owner: 1, Name: fmt.Sprintf("worker %d", id),
 		Scopes: []string{"accounts", "cards", "payments-write"},
 		Resources: tokenstore.Resources{Grants: []tokenstore.Grant{

@@ -5,6 +5,9 @@
 // rounds of one run, so that what is quoted is a ratio and not the speed of a
 // noisy machine.
 //
+// `bench cluster` measures nodes around three members of etcd, each in a process of
+// its own.
+//
 // It needs nginx, haproxy and wrk, and stays on the loopback interface.
 package main
 
@@ -26,6 +29,8 @@ func main() {
 		switch os.Args[1] {
 		case "reverseproxy":
 			exit(runReverseProxy(os.Args[2:]))
+		case "cluster":
+			exit(runCluster(os.Args[2:]))
 		case "etcdmember":
 			exit(runEtcdMember(os.Args[2:]))
 		}

@@ -36,6 +36,9 @@ const (
 	portTokenwardTLS
 	portAdminTLS
 	portMetricsTLS
+	portTokenwardCluster
+	portAdminCluster
+	portMetricsCluster
 )
 
 // peer is one way to the upstream.
@@ -61,13 +64,14 @@ type field struct {
 
 // The names of the peers.
 const (
-	direct       = "direct"
-	nginx        = "nginx"
-	haproxy      = "haproxy"
-	reverseProxy = "reverseproxy"
-	tokenward    = "tokenward"
-	nginxTLS     = "nginx-tls"
-	tokenwardTLS = "tokenward-tls"
+	direct        = "direct"
+	nginx         = "nginx"
+	haproxy       = "haproxy"
+	reverseProxy  = "reverseproxy"
+	tokenward     = "tokenward"
+	nginxTLS      = "nginx-tls"
+	tokenwardTLS  = "tokenward-tls"
+	tokenwardNode = "tokenward-node"
 )
 
 func startField(ctx context.Context, o options, secrets []string) (*field, error) {
