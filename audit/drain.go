@@ -25,8 +25,8 @@ type Entry struct {
 	Payload []byte // as made by Encode
 }
 
-// Drainer moves entries from an outbox to a log. All fields but Wake and
-// Observe are required.
+// Drainer moves entries from an outbox to a log. All fields but Wake,
+// Gather and Observe are required.
 type Drainer struct {
 	Outbox Outbox
 	Log    *Log
@@ -35,6 +35,9 @@ type Drainer struct {
 	// Wake tells that there may be new entries. A channel of capacity one that
 	// is sent to without blocking after each commit serves best.
 	Wake <-chan struct{}
+	// Gather is how long entries are waited for that come together with one that
+	// it was woken for, where acknowledging costs a write elsewhere; 0: not at all.
+	Gather time.Duration
 	// Observe is told of everything that happens, from the draining goroutine.
 	Observe func(Progress)
 }
@@ -67,6 +70,7 @@ func (d *Drainer) Run(ctx context.Context) error {
 		return err
 	}
 	var retry time.Duration
+	gathering := false
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -74,7 +78,13 @@ func (d *Drainer) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return d.finish()
 		case <-timer.C:
-		case <-d.wakeUnless(retry > 0):
+			gathering = false
+		case <-d.wakeUnless(retry > 0 || gathering):
+			if d.Gather > 0 {
+				gathering = true
+				timer.Reset(d.Gather)
+				continue
+			}
 		}
 		more, err := d.step(retry)
 		switch {

@@ -396,3 +396,41 @@ func TestMemoryOfDeliveriesIsBounded(t *testing.T) {
 		t.Error("the wrong ones are remembered")
 	}
 }
+
+func TestDrainGathersWhatComesTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := mustOpen(t, newPath(t), Options{})
+		o := new(memOutbox)
+		wake := make(chan struct{}, 1)
+		var reports []Progress
+		d := Drainer{Outbox: o, Log: l, Source: "n1", Wake: wake, Gather: 100 * time.Millisecond, Observe: func(p Progress) { reports = append(reports, p) }}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- d.Run(ctx) }()
+		synctest.Wait()
+		for range 10 {
+			o.emit(t, 1)
+			select {
+			case wake <- struct{}{}:
+			default:
+			}
+			time.Sleep(9 * time.Millisecond)
+		}
+		synctest.Wait()
+		if len(reports) != 0 {
+			t.Errorf("%+v before the time to gather is over", reports)
+		}
+		time.Sleep(10 * time.Millisecond)
+		synctest.Wait()
+		if len(reports) != 1 || reports[0].Written != 10 || o.left() != 0 {
+			t.Errorf("%+v, %d left", reports, o.left())
+		}
+		o.emit(t, 1)
+		wake <- struct{}{}
+		synctest.Wait()
+		cancel() // does not wait
+		if err := <-ended; err != nil || o.left() != 0 {
+			t.Errorf("%v, %d left", err, o.left())
+		}
+	})
+}

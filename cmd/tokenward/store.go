@@ -191,7 +191,7 @@ func (v *vault) recordPrefix(ctx context.Context, prefix string) error {
 
 // startDrainer moves events from the store's outbox into the audit log.
 func (v *vault) startDrainer(log *slog.Logger, observe func(audit.Progress)) {
-	d := &audit.Drainer{Outbox: v.store, Log: v.log, Source: v.store.Source(), Wake: v.store.Wake(),
+	d := &audit.Drainer{Outbox: v.store, Log: v.log, Source: v.store.Source(), Wake: v.store.Wake(), Gather: v.gather(),
 		Observe: func(p audit.Progress) {
 			if p.Err != nil {
 				log.Error("the audit log cannot be written; changes are refused once too many events wait", "error", p.Err, "retry_in", p.RetryIn)
@@ -203,6 +203,15 @@ func (v *vault) startDrainer(log *slog.Logger, observe func(audit.Progress)) {
 	ctx, cancel := context.WithCancel(context.Background())
 	v.stop = cancel
 	go func() { v.drained <- d.Run(ctx) }()
+}
+
+// gather is how long events wait for others: each time that the outbox in etcd is
+// emptied is a write as dear as the change itself.
+func (v *vault) gather() time.Duration {
+	if v.part == nil {
+		return 0
+	}
+	return 100 * time.Millisecond
 }
 
 // close writes what waits for the audit log and closes everything.
