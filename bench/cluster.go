@@ -283,6 +283,7 @@ func drain(ctx context.Context, n *node) {
 			return
 		case <-n.store.Wake():
 		}
+		time.Sleep(100 * time.Millisecond) // as the program does
 		events, err := n.store.Pending(1000)
 		if err == nil && len(events) > 0 {
 			_ = n.store.Done(events[len(events)-1].Seq) // it comes again
