@@ -142,7 +142,7 @@ func (e *etcd) client() (*clientv3.Client, error) {
 // nodeConf is the configuration of a node.
 func (e *etcd) nodeConf(dir, name, mirror string, port, admin, metrics int) string {
 	own := tokenwardConf(dir, filepath.Join(dir, "tokens.db"), 200, port, admin, metrics, false)
-	part := fmt.Sprintf("  etcd: {endpoints: [%s], node: %s, mirror: %s}\naudit:\n", strings.Join(e.endpoints(), ", "), name, mirror)
+	part := fmt.Sprintf("  etcd: {endpoints: [\"%s\"], node: %s, mirror: %s}\naudit:\n", strings.Join(e.endpoints(), `", "`), name, mirror)
 	return strings.Replace(own, "audit:\n", part, 1)
 }
 
@@ -610,21 +610,25 @@ func programMemory(ctx context.Context, o options, e *etcd, mirror, copied strin
 		}
 	}
 	file := filepath.Join(dir, "tokenward.yaml")
-	if err := os.WriteFile(file, []byte(e.nodeConf(dir, "program", mirror, portTokenward, portAdmin, portMetrics)), 0o600); err != nil {
+	ports, err := freePorts(3)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(file, []byte(e.nodeConf(dir, "program", mirror, ports[0], ports[1], ports[2])), 0o600); err != nil {
 		return err
 	}
 	p, err := start(ctx, dir, "tokenward", o.binary, "serve", "--config", file)
 	if err != nil {
 		return err
 	}
-	err = waitFor(ctx, p, local(portTokenward))
+	err = waitFor(ctx, p, local(ports[0]))
 	var atRest, inUse int64
 	if err == nil {
 		time.Sleep(3 * time.Second)
 		atRest, err = p.rssAnon()
 	}
 	if err == nil {
-		err = askWithAll(o)
+		err = askWithAll(o, ports[0])
 	}
 	if err == nil {
 		inUse, err = p.rssAnon()
@@ -642,12 +646,12 @@ func programMemory(ctx context.Context, o options, e *etcd, mirror, copied strin
 
 // askWithAll makes a request with each of the tokens in use. There may be no upstream,
 // which is asked only once the token was judged.
-func askWithAll(o options) error {
+func askWithAll(o options, port int) error {
 	secrets, err := readLines(storePath(o) + ".secrets")
 	if err != nil {
 		return err
 	}
-	nc, err := net.Dial("tcp", local(portTokenward))
+	nc, err := net.Dial("tcp", local(port))
 	if err != nil {
 		return err
 	}
@@ -669,4 +673,18 @@ func askWithAll(o options) error {
 		}
 	}
 	return nil
+}
+
+// freePorts returns ports that are free at this moment: the program that is started
+// beside a field of peers has none of theirs.
+func freePorts(n int) (ports []int, err error) {
+	for range n {
+		l, err := net.Listen("tcp", local(0))
+		if err != nil {
+			return nil, err
+		}
+		defer l.Close()
+		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+	}
+	return ports, nil
 }

@@ -218,19 +218,23 @@ func (o *overlay) retire(tx *bolt.Tx, retired []tokenstore.Retired) error {
 func (o *overlay) linkDigests(tx *bolt.Tx) error {
 	digests := tx.Bucket(bucketDigests)
 	digests.FillPercent = scatteredFill
+	var links []tokenstore.Retired
 	for i := range o.copied {
-		t := o.copied[i].after
-		if t == nil {
-			continue
+		if t := o.copied[i].after; t != nil {
+			for j := range t.Secrets {
+				links = append(links, tokenstore.Retired{Digest: t.Secrets[j].Digest, Owner: t.ID})
+			}
 		}
-		for j := range t.Secrets {
-			d := &t.Secrets[j].Digest
-			if v := digests.Get(d[:]); len(v) == 8 && lastNumber(v) == uint64(t.ID) {
-				continue // its page need not be written
-			}
-			if err := o.batch.s.putDigest(digests, d, t.ID); err != nil {
-				return err
-			}
+	}
+	// In order, those of one page come together.
+	slices.SortStableFunc(links, func(a, b tokenstore.Retired) int { return bytes.Compare(a.Digest[:], b.Digest[:]) })
+	for i := range links {
+		l := &links[i]
+		if v := digests.Get(l.Digest[:]); len(v) == 8 && lastNumber(v) == uint64(l.Owner) {
+			continue // its page need not be written
+		}
+		if err := o.batch.s.putDigest(digests, &l.Digest, l.Owner); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -17,7 +17,7 @@ import (
 // loadPage is how many keys are read at once; pagesAhead how many such pages are
 // read before the replica has taken the first.
 const (
-	loadPage   = 2000
+	loadPage   = 8000 // and one commit of the copy, which writes the pages it touches anew
 	pagesAhead = 2
 )
 
