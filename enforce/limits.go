@@ -379,6 +379,9 @@ func (d *Decision) Release() {
 	}
 }
 
+// Holds reports whether Release has something to give back.
+func (d *Decision) Holds() bool { return d.held[0] != nil }
+
 // limitKind is one kind of limit. Those from limitUses to limitMonth are counts,
 // in the order of [Counts].
 type limitKind uint8

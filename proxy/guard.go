@@ -180,6 +180,7 @@ type passage struct {
 	refusal  refusal       // set when the request is refused
 	answer   []http1.Field // of a refusal
 	took     time.Duration // negative: says nothing
+	over     func()        // giveBack, made once for all the requests of a pooled passage
 	status   int           // of the upstream's answer
 
 	read      bool // req is this request's
@@ -193,6 +194,7 @@ func (g *Guard) enter() *passage {
 	p, _ := g.passages.Get().(*passage)
 	if p == nil {
 		p = &passage{}
+		p.over = p.giveBack
 	}
 	g.inFlight.Add(1)
 	p.rules = g.rules.Load()
@@ -208,11 +210,8 @@ func (g *Guard) leave(p *passage) {
 	if p.lasted { // by which the minute's walk found it, so that most requests need not look
 		p.lasts(g.Now())
 	}
-	p.decision.Release()
+	p.giveBack()
 	g.inFlight.Add(-1)
-	if p.gate != nil {
-		p.gate.leave()
-	}
 	g.record(p)
 	if p.decision.Reason != enforce.Undecided && p.rules.Observe != nil {
 		took := p.took
@@ -232,13 +231,28 @@ func (g *Guard) leave(p *passage) {
 	p.set = p.set[:0]
 	p.extra = p.extra[:0]
 	p.scratch = p.scratch[:0]
-	p.rules, p.mount, p.lane, p.gate = nil, nil, nil, nil
+	p.rules, p.mount, p.lane = nil, nil, nil
 	p.decision, p.refusal = enforce.Decision{}, refusal{}
 	p.cutter = cutter{}
 	p.read, p.observed, p.untouched, p.lasted = false, false, false, false
 	p.took, p.status = 0, 0
 	g.passages.Put(p)
 }
+
+// giveBack gives back the places that the request held among those in flight, of its
+// token and of its route. A door does so when all of the upstream's answer is here and
+// before the client is sent the last of it: who has seen an answer's end can rely on
+// its place. Calling it again does nothing.
+func (p *passage) giveBack() {
+	p.decision.Release()
+	if p.gate != nil {
+		p.gate.leave()
+		p.gate = nil
+	}
+}
+
+// holds reports whether there is something to give back.
+func (p *passage) holds() bool { return p.gate != nil || p.decision.Holds() }
 
 // judge canonicalises and decides. On true the request may go on: to p.mount if
 // that is set, else to the upstream as p.req and p.set say. On false p.refusal

@@ -215,6 +215,7 @@ func lengthHolds(r *http.Request) bool {
 }
 
 func (h *HTTP) refuse(w http.ResponseWriter, r *http.Request, p *passage) {
+	p.giveBack()
 	for _, f := range p.extra {
 		w.Header().Add(string(f.Name), string(f.Value))
 	}
@@ -295,12 +296,16 @@ func (h *HTTP) modifyResponse(r *http.Response) error {
 		// would miss the body.
 		_ = r.Body.Close() // there is nothing in it
 		r.Body = http.NoBody
+		p.giveBack()
 		return nil
+	}
+	if r.Request.Method == http.MethodHead {
+		p.giveBack()
 	}
 	// An answer that ends with its head must reach the client as that: gRPC knows no
 	// other way to refuse a call without a word (its "Trailers-Only").
 	j.streams = r.ContentLength != 0
-	a := &answerBody{ReadCloser: r.Body, response: r, journey: j, guard: h.guard}
+	a := &answerBody{ReadCloser: r.Body, response: r, journey: j, guard: h.guard, left: r.ContentLength}
 	a.filterTrailer()
 	r.Body = a
 	return nil

@@ -302,6 +302,7 @@ type answerBody struct {
 	response *http.Response
 	journey  *journey
 	guard    *Guard
+	left     int64 // of the announced length
 }
 
 // Read implements io.Reader.
@@ -309,6 +310,9 @@ func (b *answerBody) Read(p []byte) (int, error) {
 	b.journey.patience.moved()
 	n, err := b.ReadCloser.Read(p)
 	b.journey.patience.moved()
+	if b.left -= int64(n); err != nil || b.left == 0 {
+		b.journey.giveBack()
+	}
 	switch {
 	case err == io.EOF:
 		b.filterTrailer()

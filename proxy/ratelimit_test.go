@@ -1,7 +1,6 @@
 package proxy_test
 
 import (
-	"fmt"
 	"net/http"
 	"regexp"
 	"testing"
@@ -83,7 +82,7 @@ func TestFailuresOfOneClientAreLimited(t *testing.T) {
 }
 
 // TestConcurrencyLastsAsLongAsTheExchange: the place is held while the answer is
-// awaited, and free again afterwards, whatever became of the request.
+// awaited, and free again once the client has seen its end.
 func TestConcurrencyLastsAsLongAsTheExchange(t *testing.T) {
 	for _, d := range doors {
 		t.Run(d.name, func(t *testing.T) {
@@ -106,12 +105,10 @@ func TestConcurrencyLastsAsLongAsTheExchange(t *testing.T) {
 			if status := <-done; status != 200 {
 				t.Errorf("the first: %d", status)
 			}
-			waitFor(t, func() bool { return w.guard.InFlight() == 0 })
-			for range 3 {
+			for range 20 { // whoever has seen an answer's end can rely on its place
 				if resp, body := ask(t, addr, raw); resp.StatusCode != 200 {
-					t.Errorf("one after the other: %d %s", resp.StatusCode, fmt.Sprint(body))
+					t.Errorf("one after the other: %d %s", resp.StatusCode, body)
 				}
-				waitFor(t, func() bool { return w.guard.InFlight() == 0 })
 			}
 		})
 	}

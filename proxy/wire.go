@@ -64,6 +64,7 @@ func (w *Wire) Serve(x *http1.Exchange) {
 }
 
 func (w *Wire) refuse(x *http1.Exchange, p *passage) {
+	p.giveBack()
 	p.answer = p.answer[:0]
 	for _, f := range p.extra {
 		p.answer = append(p.answer, http1.Field(f))
@@ -92,6 +93,9 @@ func (w *Wire) forward(x *http1.Exchange, p *passage) {
 	e.MaxBody = p.lane.bodyBytes
 	e.HeaderTimeout, e.StallTimeout = p.lane.responseHeader, p.lane.stall
 	e.Upgrade = true
+	if p.holds() { // else the last byte of a long answer need not be sent apart
+		e.Ending = p.over
+	}
 	for i := range p.extra {
 		e.AddAnswer(string(p.extra[i].Name), p.extra[i].Value)
 	}

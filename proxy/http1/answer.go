@@ -251,6 +251,9 @@ func (f *forward) keepsAnswerLine(l *line) bool {
 func (f *forward) sendHead(dst []byte, rechunk bool) error {
 	x := f.x
 	if rechunk || x.answer.done || x.answer.src.empty() {
+		if x.answer.done {
+			f.ending()
+		}
 		return f.toClient(dst)
 	}
 	in := x.answer.src
@@ -261,6 +264,9 @@ func (f *forward) sendHead(dst []byte, rechunk bool) error {
 		return f.fail(StageHead, asAnswer(err))
 	}
 	f.result.ResponseBytes += int64(len(piece))
+	if x.answer.done {
+		f.ending()
+	}
 	if start := at - len(dst); start >= 0 {
 		copy(in.blk.data[start:], dst)
 		return f.toClient(in.blk.data[start : at+len(piece)])
@@ -272,6 +278,14 @@ func (f *forward) sendHead(dst []byte, rechunk bool) error {
 		return err
 	}
 	return f.toClient(piece)
+}
+
+// ending tells the caller that what is sent now is the last of the answer.
+func (f *forward) ending() {
+	if tell := f.edit.Ending; tell != nil {
+		f.edit.Ending = nil
+		tell()
+	}
 }
 
 func (f *forward) toClient(p []byte) error {
@@ -296,6 +310,9 @@ func (f *forward) relayBody(rechunk bool) error {
 		if refusal != nil {
 			return f.fail(StageBody, asAnswer(refusal))
 		}
+		if b.done {
+			f.ending()
+		}
 		if len(piece) > 0 {
 			f.result.ResponseBytes += int64(len(piece))
 			if rechunk {
@@ -312,6 +329,7 @@ func (f *forward) relayBody(rechunk bool) error {
 			return err
 		}
 	}
+	f.ending() // where there was no last piece
 	if rechunk {
 		return f.toClient([]byte("0\r\n\r\n"))
 	}
@@ -366,7 +384,11 @@ func (f *forward) moreAnswer() error {
 // it cannot.
 func (f *forward) spliceAnswer() (ok bool, err error) {
 	b := &f.x.answer
-	took, moved, ok, srcErr, dstErr := f.c.splice(f.c.raw, f.pc.raw, b.left, func() { f.c.arm(f.stall()) })
+	n := b.left
+	if f.edit.Ending != nil {
+		n-- // the last byte waits until the caller was told
+	}
+	took, moved, ok, srcErr, dstErr := f.c.splice(f.c.raw, f.pc.raw, n, func() { f.c.arm(f.stall()) })
 	b.left -= took
 	b.done = b.left == 0
 	f.result.ResponseBytes += moved

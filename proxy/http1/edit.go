@@ -31,6 +31,10 @@ type Edit struct {
 	// one, the switch to another protocol, and interim ones. It may drop fields,
 	// and add some to an answer that is not interim.
 	Answer func(*Response, *Edit)
+	// Ending is called when all of the final answer has come from the upstream, before
+	// the client is sent the last of it, and so before it can act on that; at most once,
+	// and not if the answer fails or protocols are switched. nil is not called.
+	Ending func()
 
 	HeaderTimeout time.Duration // instead of the upstream's; 0: the upstream's
 	StallTimeout  time.Duration // instead of the server's; 0: the server's

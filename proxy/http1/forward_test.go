@@ -7,8 +7,10 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -903,4 +905,64 @@ func TestPanicInTheMiddleOfForwardLeavesNothingBehind(t *testing.T) {
 	c := dial(t, addr).send("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
 	_, _ = io.ReadAll(c.br)
 	waitFor(t, "the upstream's connection to be closed", func() bool { return pool.Open() == 0 })
+}
+
+// TestCallerIsToldBeforeTheClientSeesTheEnd: who frees a place when an answer ends
+// must have done so when the client can know of it.
+func TestCallerIsToldBeforeTheClientSeesTheEnd(t *testing.T) {
+	long := strings.Repeat("x", 4*spliceBytes)
+	for _, c := range []struct{ name, method, answer, body string }{
+		{"no body", "GET", "HTTP/1.1 204 No Content\r\n\r\n", ""},
+		{"head only", "HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", ""},
+		{"empty", "GET", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", ""},
+		{"in one piece", "GET", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", "hello"},
+		{"copied by the kernel", "GET", fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(long), long), long},
+		{"chunked", "GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", "hello"},
+		{"until the end of the connection", "GET", "HTTP/1.1 200 OK\r\n\r\nhello", "hello"},
+		{"after an interim answer", "GET", "HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", "hello"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			up := scripted(t, func(_ int, conn *client) {
+				conn.request()
+				conn.reply(c.answer)
+				if !strings.Contains(c.answer, "Content-Length") {
+					_ = conn.nc.(*net.TCPConn).CloseWrite()
+				}
+			})
+			var told atomic.Int32
+			addr := start(t, &Server{Handler: forwarding(upstreamTo(t, up.addr()), func(_ *Exchange, e *Edit) {
+				e.Ending = func() {
+					for range 100 { // the client's turn, if it had been sent the end
+						runtime.Gosched()
+					}
+					told.Add(1)
+				}
+			})})
+			for n := range int32(20) {
+				conn := dial(t, addr).send(c.method + " / HTTP/1.1\r\nHost: a\r\n\r\n")
+				if strings.Contains(c.answer, " 103 ") {
+					conn.want(c.method, 103, "")
+				}
+				resp, body := conn.answer(c.method)
+				if got := told.Load(); got != n+1 {
+					t.Fatalf("after answer %d to a client the caller was told %d times", n+1, got)
+				}
+				if body != c.body {
+					t.Fatalf("%d with %d bytes, want %d", resp.StatusCode, len(body), len(c.body))
+				}
+			}
+		})
+	}
+}
+
+// TestCallerIsNotToldOfTheEndOfABrokenAnswer: what the upstream broke off has no end.
+func TestCallerIsNotToldOfTheEndOfABrokenAnswer(t *testing.T) {
+	up := scripted(t, func(_ int, conn *client) {
+		conn.request()
+		conn.reply("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhel")
+	})
+	addr := start(t, &Server{Handler: forwarding(upstreamTo(t, up.addr()), func(_ *Exchange, e *Edit) {
+		e.Ending = func() { t.Error("it was told") }
+	})})
+	_, _ = io.ReadAll(dial(t, addr).send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").br)
 }
