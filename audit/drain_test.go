@@ -414,13 +414,13 @@ func TestDrainGathersWhatComesTogether(t *testing.T) {
 			case wake <- struct{}{}:
 			default:
 			}
-			time.Sleep(9 * time.Millisecond)
+			time.Sleep(9 * time.Millisecond) //nolint:forbidigo // in a bubble
 		}
 		synctest.Wait()
 		if len(reports) != 0 {
 			t.Errorf("%+v before the time to gather is over", reports)
 		}
-		time.Sleep(10 * time.Millisecond)
+		time.Sleep(10 * time.Millisecond) //nolint:forbidigo // in a bubble
 		synctest.Wait()
 		if len(reports) != 1 || reports[0].Written != 10 || o.left() != 0 {
 			t.Errorf("%+v, %d left", reports, o.left())
