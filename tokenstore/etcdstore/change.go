@@ -311,7 +311,7 @@ func retried[T any](ctx context.Context, ask func(ctx context.Context) (T, error
 		if err == nil || isAnswer(err) {
 			return got, err
 		}
-		if sleep(ctx, pause/2+rand.N(pause)) != nil {
+		if sleep(ctx, pause/2+rand.N(pause)) != nil { //nolint:gosec // only to spread
 			return got, err
 		}
 		pause = min(2*pause, 500*time.Millisecond)

@@ -197,10 +197,10 @@ func (d *Description) Name() string { return d.ID + ":" + strconv.FormatUint(d.C
 func ParseName(name string) (Description, error) {
 	id, cluster, _ := strings.Cut(name, ":")
 	n, err := strconv.ParseUint(cluster, 16, 64)
-	if id == "" || err != nil {
-		return Description{}, fmt.Errorf("%q names no token store in etcd", name)
+	if d := (Description{ID: id, Cluster: n}); id != "" && err == nil && d.Name() == name {
+		return d, nil
 	}
-	return Description{ID: id, Cluster: n}, nil
+	return Description{}, fmt.Errorf("%q names no token store in etcd", name)
 }
 
 // Describe checks that etcd is new enough and reads what the store says of itself,

@@ -31,8 +31,9 @@ type bed struct {
 	book   book
 }
 
-// newBed starts n mirrored nodes, of which edit may make others.
-func newBed(t testing.TB, members, n int, edit func(i int, o *nodeOptions)) *bed {
+// newBed starts n mirrored nodes, of which edit may make others. begun is told before
+// they are in step.
+func newBed(t testing.TB, members, n int, edit func(i int, o *nodeOptions), begun ...func(*bed)) *bed {
 	t.Helper()
 	b := &bed{
 		t: t, prefix: newPrefix(),
@@ -49,17 +50,13 @@ func newBed(t testing.TB, members, n int, edit func(i int, o *nodeOptions)) *bed
 		b.relays, b.asked = append(b.relays, relays), append(b.asked, o)
 		b.nodes = append(b.nodes, beginNode(t, o))
 	}
+	for _, do := range begun {
+		do(b)
+	}
 	for _, n := range b.nodes {
 		n.waitReady(t)
 	}
 	return b
-}
-
-// restart ends a node and starts it again.
-func (b *bed) restart(i int) {
-	b.t.Helper()
-	b.nodes[i].stop()
-	b.nodes[i] = startNode(b.t, b.asked[i])
 }
 
 // book is what callers were told, under one lock.
@@ -73,7 +70,9 @@ type book struct {
 func (k *book) note(t *tokenstore.Token, event string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.known[t.ID] = t
+	if old := k.known[t.ID]; old == nil || old.Revision < t.Revision { // answers come in any order
+		k.known[t.ID] = t
+	}
 	k.events = append(k.events, event)
 }
 
@@ -109,15 +108,23 @@ func (b *bed) create(i int) (*tokenstore.Token, error) {
 	return made, err
 }
 
-// edit changes a token on a node.
+// edit changes a token on a node and notes what the caller is told.
 func (b *bed) edit(i int, id tokenstore.ID, with func(*tokenstore.Token)) error {
+	return b.change(i, id, func(tok *tokenstore.Token) error { with(tok); return nil }, nil)
+}
+
+// change is edit with a function that may refuse, and tells made of the token as it
+// is afterwards.
+func (b *bed) change(i int, id tokenstore.ID, with func(*tokenstore.Token) error, made func(*tokenstore.Token)) error {
 	var after *tokenstore.Token
 	var event string
 	err := b.nodes[i].Change(b.t.Context(), func(tx tokenstore.Tx) (err error) {
 		if after, err = tx.Token(id); err != nil {
 			return err
 		}
-		with(after)
+		if err := with(after); err != nil {
+			return err
+		}
 		event = fmt.Sprintf("edit %d to %d", id, after.Revision+1)
 		tx.Emit([]byte(event))
 		return tx.Put(after)
@@ -125,6 +132,9 @@ func (b *bed) edit(i int, id tokenstore.ID, with func(*tokenstore.Token)) error 
 	switch {
 	case err == nil:
 		b.book.note(after, event)
+		if made != nil {
+			made(after)
+		}
 	case errors.Is(err, tokenstore.ErrOutcomeUnknown):
 		b.book.doubt(id)
 	}

@@ -1,6 +1,7 @@
 package etcdstore_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,6 +36,10 @@ func TestMembersDieAndNothingIsLost(t *testing.T) {
 		}
 	}
 }
+
+var errNone = errors.New("no error")
+
+func orNil(err error) error { return cmp.Or(err, errNone) }
 
 // follower returns a member that does not lead.
 func (b *bed) follower() *etcdtest.Member {
@@ -124,7 +129,7 @@ func TestEtcdTakenBackIsNoticed(t *testing.T) {
 			etcdtest.WaitFor(t, "all nodes to forget what etcd never had", func(ctx context.Context) error {
 				for _, n := range b.nodes {
 					if _, err := n.ByID(ctx, lost.ID); !errors.Is(err, tokenstore.ErrNotFound) {
-						return fmt.Errorf("token %d on node %s: %v", lost.ID, n.Node(), err)
+						return fmt.Errorf("token %d on node %s: %w", lost.ID, n.Node(), orNil(err))
 					}
 				}
 				return nil
@@ -193,7 +198,7 @@ func TestEmptyEtcdIsNotTakenForTheStore(t *testing.T) {
 	}
 	etcdtest.WaitFor(t, "the node to be stale", func(context.Context) error {
 		if err := n.Usable(); !errors.Is(err, etcdstore.ErrStale) {
-			return fmt.Errorf("usable: %v", err)
+			return fmt.Errorf("usable: %w", orNil(err))
 		}
 		return nil
 	})
@@ -224,7 +229,7 @@ func TestIsolatedMemberProvesNothing(t *testing.T) {
 	etcdtest.WaitFor(t, "the token to be revoked elsewhere", func(context.Context) error { return b.edit(1, tok.ID, revoke) })
 	etcdtest.WaitFor(t, "the node to be stale", func(context.Context) error {
 		if err := b.nodes[0].Usable(); !errors.Is(err, etcdstore.ErrStale) {
-			return fmt.Errorf("usable: %v", err)
+			return fmt.Errorf("usable: %w", orNil(err))
 		}
 		return nil
 	})

@@ -98,10 +98,10 @@ var errKey = errors.New("etcd holds a key under the prefix that is none of token
 
 func parseID(s string) (tokenstore.ID, error) {
 	n, err := strconv.ParseUint(s, 16, 64)
-	if err != nil || len(s) != 16 || n == 0 {
-		return 0, errKey
+	if id := tokenstore.ID(n); err == nil && n > 0 && hexID(id) == s {
+		return id, nil
 	}
-	return tokenstore.ID(n), nil
+	return 0, errKey
 }
 
 func parseDigest(s string) (d tokenstore.Digest, err error) {
@@ -115,7 +115,7 @@ func parseDigest(s string) (d tokenstore.Digest, err error) {
 func parseKept(s string) (a keptAnswer, err error) {
 	key, until, ok := strings.Cut(s, "/")
 	n, err := strconv.ParseUint(until, 16, 64)
-	if !ok || err != nil || len(until) != 16 {
+	if !ok || err != nil || fmt.Sprintf("%016x", n) != until {
 		return a, errKey
 	}
 	a.until = n
@@ -129,7 +129,7 @@ func (k keyspace) addTrait(t *tokenstore.Traits, key string) error {
 	switch kind {
 	case "pepper":
 		b, err := hex.DecodeString(rest)
-		if err != nil || len(b) != len(tokenstore.PepperID{}) {
+		if err != nil || len(b) != len(tokenstore.PepperID{}) || k.pepper(tokenstore.PepperID(b)) != key {
 			return errKey
 		}
 		t.Peppers = append(t.Peppers, tokenstore.PepperID(b))
@@ -141,14 +141,14 @@ func (k keyspace) addTrait(t *tokenstore.Traits, key string) error {
 		t.Prefixes = append(t.Prefixes, rest)
 		return nil
 	case "foreign":
-		scheme, key, _ := strings.Cut(rest, "/")
+		scheme, with, _ := strings.Cut(rest, "/")
 		n, err := strconv.ParseUint(scheme, 10, 8)
-		b, kerr := hex.DecodeString(key)
+		b, kerr := hex.DecodeString(with)
 		if err != nil || kerr != nil || len(b) != len(tokenstore.PepperID{}) {
 			return errKey
 		}
 		f := tokenstore.Foreign{Scheme: tokenstore.Scheme(n), Key: tokenstore.PepperID(b)}
-		if !f.Valid() {
+		if !f.Valid() || k.foreign(f) != key {
 			return errKey
 		}
 		t.Foreign = append(t.Foreign, f)

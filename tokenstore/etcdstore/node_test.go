@@ -59,15 +59,6 @@ func onDemand(_ testing.TB, prefix string, endpoints []string) nodeOptions {
 	return nodeOptions{Options: etcdstore.Options{Endpoints: endpoints, Prefix: prefix, Node: "a", Version: "test", Now: time.Now}}
 }
 
-// named is o for another node, with a copy of its own.
-func (o nodeOptions) named(t testing.TB, name string) nodeOptions {
-	o.Node = name
-	if o.path != "" {
-		o.path = filepath.Join(t.TempDir(), "tokens.db")
-	}
-	return o
-}
-
 // node is a node of a cluster. It ends with the test, if not before.
 type node struct {
 	*etcdstore.Store

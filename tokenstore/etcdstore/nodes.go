@@ -98,7 +98,7 @@ func (s *Store) keepRegistered(ctx context.Context) {
 		next := every
 		if err := s.vouch(ctx); err != nil && ctx.Err() == nil {
 			s.log.Debug("the node's record cannot be renewed; it is tried again", "error", err)
-			next = min(every, vouchRetry/2+rand.N(vouchRetry))
+			next = min(every, vouchRetry/2+rand.N(vouchRetry)) //nolint:gosec // only to spread
 		}
 		wait.Reset(next)
 	}
