@@ -59,10 +59,13 @@ type Copying struct {
 
 const (
 	// importBytes and importOps bound one transaction of an import; importAhead is
-	// how many are on their way at once.
-	importBytes = 512 << 10
-	importOps   = 1000
-	importAhead = 4
+	// how many are on their way at once. etcd keeps the last 10,000 in memory, so
+	// large ones would cost it gigabytes.
+	importBytes = 128 << 10
+	importOps   = 120
+	importAhead = 16
+	// reportEvery is after how many entries progress is reported.
+	reportEvery = 1000
 	// importPatience is for how long one transaction is tried.
 	importPatience = time.Minute
 )
@@ -176,7 +179,7 @@ func (w *importing) differences(ctx context.Context, there *contents, send func(
 		if err != nil {
 			return err
 		}
-		if w.seen++; w.seen%importOps == 0 {
+		if w.seen++; w.seen%reportEvery == 0 {
 			w.Report(Copying{Seen: w.seen, Written: w.written})
 		}
 		if both.Same() {
@@ -260,7 +263,7 @@ func (w *importing) verify(ctx context.Context) (*tokenstore.Tally, error) {
 	seen := uint64(0)
 	counted := func(yield func(tokenstore.Entry, error) bool) {
 		for e, err := range there.entries(ctx) {
-			if seen++; seen%importOps == 0 {
+			if seen++; seen%reportEvery == 0 {
 				w.Report(Copying{Verifying: true, Seen: seen, Written: w.written})
 			}
 			if !yield(e, err) {
