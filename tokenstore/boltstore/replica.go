@@ -206,12 +206,21 @@ func (s *Store) unseal(r *tokenstore.SealedRecord) (*tokenstore.Token, error) {
 // retire notes digests that no token may have again.
 func (o *overlay) retire(tx *bolt.Tx, retired []tokenstore.Retired) error {
 	digests := tx.Bucket(bucketDigests)
+	digests.FillPercent = scatteredFill
 	for i := range retired {
-		if err := o.batch.s.putDigest(digests, &retired[i].Digest, retired[i].Owner); err != nil {
+		if err := o.leadTo(digests, &retired[i]); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// leadTo has a digest lead to its token, and writes nothing where it does.
+func (o *overlay) leadTo(digests *bolt.Bucket, r *tokenstore.Retired) error {
+	if v := digests.Get(r.Digest[:]); len(v) == 8 && lastNumber(v) == uint64(r.Owner) {
+		return nil
+	}
+	return o.batch.s.putDigest(digests, &r.Digest, r.Owner)
 }
 
 // linkDigests leads the secrets of the copied tokens to them.
@@ -229,11 +238,7 @@ func (o *overlay) linkDigests(tx *bolt.Tx) error {
 	// In order, those of one page come together.
 	slices.SortStableFunc(links, func(a, b tokenstore.Retired) int { return bytes.Compare(a.Digest[:], b.Digest[:]) })
 	for i := range links {
-		l := &links[i]
-		if v := digests.Get(l.Digest[:]); len(v) == 8 && lastNumber(v) == uint64(l.Owner) {
-			continue // its page need not be written
-		}
-		if err := o.batch.s.putDigest(digests, &l.Digest, l.Owner); err != nil {
+		if err := o.leadTo(digests, &links[i]); err != nil {
 			return err
 		}
 	}

@@ -1,9 +1,11 @@
 package etcdstore
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -134,11 +136,11 @@ func (s *Store) load(ctx context.Context) error {
 		return nil
 	}
 	l := loading{store: s, revision: revision}
-	tokens, err := l.tokens(ctx)
-	if err != nil {
+	if err := l.digests(ctx); err != nil {
 		return err
 	}
-	if err := l.retired(ctx); err != nil {
+	tokens, err := l.tokens(ctx)
+	if err != nil {
 		return err
 	}
 	// All pages were of one history.
@@ -300,23 +302,37 @@ func (s *Store) gone(from, until tokenstore.ID, here map[tokenstore.ID]bool) (go
 	return gone, nil
 }
 
-func (l *loading) retired(ctx context.Context) error {
-	prefix := l.store.keys.allRetired()
-	return l.each(ctx, prefix, func(kvs []*mvccpb.KeyValue, _ bool) error {
-		u := &tokenstore.Update{}
-		for _, kv := range kvs {
-			r, err := parseRetired(strings.TrimPrefix(string(kv.Key), prefix), kv.Value)
-			if err != nil {
+// digests notes every digest that a token has or ever had, before the tokens, and in
+// order: those that come one by one with their tokens lie anywhere in the copy, which
+// has to write a page for each.
+func (l *loading) digests(ctx context.Context) error {
+	prefix := l.store.keys.digests()
+	for _, digit := range base64Digits {
+		var all []tokenstore.Retired
+		err := l.each(ctx, prefix+string(digit), func(kvs []*mvccpb.KeyValue, _ bool) error {
+			for _, kv := range kvs {
+				r, err := parseRetired(strings.TrimPrefix(string(kv.Key), prefix), kv.Value)
+				if err != nil {
+					return err
+				}
+				all = append(all, r)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		if len(all) == 0 {
+			continue
+		}
+		slices.SortFunc(all, func(a, b tokenstore.Retired) int { return bytes.Compare(a.Digest[:], b.Digest[:]) })
+		for step := range slices.Chunk(all, 2*loadPage) {
+			if _, err := l.store.replica.Apply(ctx, &tokenstore.Update{Retired: step}); err != nil {
 				return err
 			}
-			u.Retired = append(u.Retired, r)
 		}
-		if len(u.Retired) == 0 {
-			return nil
-		}
-		_, err := l.store.replica.Apply(ctx, u)
-		return err
-	})
+	}
+	return nil
 }
 
 func parseRetired(key string, value []byte) (r tokenstore.Retired, err error) {

@@ -220,6 +220,9 @@ func (s *Store) Count(ctx context.Context, q tokenstore.Query) (int, error) {
 	return n, nil
 }
 
+// leastSpan is how many ids are asked for at first.
+const leastSpan = 32
+
 // walk yields all tokens in etcd in the order of ids, a span of ids at a time: a
 // token that changes meanwhile appears in its old or its new form.
 func (s *Store) walk(ctx context.Context, after tokenstore.ID, oldestFirst bool) iter.Seq2[*tokenstore.Token, error] {
@@ -236,12 +239,13 @@ func (s *Store) walk(ctx context.Context, after tokenstore.ID, oldestFirst bool)
 		case after > 0:
 			end = min(end, after)
 		}
-		for first < end {
-			from, to := first, min(first+loadPage, end)
+		// Who wants the first few does not cause thousands to be read.
+		for size := tokenstore.ID(leastSpan); first < end; size = min(2*size, loadPage) {
+			from, to := first, min(first+size, end)
 			if oldestFirst {
 				first = to
 			} else {
-				from = max(first, end-min(end, loadPage))
+				from = max(first, end-min(end, size))
 				to, end = end, from
 			}
 			kvs, err := s.span(ctx, from, to)
