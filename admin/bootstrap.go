@@ -51,8 +51,10 @@ func (s *Service) Bootstrap(ctx context.Context, secret tokenstore.Secret) (Made
 
 // Initialised reports whether the store has had its first token.
 func (s *Service) Initialised(ctx context.Context) (bool, error) {
-	n, err := s.reader.Count(ctx, tokenstore.Query{AllAccounts: true, Revoked: true})
-	return n > 0, err
+	for _, err := range s.reader.List(ctx, tokenstore.Query{AllAccounts: true, Revoked: true, OldestFirst: true, Limit: 1}) {
+		return err == nil, err
+	}
+	return false, nil
 }
 
 // NewRoot makes another root token in the place of a lost one, and revokes in
