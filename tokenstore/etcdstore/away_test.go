@@ -310,7 +310,7 @@ func TestIdleNodesWriteNothing(t *testing.T) {
 		}
 	}
 	if storetest.Soak() {
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute) //nolint:forbidigo // what an idle minute costs is the question, in soak only
 	}
 	if after := b.etcd.Revision(t.Context()); after > before+int64(len(b.nodes)) {
 		t.Errorf("idle nodes made %d writes", after-before)
