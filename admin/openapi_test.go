@@ -117,6 +117,8 @@ func TestDescriptionHoldsForEveryTranscript(t *testing.T) {
 	h := d.Checked(t, describedFaces(w))
 	admintest.Send(t, h, cast.Admin, "POST", "/v1/explain",
 		`{"method":"GET","target":"/a","headers":{"Host":"example.com","X-A":["b","c"]},"from":"192.0.2.1","token_id":`+cast.Peer.ID.String()+`}`)
+	admintest.Send(t, h, cast.Root, "GET", "/v1/cluster", "")
+	admintest.Send(t, h, cast.Admin, "GET", "/v1/cluster", "") // refused
 	admintest.Send(t, h, cast.Root, "GET", "/v1/backup", "")
 	admintest.Send(t, h, cast.Admin, "GET", "/v1/backup", "") // refused
 	admintest.Send(t, h, cast.Root, "POST", "/v1/import?allow_weak=true", `{"secret":"weak"}`+"\n"+`{"digest":"00","digest_type":"sha256","last4":"abcd","disabled":true}`, "Content-Type", "application/x-ndjson")

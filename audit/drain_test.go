@@ -402,8 +402,18 @@ func TestDrainGathersWhatComesTogether(t *testing.T) {
 		l := mustOpen(t, newPath(t), Options{})
 		o := new(memOutbox)
 		wake := make(chan struct{}, 1)
+		var mu sync.Mutex // guards reports
 		var reports []Progress
-		d := Drainer{Outbox: o, Log: l, Source: "n1", Wake: wake, Gather: 100 * time.Millisecond, Observe: func(p Progress) { reports = append(reports, p) }}
+		reported := func() []Progress {
+			mu.Lock()
+			defer mu.Unlock()
+			return slices.Clone(reports)
+		}
+		d := Drainer{Outbox: o, Log: l, Source: "n1", Wake: wake, Gather: 100 * time.Millisecond, Observe: func(p Progress) {
+			mu.Lock()
+			defer mu.Unlock()
+			reports = append(reports, p)
+		}}
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error)
 		go func() { ended <- d.Run(ctx) }()
@@ -417,13 +427,13 @@ func TestDrainGathersWhatComesTogether(t *testing.T) {
 			time.Sleep(9 * time.Millisecond) //nolint:forbidigo // in a bubble
 		}
 		synctest.Wait()
-		if len(reports) != 0 {
-			t.Errorf("%+v before the time to gather is over", reports)
+		if got := reported(); len(got) != 0 {
+			t.Errorf("%+v before the time to gather is over", got)
 		}
 		time.Sleep(10 * time.Millisecond) //nolint:forbidigo // in a bubble
 		synctest.Wait()
-		if len(reports) != 1 || reports[0].Written != 10 || o.left() != 0 {
-			t.Errorf("%+v, %d left", reports, o.left())
+		if got := reported(); len(got) != 1 || got[0].Written != 10 || o.left() != 0 {
+			t.Errorf("%+v, %d left", got, o.left())
 		}
 		o.emit(t, 1)
 		wake <- struct{}{}
