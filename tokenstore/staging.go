@@ -192,6 +192,9 @@ func checkTransition(before, after *Token) error {
 // claim checks that a digest may belong to token id, which is current now.
 func (s *Staging) claim(d Digest, id ID, current *Token) error {
 	owner, ok := s.digests[d]
+	if !ok && current != nil && current.holds(d) {
+		return nil // what it has is its own
+	}
 	if !ok {
 		var err error
 		if owner, err = s.ground.DigestOwner(d); err != nil || owner == 0 {

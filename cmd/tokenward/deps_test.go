@@ -196,9 +196,10 @@ var house = map[string]room{
 		everything: true,
 	},
 	"bench": {
-		what:  "measures tokenward beside other proxies; a program of its own, never shipped",
-		ours:  []string{"tokenstore", "tokenstore/boltstore", "tokenstore/etcdstore/etcdtest"}, // the last to run members as processes, and relays
-		never: []ban{noBolt},
+		what:    "measures tokenward beside other proxies; a program of its own, never shipped",
+		ours:    []string{"tokenstore", "tokenstore/boltstore", "tokenstore/etcdstore", "tokenstore/etcdstore/etcdtest"}, // the last to run members as processes, and relays
+		outside: []string{"go.etcd.io/etcd", "go.uber.org/zap"},                                                          // to ask members what they have spent and hold
+		never:   []ban{noBolt},
 	},
 }
 
