@@ -282,7 +282,7 @@ func (w *writing) get(key string) ([]byte, error) {
 
 // ask reads from etcd at the revision of the change, which its first question sets.
 func (w *writing) ask(key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
-	ctx, cancel := context.WithTimeout(w.ctx, changePatience/2)
+	ctx, cancel := context.WithTimeout(w.ctx, 2*changePatience/3)
 	defer cancel()
 	if w.at > 0 {
 		opts = append(opts, clientv3.WithRev(w.at))
