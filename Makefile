@@ -42,7 +42,7 @@ build: ## Build the static binary bin/tokenward
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/tokenward ./cmd/tokenward
 
 .PHONY: test
-test: ## Vet, lint, all tests with the race detector, each fuzz target for seconds (8 minutes at most)
+test: ## Vet, lint, all tests with the race detector, each fuzz target for seconds (some 10 minutes)
 	@$(STEP) modules $(MAKE) modules
 	@$(STEP) vet go vet ./...
 	@$(STEP) "build of the linter" $(MAKE) $(LINT)
@@ -54,7 +54,7 @@ test: ## Vet, lint, all tests with the race detector, each fuzz target for secon
 .PHONY: race
 race: ## Run all tests with the race detector
 	@command -v "$$(go env CC)" >/dev/null || { echo "the race detector needs a C compiler: apt-get install gcc libc6-dev" >&2; exit 1; }
-	@$(STEP) "tests with the race detector" go test -race -timeout 6m $(TEST_FLAGS) ./...
+	@$(STEP) "tests with the race detector" go test -race -timeout 9m $(TEST_FLAGS) ./...
 
 .PHONY: modules
 modules: ## Check that go.mod says what is imported, and that modules are what go.sum says
