@@ -124,13 +124,13 @@ func (s *Store) readKept(ctx context.Context) error {
 
 // load reads everything at one revision.
 func (s *Store) load(ctx context.Context) error {
-	s.stats.loads.Add(1)
 	begun := time.Now()
 	revision, head, err := s.readHead(ctx)
 	if err != nil {
 		return err
 	}
 	if s.replica == nil {
+		s.stats.loads.Add(1)
 		s.observer.forget()
 		s.data.reachHead(revision, head)
 		return nil
@@ -154,6 +154,7 @@ func (s *Store) load(ctx context.Context) error {
 	if _, err := s.replica.Apply(ctx, &tokenstore.Update{Traits: &traits, Position: position}); err != nil {
 		return err
 	}
+	s.stats.loads.Add(1)
 	s.unreadable.Add(uint64(l.unreadable)) //nolint:gosec // a count
 	s.tellUnreadable(l.unreadable)
 	s.data.reachHead(revision, head)
