@@ -103,9 +103,13 @@ type part struct {
 
 var _ tokens = (*part)(nil)
 
-// Pending implements [audit.Outbox].
+// Pending implements [audit.Outbox]. While it is not known which events wait, none
+// can be written: the log is woken once it is.
 func (p *part) Pending(limit int) ([]audit.Entry, error) {
 	events, err := p.Store.Pending(limit)
+	if errors.Is(err, etcdstore.ErrOutboxUnknown) {
+		return nil, nil
+	}
 	entries := make([]audit.Entry, len(events))
 	for i, e := range events {
 		entries[i] = audit.Entry(e)

@@ -140,3 +140,14 @@ func (n *node) waitReady(t testing.TB) {
 		t.Fatalf("node %s does not come into step: %v; %+v", n.Node(), err, n.Stats())
 	}
 }
+
+// pending is what waits in the node's outbox. Where the node does not know that yet,
+// it is waited for, and not for longer.
+func (n *node) pending(t testing.TB, limit int) (events []etcdstore.Event) {
+	t.Helper()
+	etcdtest.WaitFor(t, "node "+n.Node()+" to know its outbox", func(context.Context) (err error) {
+		events, err = n.Pending(limit)
+		return err
+	})
+	return events
+}

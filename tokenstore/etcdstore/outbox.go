@@ -28,8 +28,6 @@ func seqOf(revision int64, i int) uint64 { return uint64(revision)<<14 | uint64(
 // RevisionOf returns the revision of etcd that made the event of a number.
 func RevisionOf(seq uint64) int64 { return int64(seq >> 14) } //nolint:gosec // 50 bits
 
-func revisionOf(seq uint64) int64 { return int64(seq >> 14) } //nolint:gosec // 50 bits
-
 // outboxView is what this node knows of its own outbox.
 type outboxView struct {
 	wake chan struct{}
@@ -54,23 +52,34 @@ func (o *outboxView) waiting() int {
 	return o.count
 }
 
+// after counts the events whose numbers are greater than done.
+func (c *outboxChange) after(done uint64) (n int) {
+	for i := range c.events {
+		if seqOf(c.revision, i) > done {
+			n++
+		}
+	}
+	return n
+}
+
+func readOutboxChange(kv *mvccpb.KeyValue) (outboxChange, error) {
+	events, err := unpackEvents(kv.Value)
+	return outboxChange{string(kv.Key), kv.CreateRevision, events}, err
+}
+
 // add notes the events of one change, unless it is known.
 func (o *outboxView) add(kv *mvccpb.KeyValue) error {
-	events, err := unpackEvents(kv.Value)
+	c, err := readOutboxChange(kv)
 	if err != nil {
 		return err
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if n := len(o.changes); n > 0 && o.changes[n-1].revision >= kv.CreateRevision {
+	if n := len(o.changes); n > 0 && o.changes[n-1].revision >= c.revision {
 		return nil
 	}
-	for i := range events {
-		if seqOf(kv.CreateRevision, i) > o.done {
-			o.count++
-		}
-	}
-	o.changes = append(o.changes, outboxChange{string(kv.Key), kv.CreateRevision, events})
+	o.changes = append(o.changes, c)
+	o.count += c.after(o.done)
 	o.wakeUp()
 	return nil
 }
@@ -94,35 +103,41 @@ func (o *outboxView) drop(keys map[string]bool) {
 func (o *outboxView) countLocked() {
 	o.count = 0
 	for _, c := range o.changes {
-		for i := range c.events {
-			if seqOf(c.revision, i) > o.done {
-				o.count++
-			}
-		}
+		o.count += c.after(o.done)
 	}
 }
 
-// begin starts anew with what etcd says.
+// begin starts anew with what etcd says, in the order of revisions. What is known
+// already is there all the while.
 func (o *outboxView) begin(kvs []*mvccpb.KeyValue, done, epoch uint64) error {
-	o.mu.Lock()
-	o.changes, o.done, o.count, o.epoch = nil, done, 0, epoch
-	o.mu.Unlock()
-	for _, kv := range kvs {
-		if err := o.add(kv); err != nil {
+	changes := make([]outboxChange, len(kvs))
+	for i, kv := range kvs {
+		var err error
+		if changes[i], err = readOutboxChange(kv); err != nil {
 			return err
 		}
 	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.changes, o.done, o.epoch = changes, done, epoch
+	o.countLocked()
+	o.wakeUp()
 	return nil
 }
 
-// Pending returns the oldest waiting events of this node, at most limit of them. It
-// returns none while another node may take them over, as this one counts as gone.
+// ErrOutboxUnknown says that this node cannot tell which of its events wait: it has
+// not read its outbox since it was last seen by the others, which may have taken over
+// what was there. [Store.Wake] receives once it can.
+var ErrOutboxUnknown = errors.New("this node does not know yet which of its audit events wait: etcd has to hear from it first; see that etcd runs and can be reached")
+
+// Pending returns the oldest waiting events of this node, at most limit of them, or
+// ErrOutboxUnknown.
 func (s *Store) Pending(limit int) ([]Event, error) {
 	s.out.mu.Lock()
 	defer s.out.mu.Unlock()
 	r := &s.self
 	if s.isTaken.Load() || !r.ever.Load() || r.unvouched() > s.opts.MaxStaleness || s.out.epoch != r.epoch.Load() {
-		return nil, nil
+		return nil, ErrOutboxUnknown
 	}
 	var events []Event
 	for _, c := range s.out.changes {
@@ -156,7 +171,7 @@ func (s *Store) Done(seq uint64) error {
 		if last := seqOf(c.revision, len(c.events)-1); len(c.events) == 0 || last <= seq {
 			over = append(over, c.key)
 		}
-		if c.revision == revisionOf(seq) {
+		if c.revision == RevisionOf(seq) {
 			at = new(*c)
 		}
 	}
