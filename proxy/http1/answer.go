@@ -15,9 +15,11 @@ const answerRoom = 1 << 10
 func (f *forward) readAnswerHead() error {
 	x, pc := f.x, f.pc
 	x.resp.reset()
-	if pc.in.blk == nil {
-		pc.in = stream{blk: f.c.srv.mem.get(bodyBlock), base: answerRoom, r: answerRoom, w: answerRoom}
+	if err := f.unheard; err != nil {
+		f.unheard = nil
+		return err
 	}
+	_ = f.answerSpace()
 	in := &pc.in
 	f.armHead()
 	for {
@@ -40,6 +42,15 @@ func (f *forward) readAnswerHead() error {
 		in.w += n
 		f.heard = true
 	}
+}
+
+// answerSpace gives room to read the beginning of an answer into.
+func (f *forward) answerSpace() []byte {
+	in := &f.pc.in
+	if in.blk == nil {
+		*in = stream{blk: f.c.srv.mem.get(bodyBlock), base: answerRoom, r: answerRoom, w: answerRoom}
+	}
+	return in.blk.data[in.w:]
 }
 
 // armHead sets how long the answer's head is waited for. While the request's body

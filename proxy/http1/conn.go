@@ -152,7 +152,6 @@ func (c *conn) leave(how outcome) {
 		c.handOn(c.takeBuffered())
 	case ended:
 		c.srv.mem.put(c.in.blk)
-		c.in.blk = nil
 		_ = c.nc.Close() // nothing more can be done for it
 	case hijacked:
 	}

@@ -119,6 +119,8 @@ type forward struct {
 	whole  bool // the request was sent with its whole body
 	heard  bool // a byte of an answer came
 	result Result
+
+	unheard error // why none came after the request was sent
 }
 
 // send sends the prepared request and relays the answer.
@@ -332,7 +334,7 @@ func (f *forward) connect(mayReuse bool) error {
 		return f.fail(StageCut, ErrCut) // or StageClient
 	}
 	f.c.arm(f.stall())
-	n, err := f.c.write(f.pc.wr, f.x.request)
+	n, err := f.sendRequest()
 	f.result.Sent = f.result.Sent || n > 0
 	if err == nil {
 		return nil
@@ -348,6 +350,39 @@ func (f *forward) connect(mayReuse bool) error {
 		return f.connect(false)
 	}
 	return f.fail(StageWrite, err)
+}
+
+// sendRequest writes the request, and says how much of it. On a connection that was
+// idle it hears the beginning of the answer with it where it can; errNotQuiet then says
+// that the connection is none to be used.
+func (f *forward) sendRequest() (int, error) {
+	pc, request := f.pc, f.x.request
+	if pc.asker == nil || !pc.pooled {
+		return f.c.write(pc.wr, request)
+	}
+	q := question{request: request, sent: f.c, patience: f.headerTimeout()}
+	if f.whole {
+		q.answer = f.answerSpace()
+	}
+	r := pc.asker.ask(q)
+	for r.sent == 0 && f.c.spurious(r.err) {
+		r = pc.asker.ask(q)
+	}
+	switch {
+	case r.waited:
+		pc.in.w += r.read
+		f.heard = r.read > 0
+		if r.err != nil && !f.c.spurious(r.err) {
+			f.unheard = r.err
+		}
+		return r.sent, nil
+	case r.err != nil:
+		return r.sent, r.err
+	case r.sent < len(request):
+		n, err := f.c.write(pc.wr, request[r.sent:])
+		return r.sent + n, err
+	}
+	return r.sent, nil
 }
 
 func (f *forward) stall() time.Duration { return f.x.stall() }

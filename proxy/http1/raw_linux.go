@@ -27,18 +27,77 @@ type rawReader struct {
 
 // rawWriter writes to a TCP socket. It is for one goroutine at a time.
 type rawWriter struct {
-	raw   syscall.RawConn
-	p     []byte
-	n     int
-	err   error
-	quiet bool // the next write looks first
-	fn    func(fd uintptr) bool
+	raw syscall.RawConn
+	p   []byte
+	n   int
+	err error
+	fn  func(fd uintptr) bool
 }
 
-// onlyIfQuiet has the next Write fail with errNotQuiet, and write nothing, unless
-// the socket is what an idle connection must be. That saves a visit of the
-// descriptor of its own.
-func (w *rawWriter) onlyIfQuiet() { w.quiet = true }
+// rawAsker asks on an idle TCP socket, and hears the beginning of the answer, in one
+// visit of its descriptor. The visit begins with the poller forgetting what it said of
+// the socket before, and the look then finds nothing to read. So whatever comes later
+// is told, and the answer is waited for without a read in vain first. It is for one
+// goroutine at a time.
+type rawAsker struct {
+	raw syscall.RawConn
+	q   question
+	r   reply
+	fn  func(fd uintptr) bool
+}
+
+// newAsker returns what asks on the connection.
+func newAsker(raw syscall.RawConn) asker {
+	a := &rawAsker{raw: raw}
+	a.fn = a.try
+	return a
+}
+
+func (a *rawAsker) ask(q question) reply {
+	a.q, a.r = q, reply{}
+	if err := a.raw.Read(a.fn); err != nil {
+		a.r.err = err
+	}
+	a.q = question{}
+	return a.r
+}
+
+func (a *rawAsker) try(fd uintptr) bool {
+	if !a.r.waited {
+		return a.tryAsking(fd)
+	}
+	n, again, err := readNow(fd, a.q.answer)
+	if again {
+		return false
+	}
+	if n == 0 && err == nil {
+		err = io.EOF
+	}
+	a.r.read, a.r.err = n, err
+	return true
+}
+
+// tryAsking reports whether the visit is over.
+func (a *rawAsker) tryAsking(fd uintptr) bool {
+	if !quiet(fd) {
+		a.r.err = errNotQuiet
+		return true
+	}
+	for a.r.sent < len(a.q.request) {
+		n, again, err := writeNow(fd, a.q.request[a.r.sent:])
+		a.r.sent += n
+		if again || err != nil {
+			a.r.err = err
+			return true
+		}
+	}
+	if a.q.answer == nil {
+		return true
+	}
+	a.r.waited = true
+	a.q.sent.arm(a.q.patience)
+	return false
+}
 
 // directIO gives the fastest way to read and write nc.
 func directIO(nc net.Conn, tcp *net.TCPConn, raw syscall.RawConn) (io.Reader, io.Writer) {
@@ -81,28 +140,34 @@ func (w *rawWriter) Write(p []byte) (int, error) {
 }
 
 func (w *rawWriter) try(fd uintptr) bool {
-	if w.quiet {
-		w.quiet = false
-		if !quiet(fd) {
-			w.err = errNotQuiet
-			return true
-		}
-	}
 	for w.n < len(w.p) {
-		rest := w.p[w.n:]
-		n, _, errno := syscall.RawSyscall6(syscall.SYS_SENDTO, fd, uintptr(unsafe.Pointer(unsafe.SliceData(rest))), uintptr(len(rest)), syscall.MSG_NOSIGNAL, 0, 0) // #nosec G103 -- the kernel reads the slice during the call
-		switch errno {
-		case 0:
-			w.n += int(n) // #nosec G115 -- at most len(rest)
-		case syscall.EINTR:
-		case syscall.EAGAIN:
+		n, again, err := writeNow(fd, w.p[w.n:])
+		w.n += n
+		if again {
 			return false
-		default:
-			w.err = errno
+		}
+		if err != nil {
+			w.err = err
 			return true
 		}
 	}
 	return true
+}
+
+// writeNow writes to a non-blocking descriptor; again says that it takes nothing now.
+func writeNow(fd uintptr, p []byte) (n int, again bool, err error) {
+	for {
+		n, _, errno := syscall.RawSyscall6(syscall.SYS_SENDTO, fd, uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), syscall.MSG_NOSIGNAL, 0, 0) // #nosec G103 -- the kernel reads the slice during the call
+		switch errno {
+		case 0:
+			return int(n), false, nil // #nosec G115 -- at most len(p)
+		case syscall.EINTR:
+		case syscall.EAGAIN:
+			return 0, true, nil
+		default:
+			return 0, false, errno
+		}
+	}
 }
 
 // readNow reads from a non-blocking descriptor; again says that there is

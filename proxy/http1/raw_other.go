@@ -10,3 +10,6 @@ import (
 
 // directIO gives the fastest way to read and write nc.
 func directIO(nc net.Conn, _ *net.TCPConn, _ syscall.RawConn) (io.Reader, io.Writer) { return nc, nc }
+
+// newAsker returns nil: a connection is looked at, written and read in turn.
+func newAsker(syscall.RawConn) asker { return nil }

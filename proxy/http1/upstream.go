@@ -56,13 +56,31 @@ type upConn struct {
 	limits Limits // of an answer's head
 	epoch  int    // when it became idle
 	pooled bool   // it has served an exchange before
-	looker looker // does what silent does when it writes; nil: it cannot
+	asker  asker  // looks, writes and reads at once; nil: it cannot
 	calm   bool   // what check found
 	check  func(fd uintptr)
 }
 
-// looker is a writer that can look at its connection in the moment of writing.
-type looker interface{ onlyIfQuiet() }
+// asker does what every exchange on an idle connection begins with: it looks that the
+// connection is silent, writes the request, and waits for the answer.
+type asker interface{ ask(q question) reply }
+
+// question is what an asker is to do.
+type question struct {
+	request  []byte
+	answer   []byte // read into; nil: the answer is not waited for
+	sent     *conn  // is armed with patience once the request was sent whole
+	patience time.Duration
+}
+
+// reply is what an asker did. If the connection was not silent, err is errNotQuiet.
+// Nothing was waited for if the socket did not take all of the request at once.
+type reply struct {
+	sent   int  // bytes of the request
+	waited bool // for the answer, of which err says why nothing was read
+	read   int  // bytes of the answer
+	err    error
+}
 
 // errNotQuiet says that an idle connection was closed or sent something, and that
 // nothing was written to it.
@@ -103,9 +121,8 @@ func (u *Upstream) Close() {
 	u.CloseIdle()
 }
 
-// takeIdle gives a connection that is open and silent, or nil. Where the
-// connection's writer can look by itself it does so with the next write, which
-// then may fail with errNotQuiet.
+// takeIdle gives a connection that is open and silent, or nil. One with an asker was
+// not looked at yet.
 func (u *Upstream) takeIdle() *upConn {
 	for {
 		u.mu.Lock()
@@ -118,11 +135,7 @@ func (u *Upstream) takeIdle() *upConn {
 		u.idle[n-1] = nil
 		u.idle = u.idle[:n-1]
 		u.mu.Unlock()
-		if pc.looker != nil {
-			pc.looker.onlyIfQuiet()
-			return pc
-		}
-		if pc.silent() {
+		if pc.asker != nil || pc.silent() {
 			return pc
 		}
 		u.discard(pc)
@@ -183,7 +196,9 @@ func (u *Upstream) dial(ctx context.Context) (*upConn, error) {
 		pc.tcp = tcp
 	}
 	pc.rd, pc.wr = directIO(nc, pc.tcp, raw)
-	pc.looker, _ = pc.wr.(looker)
+	if pc.tcp != nil && raw != nil {
+		pc.asker = newAsker(raw)
+	}
 	pc.check = func(fd uintptr) { pc.calm = quiet(fd) }
 	pc.limits = Limits{HeaderBytes: orInt(u.HeaderBytes, 64<<10), HeaderCount: orInt(u.HeaderCount, 256)}
 	return pc, nil
