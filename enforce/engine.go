@@ -57,23 +57,32 @@ func NewEngine(finder Finder, maxLimiters int) *Engine {
 // passes a request on only after [Engine.Admit] let it through as well. Decide
 // does no I/O when the token is in the cache, and does not allocate. A nil
 // policy refuses everything.
-func (e *Engine) Decide(ctx context.Context, p *Policy, q *canon.Request, now time.Time) Decision {
-	if e == nil || p == nil || q.Verdict() != canon.Accepted {
-		return Decision{}
-	}
+func (e *Engine) Decide(ctx context.Context, p *Policy, q *canon.Request, now time.Time) (d Decision) {
 	var v vars
-	route := p.match(q, &v)
-	if left := route.irregular(q); left != 0 {
-		return Decision{Reason: IrregularPath, Route: route, Irregular: left}
+	if e == nil || !d.route(p, q, &v) {
+		return d
 	}
-	if route != nil && route.Public {
-		return Decision{Reason: Public, Route: route}
+	if d.Reason, d.Cause = e.find(ctx, q, &d.Match); d.Reason == Allowed {
+		d.judge(p, q, &v, now, kinship{ctx, e.Parents, p.parents})
 	}
-	m, reason, err := e.find(ctx, q)
-	if reason != Allowed {
-		return Decision{Reason: reason, Route: route, Cause: err}
+	return d
+}
+
+// route finds the request's route, and reports whether a token is needed to decide.
+func (d *Decision) route(p *Policy, q *canon.Request, v *vars) bool {
+	if p == nil || q.Verdict() != canon.Accepted {
+		return false
 	}
-	return judge(p, route, &v, m, q, now, kinship{ctx, e.Parents, p.parents})
+	d.Route = p.match(q, v)
+	if d.Irregular = d.Route.irregular(q); d.Irregular != 0 {
+		d.Reason = IrregularPath
+		return false
+	}
+	if d.Route != nil && d.Route.Public {
+		d.Reason = Public
+		return false
+	}
+	return true
 }
 
 // irregular is what of the request's irregularities the route does not relax;
@@ -88,27 +97,28 @@ func (r *Route) irregular(q *canon.Request) canon.Irregularity {
 	return q.Irregular.Refused(r.relax, r.readsQuery)
 }
 
-func (e *Engine) find(ctx context.Context, q *canon.Request) (tokenstore.Match, Reason, error) {
+// find gives Allowed where it found the request's token.
+func (e *Engine) find(ctx context.Context, q *canon.Request, m *tokenstore.Match) (reason Reason, err error) {
 	c := q.Credential()
 	switch c.Kind {
 	case canon.NoCredential:
-		return tokenstore.Match{}, MissingToken, nil
+		return MissingToken, nil
 	case canon.AmbiguousCredential:
-		return tokenstore.Match{}, AmbiguousCredential, nil
+		return AmbiguousCredential, nil
 	case canon.OneCredential:
 	default:
-		return tokenstore.Match{}, MalformedToken, nil
+		return MalformedToken, nil
 	}
-	m, err := e.finder.Find(ctx, c.Secret)
+	*m, err = e.finder.Find(ctx, c.Secret)
 	switch {
 	case err == nil:
-		return m, Allowed, nil
+		return Allowed, nil
 	case errors.Is(err, tokenstore.ErrBrokenSecret):
-		return m, MalformedToken, nil
+		return MalformedToken, nil
 	case errors.Is(err, tokenstore.ErrNotFound):
-		return m, UnknownToken, nil
+		return UnknownToken, nil
 	}
-	return m, StoreUnavailable, err
+	return StoreUnavailable, err
 }
 
 // SetLimits replaces the limits besides those of tokens and routes, for all

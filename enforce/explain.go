@@ -32,19 +32,13 @@ func (e *Engine) ExplainAs(ctx context.Context, p *Policy, q *canon.Request, m t
 	return d, steps(p, q, d, now)
 }
 
-func (e *Engine) decideFound(ctx context.Context, p *Policy, q *canon.Request, m tokenstore.Match, now time.Time) Decision {
-	if p == nil || q.Verdict() != canon.Accepted {
-		return Decision{}
-	}
+func (e *Engine) decideFound(ctx context.Context, p *Policy, q *canon.Request, m tokenstore.Match, now time.Time) (d Decision) {
 	var v vars
-	route := p.match(q, &v)
-	if left := route.irregular(q); left != 0 {
-		return Decision{Reason: IrregularPath, Route: route, Irregular: left}
+	if d.route(p, q, &v) {
+		d.Match = m
+		d.judge(p, q, &v, now, kinship{ctx, e.Parents, p.parents})
 	}
-	if route != nil && route.Public {
-		return Decision{Reason: Public, Route: route}
-	}
-	return judge(p, route, &v, m, q, now, kinship{ctx, e.Parents, p.parents})
+	return d
 }
 
 // account collects steps until one of them decides.

@@ -1,6 +1,7 @@
 package enforce
 
 import (
+	"bytes"
 	"net/netip"
 	"strconv"
 	"time"
@@ -60,30 +61,32 @@ func (d *Decision) Detail() string {
 // a route, it learns only with a valid token used from an allowed address.
 func Judge(p *Policy, m tokenstore.Match, q *canon.Request, now time.Time) Decision {
 	var v vars
-	return judge(p, p.match(q, &v), &v, m, q, now, kinship{})
+	d := Decision{Route: p.match(q, &v), Match: m}
+	d.judge(p, q, &v, now, kinship{})
+	return d
 }
 
-func judge(p *Policy, route *Route, v *vars, m tokenstore.Match, q *canon.Request, now time.Time, k kinship) Decision {
-	d := Decision{Route: route, Match: m}
-	d.Reason = judgeToken(m, now)
+// judge decides about the route and the token that were found.
+func (d *Decision) judge(p *Policy, q *canon.Request, v *vars, now time.Time, k kinship) {
+	d.Reason = judgeToken(d.Match, now)
 	if d.Reason != Allowed {
-		return d
+		return
 	}
-	if d.Reason = judgeSource(m.Token, q.Client.Addr); d.Reason != Allowed {
-		return d
+	t, route := d.Match.Token, d.Route
+	if d.Reason = judgeSource(t, q.Client.Addr); d.Reason != Allowed {
+		return
 	}
 	if route == nil {
 		d.Reason, d.notFound = NoRoute, p != nil && p.notFoundOnNoRoute
-		return d
+		return
 	}
 	for _, either := range route.scopes {
-		if !hasAny(m.Token, either) {
+		if !hasAny(t, either) {
 			d.Reason, d.Scope = ScopeMissing, either[0]
-			return d
+			return
 		}
 	}
-	d.Reason, d.Cause = route.judgeReach(m.Token, q, v, k)
-	return d
+	d.Reason, d.Cause = route.judgeReach(t, q, v, k)
 }
 
 func judgeToken(m tokenstore.Match, now time.Time) Reason {
@@ -179,8 +182,8 @@ func (r *Route) level(q *canon.Request) tokenstore.Level {
 // once is refused for every token alike.
 func judgeItem(either []resource, t *tokenstore.Token, q *canon.Request, v *vars, level tokenstore.Level) Reason {
 	result := ResourceNotGranted
+	var buf [tokenstore.MaxGrantID + 1]byte
 	for i := range either {
-		var buf [tokenstore.MaxGrantID + 1]byte
 		id, ok := either[i].appendID(buf[:0], t, q, v)
 		switch {
 		case !ok:
@@ -197,7 +200,14 @@ func judgeItem(either []resource, t *tokenstore.Token, q *canon.Request, v *vars
 
 // appendID appends the resource's id as this request names it, decoded. It
 // reports false where a query parameter is not there exactly once.
+// What is returned need not be dst.
 func (res *resource) appendID(dst []byte, t *tokenstore.Token, q *canon.Request, v *vars) ([]byte, bool) {
+	if len(res.template) == 1 && res.template[0].kind == partPath { // nearly always
+		s := v[res.template[0].v]
+		if raw := q.Path[s.start:s.end]; bytes.IndexByte(raw, '%') < 0 {
+			return raw, true
+		}
+	}
 	for i := range res.template {
 		p := &res.template[i]
 		ok := true

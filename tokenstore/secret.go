@@ -97,17 +97,13 @@ func appendRandom(b []byte, n int) []byte {
 
 // appendChecksum appends the CRC-32/IEEE of b as six base62 digits.
 func appendChecksum(b []byte) []byte {
-	var sum [checksumLen]byte
-	checksum(b, &sum)
-	return append(b, sum[:]...)
-}
-
-func checksum(b []byte, out *[checksumLen]byte) {
 	crc := crc32.ChecksumIEEE(b)
+	var sum [checksumLen]byte
 	for i := checksumLen - 1; i >= 0; i-- {
-		out[i] = base62[crc%62]
+		sum[i] = base62[crc%62]
 		crc /= 62
 	}
+	return append(b, sum[:]...)
 }
 
 // ValidPrefix reports whether p matches [a-z][a-z0-9]{1,15}.
@@ -188,28 +184,35 @@ func wellFormed(text []byte, prefixLen int) bool {
 	if len(text) != prefixLen+1+bodyLen {
 		return false
 	}
-	var sum [checksumLen]byte
 	split := len(text) - checksumLen
-	checksum(text[:split], &sum)
-	if string(text[split:]) != string(sum[:]) {
+	var sum uint64 // 62⁶ is more than 32 bits
+	for _, c := range text[split:] {
+		sum = sum*62 + uint64(base62Value[c])
+	}
+	if sum != uint64(crc32.ChecksumIEEE(text[:split])) {
 		return false // garbage is refused before its characters are looked at
 	}
+	all := uint8(0)
 	for _, c := range text[prefixLen+1:] {
-		if !isBase62[c] {
-			return false
-		}
+		all |= base62Value[c]
 	}
-	return true
+	return all < notBase62
 }
 
-// isBase62 tells the characters of a secret's body, as a table because every
-// request looks up 38 of them.
-var isBase62 = func() (table [256]bool) {
+// base62Value gives the values of the characters of a secret's body, as a table
+// because every request looks up 38 of them.
+var base62Value = func() (table [256]uint8) {
+	for c := range table {
+		table[c] = notBase62
+	}
 	for i := range len(base62) {
-		table[base62[i]] = true
+		table[base62[i]] = uint8(i)
 	}
 	return table
 }()
+
+// notBase62 has a bit that no value of a base62 digit has.
+const notBase62 = 1 << 6
 
 // SecretPattern returns the regular expression (RE2 syntax) that the secrets of
 // the given prefixes match.

@@ -63,8 +63,7 @@ type carried struct {
 // parameters hold it form-encoded; in Sec-WebSocket-Protocol it is the element after NAME.
 //
 // The result is valid until the next Canonicalize. Each call does the work again.
-func (q *Request) Credential() Credential {
-	var found Credential
+func (q *Request) Credential() (found Credential) {
 	if q.verdict != Accepted {
 		return found
 	}
@@ -72,15 +71,17 @@ func (q *Request) Credential() Credential {
 		return Credential{Kind: AmbiguousCredential}
 	}
 	q.secretBuf = q.secretBuf[:0]
-	for i := range q.rules.carriers {
-		one := q.readCarrier(i)
+	for i := range q.carried[:len(q.rules.carriers)] {
+		if q.carried[i].count == 0 {
+			continue
+		}
+		kind, secret := q.readCarrier(i)
 		switch {
-		case one.Kind == NoCredential:
-		case one.Kind == AmbiguousCredential:
-			return one
+		case kind == AmbiguousCredential:
+			return Credential{Kind: kind, Carrier: i}
 		case found.Kind == NoCredential:
-			found = one
-		case found.Kind != one.Kind || !bytes.Equal(found.Secret, one.Secret):
+			found.Kind, found.Carrier, found.Secret = kind, i, secret
+		case found.Kind != kind || !bytes.Equal(found.Secret, secret):
 			return Credential{Kind: AmbiguousCredential, Carrier: i}
 		}
 	}
@@ -90,38 +91,34 @@ func (q *Request) Credential() Credential {
 	return found
 }
 
-// readCarrier reads one place. A malformed credential still bears its text, so that it can be told from another one.
-func (q *Request) readCarrier(i int) Credential {
+// readCarrier reads a place that was found. A malformed credential still bears its text, so that it can be told from another one.
+func (q *Request) readCarrier(i int) (kind CredentialKind, secret []byte) {
 	place := &q.carried[i]
-	switch {
-	case place.count == 0:
-		return Credential{}
-	case place.count > 1:
-		return Credential{Kind: AmbiguousCredential, Carrier: i}
+	if place.count > 1 {
+		return AmbiguousCredential, nil
 	}
-	c := Credential{Kind: OneCredential, Carrier: i}
 	switch q.rules.carriers[i].kind {
 	case carrierAuthorization:
-		_, c.Secret = splitBearer(q.fields[place.at].Value)
+		_, secret = splitBearer(q.fields[place.at].Value)
 	case carrierHeader:
-		c.Secret = trimSpace(q.fields[place.at].Value)
+		secret = trimSpace(q.fields[place.at].Value)
 	case carrierSubprotocol:
-		c.Secret = place.raw
+		secret = place.raw
 	case carrierQuery:
-		c.Secret = place.raw
-		if bytes.IndexByte(place.raw, '%') >= 0 || bytes.IndexByte(place.raw, '+') >= 0 {
+		secret = place.raw
+		if bytes.IndexByte(secret, '%') >= 0 || bytes.IndexByte(secret, '+') >= 0 {
 			start := len(q.secretBuf)
 			var ok bool
 			if q.secretBuf, ok = AppendFormDecoded(q.secretBuf, place.raw); !ok {
-				return Credential{Kind: MalformedCredential, Carrier: i, Secret: place.raw}
+				return MalformedCredential, place.raw
 			}
-			c.Secret = q.secretBuf[start:]
+			secret = q.secretBuf[start:]
 		}
 	}
-	if len(c.Secret) == 0 || len(c.Secret) > maxSecretBytes || !is(c.Secret, classSecret) {
-		c.Kind = MalformedCredential
+	if len(secret) == 0 || len(secret) > maxSecretBytes || !is(secret, classSecret) {
+		return MalformedCredential, secret
 	}
-	return c
+	return OneCredential, secret
 }
 
 // readAuthorization notes an Authorization line and tells ours from those of another scheme.
