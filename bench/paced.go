@@ -17,7 +17,25 @@ import (
 // paced sends requests at a fixed rate and returns the 95th percentile, timed from
 // the moment at which each request should have been sent.
 func (f *field) paced(ctx context.Context, p *peer, l load, rate float64, length time.Duration) (time.Duration, error) {
-	each := time.Duration(float64(l.connections) / rate * float64(time.Second))
+	all, err := f.pacedTimes(ctx, p, l, time.Duration(float64(l.connections)/rate*float64(time.Second)), length)
+	if err != nil {
+		return 0, err
+	}
+	slices.Sort(all)
+	return all[len(all)*95/100], nil
+}
+
+// saturation is how many requests a second the peer answers to the client of paced
+// when that sends each as soon as the last is answered. Another client costs more or
+// less, and what is half of the machine to it is not to this one.
+func (f *field) saturation(ctx context.Context, p *peer, l load, length time.Duration) (float64, error) {
+	all, err := f.pacedTimes(ctx, p, l, 0, length)
+	return float64(len(all)) / length.Seconds(), err
+}
+
+// pacedTimes is how long each answer took. Each connection sends a request in each
+// interval; in one of 0, as fast as it can.
+func (f *field) pacedTimes(ctx context.Context, p *peer, l load, each, length time.Duration) ([]time.Duration, error) {
 	began := time.Now().Add(50 * time.Millisecond)
 	var mu sync.Mutex
 	var all []time.Duration
@@ -32,11 +50,13 @@ func (f *field) paced(ctx context.Context, p *peer, l load, rate float64, length
 		})
 	}
 	wg.Wait()
-	if failed != nil || len(all) == 0 {
-		return 0, fmt.Errorf("%s: %w", p.name, failed)
+	if failed == nil && len(all) == 0 {
+		failed = errors.New("nothing was answered")
 	}
-	slices.Sort(all)
-	return all[len(all)*95/100], nil
+	if failed != nil {
+		return nil, fmt.Errorf("%s: %w", p.name, failed)
+	}
+	return all, nil
 }
 
 // pacedConnection keeps the client cheap: it shares the machine with what is
@@ -77,7 +97,9 @@ func (f *field) pacedConnection(ctx context.Context, p *peer, l load, index int,
 	}
 	var took []time.Duration
 	for end := next.Add(length); next.Before(end) && ctx.Err() == nil; next = next.Add(each) {
-		time.Sleep(time.Until(next))
+		if time.Sleep(time.Until(next)); each == 0 {
+			next = time.Now()
+		}
 		if _, err := nc.Write(requests[len(took)%len(requests)]); err != nil {
 			return nil, err
 		}
