@@ -66,9 +66,10 @@ func (s *Store) followOnce(ctx context.Context, anew bool) error {
 		}
 		s.self.called() // perhaps somebody did while this went on
 	}
-	w := watching{prefix: s.keys.data(), from: s.data.now() + 1, progress: &s.data, apply: s.applyToReplica,
+	w := watching{prefix: s.keys.data(), from: s.data.now() + 1, progress: &s.data, apply: s.applyToReplica, lull: replicaLull,
 		restarter: &s.following, asked: asked, connected: connected, check: s.checkHistory}
 	if s.replica == nil {
+		w.lull = 0
 		w.apply, w.options = s.applyToCache, []clientv3.OpOption{clientv3.WithPrevKV()}
 	}
 	return s.watch(ctx, w)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -96,6 +97,7 @@ func (c *Client) Open(d Description, replica Replica) *Store {
 	s.self.there = make(chan struct{})
 	s.self.asked, s.self.started, s.self.began = make(chan struct{}, 1), time.Now(), c.opts.Now().UTC().Truncate(time.Millisecond)
 	s.out.wake = make(chan struct{}, 1)
+	s.data.calls = make(chan struct{}, 1)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.about.Store(&d)
 	s.formats.Store(d.Traits.Formats())
@@ -183,10 +185,13 @@ func (s *Store) taken() {
 
 // progress is a revision that only rises, and that can be waited for.
 type progress struct {
-	mu       sync.Mutex
+	calls chan struct{} // receives when somebody begins to wait; nil: nobody asks
+
+	mu       sync.Mutex // guards what follows
 	revision int64
 	head     string        // as of the revision, where it is data that is followed
 	risen    chan struct{} // closed at the next rise; nil: nobody waits
+	waits    []int64       // what is waited for
 }
 
 // reach notes that everything up to the revision was heard, and no change of data
@@ -250,23 +255,45 @@ func (p *progress) now() int64 {
 
 // wait waits until the revision is reached.
 func (p *progress) wait(ctx context.Context, revision int64) error {
-	for {
-		p.mu.Lock()
-		if p.revision >= revision {
-			p.mu.Unlock()
-			return nil
-		}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.revision >= revision {
+		return nil
+	}
+	p.waits = append(p.waits, revision)
+	defer func() {
+		i := slices.Index(p.waits, revision)
+		p.waits = slices.Delete(p.waits, i, i+1)
+	}()
+	select {
+	case p.calls <- struct{}{}:
+	default:
+	}
+	for p.revision < revision {
 		if p.risen == nil {
 			p.risen = make(chan struct{})
 		}
 		risen := p.risen
 		p.mu.Unlock()
+		var err error
 		select {
 		case <-risen:
 		case <-ctx.Done():
-			return ctx.Err()
+			err = ctx.Err()
+		}
+		p.mu.Lock()
+		if err != nil {
+			return err
 		}
 	}
+	return nil
+}
+
+// wanted reports whether somebody waits for a revision up to the given one.
+func (p *progress) wanted(revision int64) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.ContainsFunc(p.waits, func(wait int64) bool { return wait <= revision })
 }
 
 // recordTraits notes traits in etcd, and returns once this node knows them.
