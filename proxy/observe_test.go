@@ -192,6 +192,25 @@ func TestRecordHoldsNoSecretAndCannotBeForged(t *testing.T) {
 	}
 }
 
+// TestRecordOfALongPathHoldsNoPartOfASecret puts a secret of the path where the
+// record cuts that.
+func TestRecordOfALongPathHoldsNoPartOfASecret(t *testing.T) {
+	w := newWorld(t, canon.Options{})
+	var out safeBuffer
+	w.guard.Log = slog.New(slog.NewTextHandler(&out, nil))
+	w.rules.Record = proxy.Recording{All: true}
+	addr := openWire(t, w)
+	secret := w.secrets["full"]
+	for legible := range len(secret) {
+		path := "/echo/" + strings.Repeat("x", 256-len("/echo//")-legible) + "/" + secret
+		ask(t, addr, "GET "+path+" HTTP/1.1\r\nHost: a\r\n\r\n")
+		<-w.noted
+	}
+	if text := out.String(); strings.Contains(text, secret[:len("tw_")+5]) || strings.Count(text, "msg=request ") != len(secret) {
+		t.Errorf("the log holds a part of the secret:\n%s", text)
+	}
+}
+
 func TestOnlyDeniedRequestsAreRecordedIfAskedFor(t *testing.T) {
 	w := newWorld(t, canon.Options{})
 	var out safeBuffer

@@ -79,13 +79,27 @@ func (p *passage) answered() int {
 // whatever stands around it, with or without its checksum.
 var secretForm = regexp.MustCompile(`[0-9A-Za-z]*_[0-9A-Za-z]{32,}`)
 
+// secretRest is how much of a path after a secret's underscore tells it for one.
+const secretRest = 32
+
 // printable cuts and escapes what a client chose, so that it cannot break out of
-// a record whatever the log's format is, and masks what looks like a secret.
+// a record whatever the log's format is, and masks what looks like a secret. It looks
+// beyond where it cuts: most of a secret that ends there would be legible.
 func printable(path []byte) string {
-	cut := ""
-	if len(path) > maxRecordedPath {
-		path, cut = path[:maxRecordedPath], "…"
+	shown := min(len(path), maxRecordedPath)
+	var text strings.Builder
+	at := 0
+	for _, m := range secretForm.FindAllIndex(path[:min(len(path), maxRecordedPath+secretRest)], -1) {
+		if m[0] < shown {
+			text.Write(path[at:m[0]])
+			text.WriteString("[secret]")
+			at = m[1]
+		}
 	}
-	quoted := secretForm.ReplaceAllLiteralString(strconv.QuoteToASCII(string(path)), "[secret]")
-	return strings.TrimSuffix(strings.TrimPrefix(quoted, `"`), `"`) + cut
+	text.Write(path[min(at, shown):shown])
+	quoted := strconv.QuoteToASCII(text.String())
+	if len(path) > max(at, shown) {
+		return quoted[1:len(quoted)-1] + "…"
+	}
+	return quoted[1 : len(quoted)-1]
 }
