@@ -257,6 +257,9 @@ func (h *HTTP) rewrite(pr *httputil.ProxyRequest) {
 		delete(out.Header, "Connection")
 		delete(out.Header, "Upgrade")
 	}
+	// net/http's HTTP/2 keeps a request open for announced trailers that nobody sends
+	// where it has no body (that holds for Go 1.26).
+	out.Trailer = nil
 	if out.Body == nil || out.Body == http.NoBody {
 		return
 	}

@@ -472,3 +472,24 @@ func TestNotModifiedMayNameALength(t *testing.T) {
 		}
 	}
 }
+
+// TestTrailersWithoutABodyDoNotHoldTheRequestOpen: they are announced, and the
+// request ends with its head all the same.
+func TestTrailersWithoutABodyDoNotHoldTheRequestOpen(t *testing.T) {
+	upstream := serveH2C(t, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		_, _ = fmt.Fprintf(rw, "%q %v %v", body, err, r.Trailer)
+	}))
+	for _, d := range doors {
+		t.Run(d.name, func(t *testing.T) {
+			w := newWorld(t, canon.Options{})
+			w.rules.Default = proxy.RouteOptions{Upstreams: upstreamsAt(t, nil, upstream), ResponseHeader: 2 * time.Second}
+			for _, method := range []string{"GET", "POST"} {
+				resp, body := ask(t, d.open(t, w), request(method, "/echo/", w.secrets["full"], "", "Trailer: X-Sum, X-Token-Id"))
+				if want := `"" <nil> map[]`; resp.StatusCode != 200 || body != want {
+					t.Errorf("%s: %d %s, want %s", method, resp.StatusCode, body, want)
+				}
+			}
+		})
+	}
+}
