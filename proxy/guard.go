@@ -292,7 +292,8 @@ func (g *Guard) judge(ctx context.Context, p *passage) bool {
 	if lane.cors != nil {
 		p.extra = lane.cors.appendAnswer(p.extra, p.only(nameOrigin))
 	}
-	if d.Allowed() && lane.gate != nil {
+	observed := lane.observes(p.started) && d.Reason != enforce.IrregularPath
+	if (d.Allowed() || observed) && lane.gate != nil {
 		if !lane.gate.enter() {
 			p.refusal = overloaded
 			g.countRefusal(p.refusal.code)
@@ -300,7 +301,6 @@ func (g *Guard) judge(ctx context.Context, p *passage) bool {
 		}
 		p.gate = lane.gate
 	}
-	observed := lane.observes(p.started) && d.Reason != enforce.IrregularPath
 	var allowed bool
 	if observed {
 		allowed = g.Engine.AdmitShadow(&d, p.started)

@@ -128,6 +128,33 @@ func TestFullRouteChargesNoToken(t *testing.T) {
 	})
 }
 
+// TestObservedRefusalsCountAmongThoseInFlight: the bound is the upstream's
+// protection, not the judgement's.
+func TestObservedRefusalsCountAmongThoseInFlight(t *testing.T) {
+	for _, d := range doors {
+		t.Run(d.name, func(t *testing.T) {
+			h, arrived, release := holding(t)
+			w := newWorld(t, canon.Options{})
+			w.rules.Default = proxy.RouteOptions{Upstreams: upstreamsAt(t, nil, urlOf(t, startServer(t, h))), ObserveUntil: time.Now().Add(time.Hour)}
+			w.rules.Routes = make([]proxy.RouteOptions, len(routes))
+			w.rules.Routes[2].InFlight = 1
+			addr := d.open(t, w)
+			raw := "GET /echo/ HTTP/1.1\r\nHost: a\r\n\r\n" // bears no token
+			done := make(chan struct{})
+			go func() { defer close(done); ask(t, addr, raw) }()
+			<-arrived
+			if resp, body := ask(t, addr, raw); resp.StatusCode != 503 || !strings.Contains(body, `"code":"overloaded"`) {
+				t.Errorf("while full: %d %s", resp.StatusCode, body)
+			}
+			close(release)
+			<-done
+			if resp, _ := ask(t, addr, raw); resp.StatusCode != 200 {
+				t.Errorf("afterwards: %d", resp.StatusCode)
+			}
+		})
+	}
+}
+
 func TestBodyBytesAreBounded(t *testing.T) {
 	for _, d := range doors {
 		for _, h2c := range []bool{false, true} {
