@@ -75,6 +75,8 @@ func (a *app) fingerprint(path string) [sha256.Size]byte {
 	for _, t := range []TLSConfig{a.cfg.Proxy.TLS, a.cfg.Admin.TLS} {
 		files = append(files, t.CertFile, t.KeyFile, t.ClientCAFile)
 	}
+	up := a.cfg.Proxy.UpstreamTLS
+	files = append(files, up.CAFile, up.CertFile, up.KeyFile)
 	files = append(files, a.cfg.Proxy.Identity.SigningKeyFiles...)
 	for _, f := range files {
 		if f == "" {
@@ -114,13 +116,15 @@ func (a *app) applyFile(path string) error {
 	}
 	restart := restartNeeded(a.cfg, wanted)
 	next := a.cfg.reloaded(wanted)
+	useCertificates, err := a.readCertificates()
+	if err != nil {
+		return err
+	}
 	rules, err := a.ruleset(next)
 	if err != nil {
 		return err
 	}
-	if err := a.reloadCertificates(); err != nil {
-		return err
-	}
+	useCertificates() // from here on nothing fails
 	a.cfg = next
 	if a.level != nil {
 		a.level.Set(next.logLevel())
@@ -167,17 +171,31 @@ func (a *app) announceObserving() {
 	}
 }
 
-// reloadCertificates makes new connections get what the files hold now.
-func (a *app) reloadCertificates() error {
+// readCertificates reads the files of every TLS side again, and returns what makes
+// new connections get what they hold now: all of them do, or none.
+func (a *app) readCertificates() (use func(), err error) {
+	var sides []interface{ Read() (func(), error) }
 	for _, t := range []*proxy.ServerTLS{a.proxyTLS, a.adminTLS} {
-		if t == nil {
-			continue
-		}
-		if err := t.Reload(); err != nil {
-			return err
+		if t != nil {
+			sides = append(sides, t)
 		}
 	}
-	return a.upstreams.reloadTLS()
+	if t := a.upstreams.tls; t != nil {
+		sides = append(sides, t)
+	}
+	var applies []func()
+	for _, side := range sides {
+		apply, err := side.Read()
+		if err != nil {
+			return nil, err
+		}
+		applies = append(applies, apply)
+	}
+	return func() {
+		for _, apply := range applies {
+			apply()
+		}
+	}, nil
 }
 
 // warnOf logs what could be better about the files of a configuration.

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"crypto/ed25519"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/pem"
@@ -14,6 +15,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -156,6 +158,82 @@ func TestReloadPutsRoutesInForceAndRefusesABadFileWhole(t *testing.T) {
 	s.reload(s.file)
 	if c := status(t, s.proxy+"/c"); c != 200 || configCheck(t, s).State != metrics.Passing {
 		t.Errorf("after it was mended /c is %d, and the check %+v", c, configCheck(t, s))
+	}
+}
+
+// TestReloadThatFailsReplacesNothing: of several certificates not even the sound
+// ones, and no word that tokens are made with.
+func TestReloadThatFailsReplacesNothing(t *testing.T) {
+	dir, year := t.TempDir(), time.Now().AddDate(1, 0, 0)
+	cert, key := writeCertificate(t, dir, "served", time.Now(), year)
+	old, _ := writeCertificate(t, dir, "old", time.Now(), year)
+	other, _ := writeCertificate(t, dir, "other", time.Now(), year)
+	const routes = "routes:\n  - {match: GET /a, scopes: [%s], upstream: 'https://127.0.0.1:1'}\n"
+	s := startApp(t, fmt.Sprintf(routes, "before"), fmt.Sprintf("tls: {cert_file: %s, key_file: %s}, upstream_tls: {ca_file: %s}, ", cert, key, old))
+	shown := func() string {
+		nc, err := tls.Dial("tcp", s.proxyListener.Addr().String(), &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // which one it is, is the question
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer nc.Close()
+		return string(nc.ConnectionState().PeerCertificates[0].Raw)
+	}
+	before := shown()
+	writeCertificate(t, dir, "served", time.Now(), year)
+	if err := os.WriteFile(old, []byte("nothing"), 0o600); err != nil { // which the new file does not name, but which is in use
+		t.Fatal(err)
+	}
+	s.rewrite(t, fmt.Sprintf(routes, "after"))
+	text, err := os.ReadFile(s.file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(s.file, bytes.ReplaceAll(text, []byte(old), []byte(other)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.reload(s.file)
+	if c := configCheck(t, s); c.State != metrics.Warning {
+		t.Fatalf("the reload was not refused: %+v", c)
+	}
+	if shown() != before {
+		t.Error("the listener's certificate was replaced")
+	}
+	if words := s.vault.service.Vocabulary().Scopes; !slices.Equal(words, []string{"before"}) {
+		t.Errorf("tokens are made with the scopes %v", words)
+	}
+	if err := os.Rename(other, old); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(s.file, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.reload(s.file)
+	if words := s.vault.service.Vocabulary().Scopes; shown() == before || !slices.Equal(words, []string{"after"}) {
+		t.Errorf("after it was mended the certificate is the old one, or the scopes: %v", words)
+	}
+}
+
+func TestEveryFileThatAReloadReadsIsWatched(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name string) string { return writeFile(t, filepath.Join(dir, name), name, 0o600) }
+	side := func(name string) TLSConfig {
+		return TLSConfig{CertFile: file(name + ".pem"), KeyFile: file(name + ".key"), ClientCAFile: file(name + ".ca")}
+	}
+	a := &app{cfg: defaultConfig()}
+	a.cfg.Proxy.TLS, a.cfg.Admin.TLS = side("proxy"), side("admin")
+	a.cfg.Proxy.UpstreamTLS = UpstreamTLSConfig{CAFile: file("up.ca"), CertFile: file("up.pem"), KeyFile: file("up.key")}
+	a.cfg.Proxy.Identity.SigningKeyFiles = []string{file("first.pem"), file("second.pem")}
+	path := file("tokenward.yaml")
+	all, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err != nil || len(all) != 12 {
+		t.Fatal(all, err)
+	}
+	for _, one := range all {
+		before := a.fingerprint(path)
+		writeFile(t, one, "changed", 0o600)
+		if a.fingerprint(path) == before {
+			t.Errorf("a change of %s is not noticed", filepath.Base(one))
+		}
 	}
 }
 

@@ -55,14 +55,6 @@ func (s *upstreamSet) server(raw string) (*proxy.Upstream, error) {
 	return u, nil
 }
 
-// reloadTLS reads the files of upstream_tls again.
-func (s *upstreamSet) reloadTLS() error {
-	if s.tls == nil {
-		return nil
-	}
-	return s.tls.Reload()
-}
-
 // list is the order of preference of those URLs; nil for none.
 func (s *upstreamSet) list(urls upstreamList) (*proxy.Upstreams, error) {
 	if len(urls) == 0 {
