@@ -63,7 +63,7 @@ func (e *Engine) Decide(ctx context.Context, p *Policy, q *canon.Request, now ti
 		return d
 	}
 	if d.Reason, d.Cause = e.find(ctx, q, &d.Match); d.Reason == Allowed {
-		d.judge(p, q, &v, now, kinship{ctx, e.Parents, p.parents})
+		d.judge(p, q, &v, now, kinship{ctx, e.Parents, p.parents, nil})
 	}
 	return d
 }

@@ -3,6 +3,7 @@ package enforce
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -20,25 +21,27 @@ type Step struct {
 
 // Explain judges as Decide does and tells each step up to the one that decided.
 // Nothing is charged. Tests hold its decision equal to Decide's.
-func (e *Engine) Explain(ctx context.Context, p *Policy, q *canon.Request, now time.Time) (Decision, []Step) {
-	d := e.Decide(ctx, p, q, now)
-	return d, steps(p, q, d, now)
+func (e *Engine) Explain(ctx context.Context, p *Policy, q *canon.Request, now time.Time) (d Decision, _ []Step) {
+	var v vars
+	var heard []parentage
+	if e != nil && d.route(p, q, &v) {
+		if d.Reason, d.Cause = e.find(ctx, q, &d.Match); d.Reason == Allowed {
+			d.judge(p, q, &v, now, kinship{ctx, e.Parents, p.parents, &heard})
+		}
+	}
+	return d, steps(p, q, d, now, heard)
 }
 
 // ExplainAs judges the request as if it bore m's secret, whatever it bears. It
 // is for asking about a token whose secret one does not have.
-func (e *Engine) ExplainAs(ctx context.Context, p *Policy, q *canon.Request, m tokenstore.Match, now time.Time) (Decision, []Step) {
-	d := e.decideFound(ctx, p, q, m, now)
-	return d, steps(p, q, d, now)
-}
-
-func (e *Engine) decideFound(ctx context.Context, p *Policy, q *canon.Request, m tokenstore.Match, now time.Time) (d Decision) {
+func (e *Engine) ExplainAs(ctx context.Context, p *Policy, q *canon.Request, m tokenstore.Match, now time.Time) (d Decision, _ []Step) {
 	var v vars
+	var heard []parentage
 	if d.route(p, q, &v) {
 		d.Match = m
-		d.judge(p, q, &v, now, kinship{ctx, e.Parents, p.parents})
+		d.judge(p, q, &v, now, kinship{ctx, e.Parents, p.parents, &heard})
 	}
-	return d
+	return d, steps(p, q, d, now, heard)
 }
 
 // account collects steps until one of them decides.
@@ -59,7 +62,7 @@ func (a *account) add(name, detail string, endsWith ...Reason) bool {
 }
 
 // steps retells the decision in the order of judge.
-func steps(p *Policy, q *canon.Request, d Decision, now time.Time) []Step {
+func steps(p *Policy, q *canon.Request, d Decision, now time.Time, heard []parentage) []Step {
 	if q.Verdict() != canon.Accepted {
 		return []Step{{"request", false, q.Verdict().Detail()}}
 	}
@@ -90,7 +93,7 @@ func steps(p *Policy, q *canon.Request, d Decision, now time.Time) []Step {
 	}
 	if !a.add("scopes", fmt.Sprintf("the route needs %s; the token has %s", allOf(r.scopes), listOf(t.Scopes)), ScopeMissing) ||
 		!a.add("account", r.accountDetail(t), OtherAccount) ||
-		!a.add("resources", r.resourceDetail(p, t, q), RestrictedToken, ResourceNotGranted, LevelTooLow, AmbiguousQuery, ParentUnavailable) {
+		!a.add("resources", r.resourceDetail(p, t, q, heard), RestrictedToken, ResourceNotGranted, LevelTooLow, AmbiguousQuery, ParentUnavailable) {
 		return a.steps
 	}
 	a.add("limits", limitsDetail(&t.Limits), RateLimited, QuotaExhausted, UsesExhausted, TooManyAtOnce, RouteLimited, OwnerLimited, AccountLimited, LimitsFull)
@@ -177,7 +180,7 @@ func (r *Route) accountDetail(t *tokenstore.Token) string {
 	return fmt.Sprintf("{%s} must be the token's account, %d", r.path.vars[r.tokenAccount], t.Account)
 }
 
-func (r *Route) resourceDetail(p *Policy, t *tokenstore.Token, q *canon.Request) string {
+func (r *Route) resourceDetail(p *Policy, t *tokenstore.Token, q *canon.Request, heard []parentage) string {
 	has := "the token is not restricted"
 	if t.Resources.Restricted() {
 		has = "the token grants " + grantsText(t.Resources.Grants)
@@ -201,13 +204,22 @@ func (r *Route) resourceDetail(p *Policy, t *tokenstore.Token, q *canon.Request)
 			}
 			text := fmt.Sprintf("%s:%s", either[i].typ, strconv.QuoteToASCII(string(id)))
 			if parent := p.parents[either[i].typ]; parent != "" {
-				text += " (or the " + parent + " that the API names as its parent)"
+				text += " (or the " + parent + " that the API names as its parent" + saidOf(heard, either[i].typ, string(id)) + ")"
 			}
 			alternatives = append(alternatives, text)
 		}
 		items = append(items, strings.Join(alternatives, " or "))
 	}
 	return fmt.Sprintf("needs %s at level %s; %s", strings.Join(items, " and "), level, has)
+}
+
+// saidOf is what the API was heard to say about a resource; nothing if it was not asked.
+func saidOf(heard []parentage, typ, id string) string {
+	i := slices.IndexFunc(heard, func(p parentage) bool { return p.typ == typ && p.id == id })
+	if i < 0 {
+		return ""
+	}
+	return ": " + heard[i].said
 }
 
 func limitsDetail(l *tokenstore.Limits) string {

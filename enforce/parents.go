@@ -3,6 +3,7 @@ package enforce
 import (
 	"context"
 	"errors"
+	"strconv"
 
 	"tokenward/enforce/canon"
 	"tokenward/tokenstore"
@@ -24,6 +25,25 @@ type kinship struct {
 	ctx    context.Context //nolint:containedctx // it lives as long as one judgement
 	finder ParentFinder
 	types  map[string]string
+	heard  *[]parentage // is appended to for Explain; nil: nobody wants to know
+}
+
+// parentage tells in words what the finder said about one resource.
+type parentage struct{ typ, id, said string }
+
+// hears keeps what the finder said. Who asks for an explanation may see the token, and
+// so does not learn whose a resource is of which that grants nothing.
+func (k kinship) hears(t *tokenstore.Token, parentType, typ, id, parent string, err error) {
+	said := "it belongs to another " + parentType
+	switch {
+	case errors.Is(err, ErrNoParent) || err == nil && parent == "":
+		said = "it belongs to no " + parentType
+	case err != nil:
+		said = "it could not be asked which " + parentType + " that is"
+	case t.Resources.Allows(parentType, []byte(parent), tokenstore.LevelRead):
+		said = "it belongs to " + parentType + ":" + strconv.QuoteToASCII(parent)
+	}
+	*k.heard = append(*k.heard, parentage{typ, id, said})
 }
 
 // judgeParents looks for an alternative whose parent the token grants, after none
@@ -42,6 +62,9 @@ func (k kinship) judgeParents(either []resource, t *tokenstore.Token, q *canon.R
 			continue
 		}
 		parent, err := k.finder.Parent(k.ctx, either[i].typ, id)
+		if k.heard != nil {
+			k.hears(t, parentType, either[i].typ, string(id), parent, err)
+		}
 		switch {
 		case errors.Is(err, ErrNoParent) || err == nil && parent == "":
 			continue

@@ -3,6 +3,8 @@ package enforce
 import (
 	"context"
 	"errors"
+	"slices"
+	"strings"
 	"testing"
 
 	"tokenward/tokenstore"
@@ -75,6 +77,47 @@ func TestGrantOnTheParentReachesTheResource(t *testing.T) {
 			j.Parents = nil
 			if d := j.Decide(t.Context(), canonical(t, c.method, c.target, bearer(secret)), start); c.asked > 0 && d.Allowed() {
 				t.Error("allowed although nobody knows the parent")
+			}
+		})
+	}
+}
+
+func TestExplainTellsWhatTheParentIs(t *testing.T) {
+	for _, c := range []struct {
+		name, account, card string
+		broken              bool
+		want                string
+	}{
+		{"granted", "1", "7", false, `it belongs to account:"1")`},
+		{"another's, and whose is not told", "2", "7", false, "it belongs to another account)"},
+		{"none", "1", "8", false, "it belongs to no account)"},
+		{"broken", "1", "7", true, "it could not be asked which account that is)"},
+		{"not asked, since the card itself is granted", "1", "9", false, "names as its parent)"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			read := tokenstore.LevelRead
+			tok, secret := token(grants(tokenstore.Grant{Type: "account", ID: c.account, Level: read}, tokenstore.Grant{Type: "card", ID: "9", Level: read}))
+			j := engineFor(t, &oneToken{token: tok})
+			p, faults := Compile([]RouteSpec{{Match: "* /cards/{card}", Resources: []string{"card:{card}"}}}, Options{Parents: map[string]string{"card": "account"}})
+			if faults != nil {
+				t.Fatal(faults)
+			}
+			f := &family{of: map[string]string{"card:7": "1", "card:9": "3"}}
+			if c.broken {
+				f.err = errors.New("gone")
+			}
+			j.Parents = f
+			q := canonical(t, "GET", "/cards/"+c.card, bearer(secret))
+			j.policy = p
+			want := j.Decide(t.Context(), q, start).Reason
+			d, steps := j.Explain(t.Context(), p, q, start)
+			as, stepsAs := j.ExplainAs(t.Context(), p, q, tokenstore.Match{Token: tok, Secret: &tok.Secrets[0]}, start)
+			if d.Reason != want || as.Reason != want || !slices.Equal(steps, stepsAs) {
+				t.Errorf("decided %v, explained %v and %v", want, d.Reason, as.Reason)
+			}
+			i := slices.IndexFunc(steps, func(s Step) bool { return s.Name == "resources" })
+			if i < 0 || !strings.Contains(steps[i].Detail, c.want) || strings.Contains(steps[i].Detail, `account:"3"`) {
+				t.Errorf("want %q: %+v", c.want, steps)
 			}
 		})
 	}
