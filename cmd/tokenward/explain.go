@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
 	"strings"
 	"text/tabwriter"
@@ -40,7 +41,8 @@ func newExplainCommand() *cobra.Command {
 		Long: "Judge a request by a configuration without sending it anywhere, and tell each\n" +
 			"step up to the one that decides. The token is given by its secret, in a file, or\n" +
 			"by its id; without either the request bears none. Reading the store needs it to\n" +
-			"be free: while it is served, ask the server with POST /v1/explain.",
+			"be free: while it is served, ask the server with POST /v1/explain. Where the rules\n" +
+			"depend on enforce.parents, the API is asked what the resource belongs to.",
 		Example: "  tokenward explain --config tokenward.yaml --token-id 7 --from 192.0.2.7 GET /accounts/1001\n" +
 			"  tokenward explain --config tokenward.yaml --token-file - -H 'X-Forwarded-For: 192.0.2.7' GET /accounts/1001 <secret",
 		Args: cobra.ExactArgs(2),
@@ -97,18 +99,29 @@ func (f *explainFlags) run(cmd *cobra.Command, method, target string) (native.Ex
 		return none, fmt.Errorf("%w\nTo ask a running server: curl -H \"Authorization: Bearer $TOKENWARD_TOKEN\" http://%s/v1/explain -d '{\"method\":%q,\"target\":%q,\"token_id\":%d}'",
 			err, cfg.Admin.Listen, method, target, max(f.tokenID, 1))
 	}
-	out, err := f.judge(cmd.Context(), cmd.InOrStdin(), v, rules, &q)
+	out, err := f.judge(cmd.Context(), cmd.InOrStdin(), cfg, v, rules, &q)
 	return out, errors.Join(err, v.close())
 }
 
-func (f *explainFlags) judge(ctx context.Context, stdin io.Reader, v *vault, rules *proxy.Ruleset, q *native.Question) (native.Explanation, error) {
+func (f *explainFlags) judge(ctx context.Context, stdin io.Reader, cfg *Config, v *vault, rules *proxy.Ruleset, q *native.Question) (native.Explanation, error) {
+	engine := enforce.NewEngine(v.cache, 1)
+	if len(cfg.Enforce.Parents) > 0 {
+		upstreams, err := newUpstreamSet(cfg)
+		if err != nil {
+			return native.Explanation{}, err
+		}
+		defer upstreams.closeIdle()
+		if engine.Parents, err = cfg.parents(upstreams, time.Now); err != nil {
+			return native.Explanation{}, err
+		}
+	}
 	if f.tokenID != 0 {
 		t, err := v.store.ByID(ctx, tokenstore.ID(f.tokenID))
 		if err != nil {
 			return native.Explanation{}, fmt.Errorf("token %d: %w", f.tokenID, err)
 		}
 		q.Token = t
-		return explainAs(ctx, enforce.NewEngine(v.cache, 1), rules, q, time.Now()), nil
+		return explainAs(ctx, engine, rules, q, time.Now()), nil
 	}
 	in := stdin
 	if f.tokenFile != "-" {
@@ -123,9 +136,28 @@ func (f *explainFlags) judge(ctx context.Context, stdin io.Reader, v *vault, rul
 	if err != nil {
 		return native.Explanation{}, fmt.Errorf("read secret: %w", err)
 	}
-	q.Headers = append(q.Headers, native.Header{Name: "Authorization", Value: "Bearer " + strings.TrimSpace(string(text))})
-	d, steps := enforce.NewEngine(v.cache, 1).Explain(ctx, rules.Policy, canonicalQuestion(rules.Canon, q), time.Now())
+	bear(rules.Canon, q, strings.TrimSpace(string(text)))
+	d, steps := engine.Explain(ctx, rules.Policy, canonicalQuestion(rules.Canon, q), time.Now())
 	return explanationOf(&d, steps), nil
+}
+
+// bear puts the secret in the first place where the proxy looks for one.
+func bear(rules *canon.Rules, q *native.Question, secret string) {
+	header := native.Header{Name: rules.CarrierName(0), Value: secret}
+	switch kind, name, special := strings.Cut(header.Name, ":"); {
+	case kind == "authorization":
+		header.Value = "Bearer " + secret
+	case special && kind == "query":
+		mark := "?"
+		if strings.Contains(q.Target, mark) {
+			mark = "&"
+		}
+		q.Target += mark + name + "=" + url.QueryEscape(secret)
+		return
+	case special:
+		header = native.Header{Name: "Sec-WebSocket-Protocol", Value: name + ", " + secret}
+	}
+	q.Headers = append(q.Headers, header)
 }
 
 // noTokens is a store for requests that bear none.

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"tokenward/admin"
+	"tokenward/tokenstore"
+)
+
+// explained makes a store with one token over the configuration, and gives what
+// `explain` says with the further arguments.
+func explained(t *testing.T, config string, spec admin.Spec) (secret string, id tokenstore.ID, explain func(args ...string) string) {
+	t.Helper()
+	dir := t.TempDir()
+	path := writeFile(t, filepath.Join(dir, "tokenward.yaml"), fmt.Sprintf("tokenstore: {path: %s/t.db}\naudit: {path: %s/a.jsonl}\n%s", dir, dir, config), 0o600)
+	cfg, err := loadConfig(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.DiscardHandler)
+	if _, _, err := initialise(t.Context(), cfg, log, false); err != nil {
+		t.Fatal(err)
+	}
+	v, err := openVault(t.Context(), cfg, log, time.Now, opening{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	made, err := v.service.Create(t.Context(), admin.Operator(""), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := v.close(); err != nil {
+		t.Fatal(err)
+	}
+	return made.Secret.Reveal(), made.Token.ID, func(args ...string) string {
+		t.Helper()
+		var out bytes.Buffer
+		cmd := newExplainCommand()
+		cmd.SetOut(&out)
+		cmd.SetArgs(append([]string{"--config", path}, args...))
+		if err := cmd.ExecuteContext(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		return out.String()
+	}
+}
+
+// TestExplainKnowsParentsAsTheServerDoes: else it would call a request refused that
+// passes.
+func TestExplainKnowsParentsAsTheServerDoes(t *testing.T) {
+	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = fmt.Fprintf(w, `{"account":%q}`, map[string]string{"/cards/7": "1", "/cards/8": "2"}[r.URL.Path])
+	}))
+	t.Cleanup(api.Close)
+	_, id, explain := explained(t, fmt.Sprintf("proxy: {upstream: '%s'}\nenforce: {parents: {card: {get: '/cards/{id}', pointer: /account, type: account}}}\n"+
+		"routes:\n  - {match: 'GET /cards/{card}', resources: ['card:{card}']}\n", api.URL),
+		admin.Spec{Name: "one account", Scopes: []string{"a"}, Resources: &tokenstore.Resources{Grants: []tokenstore.Grant{{Type: "account", ID: "1", Level: tokenstore.LevelRead}}}})
+	for target, want := range map[string]string{
+		"/cards/7": `it belongs to account:"1"`,
+		"/cards/8": "it belongs to another account",
+	} {
+		out := explain("--token-id", strconv.FormatUint(uint64(id), 10), "GET", target)
+		if strings.HasPrefix(out, "ALLOWED") != (target == "/cards/7") || !strings.Contains(out, want) {
+			t.Errorf("%s: want %q in\n%s", target, want, out)
+		}
+	}
+}
+
+func TestExplainBearsTheSecretWhereItIsRead(t *testing.T) {
+	for _, carrier := range []string{"authorization", "api-token", "query:access_token", "subprotocol:bearer"} {
+		t.Run(carrier, func(t *testing.T) {
+			secret, _, explain := explained(t, fmt.Sprintf("proxy: {credentials: ['%s']}\nroutes:\n  - {match: GET /a}\n", carrier), admin.Spec{Name: "any", Scopes: []string{"a"}})
+			file := writeFile(t, filepath.Join(t.TempDir(), "secret"), secret+"\n", 0o600)
+			for _, target := range []string{"/a", "/a?b=1"} {
+				if out := explain("--token-file", file, "GET", target); !strings.HasPrefix(out, "ALLOWED") || strings.Contains(out, secret) {
+					t.Errorf("%s:\n%s", target, out)
+				}
+			}
+		})
+	}
+}
