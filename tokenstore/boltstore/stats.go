@@ -21,6 +21,8 @@ type Stats struct {
 	Changes uint64 // changes in them
 	Failed  uint64 // transactions that could not be committed
 
+	Fault error // why the store cannot be written: the last attempt failed; nil: it did not
+
 	// Batches counts the commits by how many changes they had: up to 1, 2, 4 …
 	// and in the last field more.
 	Batches [BatchSizes]uint64
@@ -36,6 +38,7 @@ type counters struct {
 	commits, changes atomic.Uint64
 	failed           atomic.Uint64
 	batches          [BatchSizes]atomic.Uint64
+	fault            atomic.Pointer[error] // of the last commit that was tried; nil: none
 }
 
 func (c *counters) adopt(t tally) {
@@ -47,6 +50,7 @@ func (c *counters) adopt(t tally) {
 }
 
 func (c *counters) count(changes int) {
+	c.fault.Store(nil)
 	c.commits.Add(1)
 	c.changes.Add(uint64(changes))                                 //nolint:gosec // not negative
 	c.batches[min(bits.Len(uint(changes-1)), BatchSizes-1)].Add(1) //nolint:gosec // at least 1
@@ -68,6 +72,9 @@ func (s *Store) Stats() Stats {
 	}
 	for i := range st.Batches {
 		st.Batches[i] = c.batches[i].Load()
+	}
+	if err := c.fault.Load(); err != nil {
+		st.Fault = *err
 	}
 	if info, err := os.Stat(s.path); err == nil {
 		st.FileBytes = info.Size()

@@ -104,7 +104,7 @@ type Store struct {
 	// Owned by the writer goroutine.
 	lastID tokenstore.ID // the last id given out, also by changes that failed
 	now    tally         // as of the last commit
-	broken error         // why no more changes are taken, after bolt panicked
+	broken error         // why no more changes are taken: bolt panicked, or the disk did not confirm
 	stuck  bool          // and even its lock cannot be freed
 
 	commit func(*bolt.Tx) error // (*bolt.Tx).Commit; tests put faults here
@@ -139,10 +139,8 @@ func open(o Options) (*Store, error) {
 	if err := tighten(o); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
-	// A commit that a crash cut off from its confirmation is seen from now on,
-	// so it must not be lost to the next power failure.
-	if err := db.Sync(); err != nil {
-		return nil, errors.Join(fmt.Errorf("%s cannot be written to disk: %w: check the disk", o.Path, err), db.Close())
+	if err := anchor(o.Path, db.Info().PageSize); err != nil {
+		return nil, errors.Join(fmt.Errorf("%s cannot be written to disk: %w: check the disk, then try again", o.Path, err), db.Close())
 	}
 	go s.write()
 	if s.peppers != nil {
@@ -306,6 +304,27 @@ func openBolt(path string, lockTimeout time.Duration, readOnly bool) (db *bolt.D
 	}
 	db.AllocSize = growBytes
 	return db, nil
+}
+
+// anchor puts on the disk the state that was read. A commit that a crash, or a failed
+// sync, cut off from its confirmation is seen from now on, so it must not be lost to
+// the next power failure. A sync by itself is not enough: pages whose writing failed
+// count as written. So both header pages are written again, as they are; what they
+// lead to was synced before them.
+func anchor(path string, pageSize int) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0) //nolint:gosec // the operator named it
+	if err != nil {
+		return err
+	}
+	headers := make([]byte, 2*pageSize)
+	_, err = f.ReadAt(headers, 0)
+	if err == nil {
+		_, err = f.WriteAt(headers, 0)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
 }
 
 // Close waits for the change under way and closes the file. Changes and reads

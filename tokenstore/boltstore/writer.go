@@ -104,6 +104,9 @@ func (s *Store) run(jobs []*job) {
 	b := &batch{s: s, jobs: jobs, now: s.now}
 	defer b.abandon()
 	err := b.commit()
+	if err != nil {
+		s.stats.fault.Store(&err)
+	}
 	if err != nil && len(jobs) > 1 && s.broken == nil && !errors.Is(err, tokenstore.ErrOutcomeUnknown) {
 		// Whichever of them made the commit fail must not fail the others.
 		b.jobs = nil
@@ -207,6 +210,12 @@ func (b *batch) takeBack(err error) error {
 // uncertain finds out what became of a commit that failed: when even the
 // header page was written but not confirmed, bolt goes on from the new state,
 // and only a power failure could bring the old one back.
+//
+// Then this process writes no more. The kernel takes a page whose writing failed for
+// written, so no later sync would tell that the header is not there; and bolt reuses
+// at once what that commit freed, which the old state, if that is what the disk has,
+// and whoever is still reading it, such as a backup, need. Opening the store again
+// begins with [anchor].
 func (b *batch) uncertain(number int, err error) error {
 	seen := 0
 	verr := b.s.view(func(tx *bolt.Tx) error { seen = tx.ID(); return nil })
@@ -214,7 +223,8 @@ func (b *batch) uncertain(number int, err error) error {
 		return err
 	}
 	b.confirm() // an observer told too much is the safe side
-	return fmt.Errorf("%w: %w", tokenstore.ErrOutcomeUnknown, errors.Join(err, verr))
+	b.s.broken = fmt.Errorf("write %s: its disk did not confirm an earlier change, so no more are made: check the disk, then restart tokenward", b.s.path)
+	return fmt.Errorf("%w: %w: restart tokenward once it works", tokenstore.ErrOutcomeUnknown, errors.Join(err, verr))
 }
 
 // confirm makes the new state the present one and tells the observers.

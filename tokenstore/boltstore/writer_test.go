@@ -1,8 +1,10 @@
 package boltstore
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"os"
 	"runtime"
 	"strings"
 	"sync"
@@ -147,9 +149,9 @@ func TestNothingIsAnsweredFromAnUncommittedNeighbour(t *testing.T) {
 	wantTokens(t, s, 1)
 }
 
-// TestUnconfirmedCommitIsCalledSo: the header page was written, but the disk
-// did not confirm it.
-func TestUnconfirmedCommitIsCalledSo(t *testing.T) {
+// TestUnconfirmedCommitEndsWriting: the header page was written, but the disk
+// did not confirm it. Until the store is opened again only reading goes on.
+func TestUnconfirmedCommitEndsWriting(t *testing.T) {
 	var told []tokenstore.ID
 	s := newTestStore(t, Options{OnChange: func(c tokenstore.Change) { told = append(told, c.After.ID) }})
 	commit := s.commit
@@ -170,11 +172,53 @@ func TestUnconfirmedCommitIsCalledSo(t *testing.T) {
 	}
 	s.commit = commit
 	wantTokens(t, s, 2)
+	before, err := os.ReadFile(s.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
 	var c tokenstore.ID
+	for range 2 {
+		err := s.Change(t.Context(), put(&c))
+		if err == nil || errors.Is(err, tokenstore.ErrOutcomeUnknown) || !strings.Contains(err.Error(), "restart tokenward") {
+			t.Errorf("the next change is answered %v", err)
+		}
+		if fault := s.Stats().Fault; !errors.Is(fault, err) {
+			t.Errorf("the fault is %v", fault)
+		}
+	}
+	if after, err := os.ReadFile(s.Path()); err != nil || !bytes.Equal(before, after) {
+		t.Errorf("the file was written after the disk had not confirmed its header (%v)", err)
+	}
+	wantTokens(t, s, 2)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if s, err = Open(Options{Path: s.Path()}); err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
 	if err := s.Change(t.Context(), put(&c)); err != nil || c <= b {
-		t.Errorf("the next token is %d, %v", c, err)
+		t.Errorf("opened again, the next token is %d, %v", c, err)
 	}
 	wantTokens(t, s, 3)
+}
+
+// TestFaultIsToldUntilACommitSucceeds: a change that writes nothing proves nothing.
+func TestFaultIsToldUntilACommitSucceeds(t *testing.T) {
+	s := newTestStore(t, Options{})
+	commit := s.commit
+	s.commit = func(*bolt.Tx) error { return syscall.EIO }
+	var id tokenstore.ID
+	if err := s.Change(t.Context(), put(&id)); !errors.Is(err, syscall.EIO) || !errors.Is(s.Stats().Fault, syscall.EIO) {
+		t.Errorf("answered %v, the fault is %v", err, s.Stats().Fault)
+	}
+	s.commit = commit
+	if err := s.Change(t.Context(), func(tokenstore.Tx) error { return nil }); err != nil || s.Stats().Fault == nil {
+		t.Errorf("after nothing was written: %v, the fault is %v", err, s.Stats().Fault)
+	}
+	if err := s.Change(t.Context(), put(&id)); err != nil || s.Stats().Fault != nil {
+		t.Errorf("after a commit: %v, the fault is %v", err, s.Stats().Fault)
+	}
 }
 
 // TestDiskFullIsSaidAndSurvived lets bolt itself run out of space.
