@@ -102,6 +102,7 @@ type Log struct {
 	since    time.Time // when the first of them was appended
 	head     Head      // the last signed head
 	recent   recent    // what came out of outboxes lately
+	fault    error     // why the last attempt to write failed
 	broken   error     // once set, the file is not touched again
 }
 
@@ -219,6 +220,7 @@ type Stats struct {
 	Line      uint64 // number of the last line
 	FileBytes int64  // size of the current file
 	Broken    bool   // nothing more can be written
+	Fault     error  // why the last attempt to write failed; nil: it did not
 }
 
 // Stats returns the log's numbers.
@@ -235,7 +237,7 @@ func (l *Log) showLocked() {
 	l.shown.Store(&shown{
 		head:   Head{Log: l.id, Line: l.n, Chain: l.chain},
 		signed: l.head,
-		stats:  Stats{Events: l.events, Line: l.n, FileBytes: l.size, Broken: l.broken != nil},
+		stats:  Stats{Events: l.events, Line: l.n, FileBytes: l.size, Broken: l.broken != nil, Fault: l.fault},
 	})
 }
 
@@ -272,14 +274,17 @@ type item struct {
 // as we left it; begin a new one if it is full; write all lines at once; sync;
 // only then take the new state over. When writing or syncing fails, the file
 // is cut back to what was durable before.
-func (l *Log) appendLocked(now time.Time, b batch) error {
+func (l *Log) appendLocked(now time.Time, b batch) (err error) {
 	if l.broken != nil {
 		return fmt.Errorf("append to audit log %s: %w", l.path, l.broken)
 	}
 	if len(b.items) == 0 && !b.sign {
 		return nil
 	}
-	defer l.showLocked()
+	defer func() {
+		l.fault = err
+		l.showLocked()
+	}()
 	if err := l.checkFileLocked(); err != nil {
 		l.broken = err
 		return fmt.Errorf("append to audit log %s: %w", l.path, err)
@@ -601,9 +606,14 @@ func (l *Log) resume(now time.Time, older []string) (Recovery, error) {
 		if !looksTorn(torn, l.n+1) {
 			return Recovery{}, &DamageError{File: l.path, What: fmt.Sprintf("its last %d bytes are not the beginning of a line of this log", len(torn))}
 		}
-		if err := errors.Join(l.file.Truncate(l.size), l.file.Sync()); err != nil {
+		if err := l.file.Truncate(l.size); err != nil {
 			return Recovery{}, err
 		}
+	}
+	// Lines that a killed process wrote and did not sync are taken for durable from
+	// now on: what comes out of an outbox again is left out for their sake.
+	if err := l.file.Sync(); err != nil {
+		return Recovery{}, fmt.Errorf("%s cannot be written to disk: %w: check the disk, then try again", l.path, err)
 	}
 	l.since = now
 	if s.Key != keyName(l.opts.writeKey()) {
