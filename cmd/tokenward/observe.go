@@ -119,18 +119,23 @@ func (a *app) auditStats() metrics.AuditStats {
 	return out
 }
 
-// checkStore asks the store something small.
+// checkStore asks the store something small. While it can be read it serves, also
+// when it cannot be written.
 func (a *app) checkStore() (metrics.State, string) {
 	if err := a.vault.probe(); err != nil {
 		return metrics.Failing, "the token store cannot be read: " + err.Error()
+	}
+	if err := a.vault.store.Stats().Fault; err != nil {
+		return metrics.Warning, "the token store cannot be written: " + err.Error()
 	}
 	return metrics.Passing, ""
 }
 
 func (a *app) checkAudit() (metrics.State, string) {
+	log := a.vault.log.Stats()
 	switch waiting := a.vault.store.Stats().Outbox; {
-	case a.vault.log.Stats().Broken:
-		return metrics.Warning, "the audit log cannot be written: see the program's log"
+	case log.Fault != nil:
+		return metrics.Warning, "the audit log cannot be written: " + log.Fault.Error()
 	case waiting >= tokenstore.MaxOutbox:
 		return metrics.Warning, "changes are refused: too many events wait for the audit log"
 	case waiting > tokenstore.MaxOutbox/10:
