@@ -78,42 +78,11 @@ func (s *Store) headEntries(tx *bolt.Tx) ([]tokenstore.Entry, error) {
 
 // bucketEntries yields what one bucket holds, if it is there.
 func (s *Store) bucketEntries(ctx context.Context, kind tokenstore.EntryKind, bucket []byte) iter.Seq2[tokenstore.Entry, error] {
-	return func(yield func(tokenstore.Entry, error) bool) {
-		for at := []byte{}; at != nil; {
-			if err := ctx.Err(); err != nil {
-				yield(tokenstore.Entry{}, err)
-				return
-			}
-			var found []tokenstore.Entry
-			err := s.view(func(tx *bolt.Tx) error {
-				b := tx.Bucket(bucket)
-				if b == nil {
-					at = nil
-					return nil
-				}
-				c := b.Cursor()
-				k, v := c.Seek(at)
-				for ; k != nil && len(found) < stepEntries; k, v = c.Next() {
-					value, err := s.entryValue(tx, kind, k, v)
-					if err != nil {
-						return err
-					}
-					found = append(found, tokenstore.Entry{Kind: kind, Key: bytes.Clone(k), Value: value})
-				}
-				at = bytes.Clone(k)
-				return nil
-			})
-			if err != nil {
-				yield(tokenstore.Entry{}, fmt.Errorf("read the store: %w", err))
-				return
-			}
-			for _, e := range found {
-				if !yield(e, nil) {
-					return
-				}
-			}
-		}
-	}
+	return along(ctx, s, walk[tokenstore.Entry]{what: "the entries of a kind", bucket: bucket, step: stepEntries,
+		read: func(tx *bolt.Tx, k, v []byte) (tokenstore.Entry, error) {
+			value, err := s.entryValue(tx, kind, k, v)
+			return tokenstore.Entry{Kind: kind, Key: bytes.Clone(k), Value: value}, err
+		}})
 }
 
 // entryValue turns what a bucket holds into the value of an entry.

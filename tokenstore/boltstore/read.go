@@ -343,37 +343,11 @@ func (s *Store) listedToken(tx *bolt.Tx, id tokenstore.ID, q *tokenstore.Query, 
 // until, in the order of their ends: for a revoked token when it was revoked,
 // for any other its expiry. It reads in steps, as List does.
 func (s *Store) Ending(ctx context.Context, from, until time.Time) iter.Seq2[tokenstore.ID, error] {
-	return func(yield func(tokenstore.ID, error) bool) {
-		at, stop := key(millis(from)), key(millis(until))
-		for {
-			if err := ctx.Err(); err != nil {
-				yield(0, err)
-				return
+	return along(ctx, s, walk[tokenstore.ID]{what: "the list of ends", bucket: bucketEnds, from: key(millis(from)), until: key(millis(until)), step: stepTokens,
+		read: func(_ *bolt.Tx, k, _ []byte) (tokenstore.ID, error) {
+			if len(k) != 16 {
+				return 0, s.wrong("the list of ends names no token")
 			}
-			var ids []tokenstore.ID
-			err := s.view(func(tx *bolt.Tx) error {
-				c := tx.Bucket(bucketEnds).Cursor()
-				for k, _ := c.Seek(at); k != nil && bytes.Compare(k, stop) < 0 && len(ids) < stepTokens; k, _ = c.Next() {
-					if bytes.Compare(k, at) < 0 {
-						return s.wrong("the list of ends is not in order")
-					}
-					ids = append(ids, tokenstore.ID(lastNumber(k)))
-					at = append(bytes.Clone(k), 0) // right behind it
-				}
-				return nil
-			})
-			if err != nil {
-				yield(0, fmt.Errorf("list ends: %w", err))
-				return
-			}
-			for _, id := range ids {
-				if !yield(id, nil) {
-					return
-				}
-			}
-			if len(ids) < stepTokens {
-				return
-			}
-		}
-	}
+			return tokenstore.ID(lastNumber(k)), nil
+		}})
 }

@@ -322,71 +322,23 @@ func (s *Store) Children(ctx context.Context, id tokenstore.ID) iter.Seq2[tokens
 // Records yields every token as it is kept, sealed, in the order of ids. It reads
 // in steps, as List does.
 func (s *Store) Records(ctx context.Context) iter.Seq2[tokenstore.SealedRecord, error] {
-	return func(yield func(tokenstore.SealedRecord, error) bool) {
-		for from, more := uint64(0), true; more; {
-			if err := ctx.Err(); err != nil {
-				yield(tokenstore.SealedRecord{}, err)
-				return
+	return along(ctx, s, walk[tokenstore.SealedRecord]{what: "the records", bucket: bucketTokens, step: stepTokens,
+		read: func(_ *bolt.Tx, k, v []byte) (r tokenstore.SealedRecord, err error) {
+			if len(k) != 8 || len(v) == 0 {
+				return r, s.wrong("a token has no record")
 			}
-			var found []tokenstore.SealedRecord
-			err := s.view(func(tx *bolt.Tx) error {
-				c := tx.Bucket(bucketTokens).Cursor()
-				k, v := c.Seek(number(from))
-				for ; k != nil && len(found) < stepTokens; k, v = c.Next() {
-					if len(v) == 0 {
-						return s.wrong("a token has no record")
-					}
-					from = lastNumber(k) + 1
-					found = append(found, tokenstore.SealedRecord{ID: tokenstore.ID(lastNumber(k)), Sealed: bytes.Clone(v[1:])})
-				}
-				more = k != nil
-				return nil
-			})
-			if err != nil {
-				yield(tokenstore.SealedRecord{}, fmt.Errorf("read records: %w", err))
-				return
-			}
-			for _, r := range found {
-				if !yield(r, nil) {
-					return
-				}
-			}
-		}
-	}
+			return tokenstore.SealedRecord{ID: tokenstore.ID(lastNumber(k)), Sealed: bytes.Clone(v[1:])}, nil
+		}})
 }
 
 // Digests yields every digest that a secret has or ever had, and whose it is. It
 // reads in steps, as List does.
 func (s *Store) Digests(ctx context.Context) iter.Seq2[tokenstore.Retired, error] {
-	return func(yield func(tokenstore.Retired, error) bool) {
-		at := []byte{}
-		for at != nil {
-			if err := ctx.Err(); err != nil {
-				yield(tokenstore.Retired{}, err)
-				return
+	return along(ctx, s, walk[tokenstore.Retired]{what: "the digests", bucket: bucketDigests, step: stepEntries,
+		read: func(_ *bolt.Tx, k, v []byte) (r tokenstore.Retired, err error) {
+			if len(k) != len(tokenstore.Digest{}) || len(v) != 8 {
+				return r, s.wrong("a digest leads nowhere")
 			}
-			var found []tokenstore.Retired
-			err := s.view(func(tx *bolt.Tx) error {
-				c := tx.Bucket(bucketDigests).Cursor()
-				k, v := c.Seek(at)
-				for ; k != nil && len(found) < stepEntries; k, v = c.Next() {
-					if len(k) != len(tokenstore.Digest{}) || len(v) != 8 {
-						return s.wrong("a digest leads nowhere")
-					}
-					found = append(found, tokenstore.Retired{Digest: tokenstore.Digest(k), Owner: tokenstore.ID(lastNumber(v))})
-				}
-				at = bytes.Clone(k)
-				return nil
-			})
-			if err != nil {
-				yield(tokenstore.Retired{}, fmt.Errorf("read digests: %w", err))
-				return
-			}
-			for _, r := range found {
-				if !yield(r, nil) {
-					return
-				}
-			}
-		}
-	}
+			return tokenstore.Retired{Digest: tokenstore.Digest(k), Owner: tokenstore.ID(lastNumber(v))}, nil
+		}})
 }

@@ -3,7 +3,6 @@ package boltstore
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"iter"
 
 	bolt "go.etcd.io/bbolt"
@@ -19,42 +18,13 @@ var bucketSilences = []byte("silences")
 // it has not been used for long enough, oldest first. It reads in steps, as List
 // does.
 func (s *Store) AwaitingSilence(ctx context.Context) iter.Seq2[tokenstore.ID, error] {
-	return func(yield func(tokenstore.ID, error) bool) {
-		for after := uint64(0); ; {
-			if err := ctx.Err(); err != nil {
-				yield(0, err)
-				return
+	return along(ctx, s, walk[tokenstore.ID]{what: "the list of silences", bucket: bucketSilences, step: stepTokens,
+		read: func(_ *bolt.Tx, k, _ []byte) (tokenstore.ID, error) {
+			if len(k) != 8 {
+				return 0, s.wrong("the list of silences names no token")
 			}
-			var ids []tokenstore.ID
-			err := s.view(func(tx *bolt.Tx) error {
-				b := tx.Bucket(bucketSilences)
-				if b == nil {
-					return nil
-				}
-				c := b.Cursor()
-				for k, _ := c.Seek(number(after + 1)); k != nil && len(ids) < stepTokens; k, _ = c.Next() {
-					if len(k) != 8 || lastNumber(k) <= after {
-						return s.wrong("the list of silences is not in order")
-					}
-					after = lastNumber(k)
-					ids = append(ids, tokenstore.ID(after))
-				}
-				return nil
-			})
-			if err != nil {
-				yield(0, fmt.Errorf("list silences: %w", err))
-				return
-			}
-			for _, id := range ids {
-				if !yield(id, nil) {
-					return
-				}
-			}
-			if len(ids) < stepTokens {
-				return
-			}
-		}
-	}
+			return tokenstore.ID(lastNumber(k)), nil
+		}})
 }
 
 func silenceOf(t *tokenstore.Token) []byte {
