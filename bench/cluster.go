@@ -609,10 +609,7 @@ func mirrorCase(ctx context.Context, o options, e *etcd) (err error) {
 		return err
 	}
 	began := time.Now()
-	n, err := openNode(ctx, e, "mirror", path, nil)
-	if err == nil {
-		err = n.store.WaitReady(ctx)
-	}
+	n, err := openReady(ctx, e, "mirror", path)
 	if err != nil {
 		return err
 	}
@@ -638,6 +635,18 @@ func mirrorCase(ctx context.Context, o options, e *etcd) (err error) {
 		}
 	}
 	return nil
+}
+
+// openReady opens a node and waits until it is in step.
+func openReady(ctx context.Context, e *etcd, name, path string) (*node, error) {
+	n, err := openNode(ctx, e, name, path, nil)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.store.WaitReady(ctx); err != nil {
+		return nil, errors.Join(err, n.close())
+	}
+	return n, nil
 }
 
 // ownCPU is the processor time of this process.
@@ -701,10 +710,7 @@ func importStore(ctx context.Context, o options, e *etcd) error {
 
 // resumeStore has a node come back to what changed while it was away.
 func resumeStore(ctx context.Context, e *etcd, path string) error {
-	other, err := openNode(ctx, e, "other", "", nil)
-	if err == nil {
-		err = other.store.WaitReady(ctx)
-	}
+	other, err := openReady(ctx, e, "other", "")
 	if err != nil {
 		return err
 	}
@@ -715,10 +721,7 @@ func resumeStore(ctx context.Context, e *etcd, path string) error {
 		return err
 	}
 	began := time.Now()
-	n, err := openNode(ctx, e, "mirror", path, nil)
-	if err == nil {
-		err = n.store.WaitReady(ctx)
-	}
+	n, err := openReady(ctx, e, "mirror", path)
 	if err != nil {
 		return err
 	}
