@@ -256,7 +256,7 @@ func (c *compiler) builtin() {
 			x-rewrite-url x-rewrite-uri x-override-url x-envoy-original-path x-envoy-original-host x-envoy-original-method
 			x-host x-http-host-override x-script-name script-name x-path-info path-info
 			x-http-method-override x-http-method x-method-override x-method
-			x-middleware-subrequest`},
+			x-middleware-subrequest x-sendfile-type x-accel-mapping`},
 		// Read by CGI programs as HTTP_PROXY, CVE-2016-5385; and credentials for a proxy, which we are.
 		{roleRemoved, "proxy proxy-authorization proxy-authenticate"},
 		{roleFraming, "content-length transfer-encoding expect"},

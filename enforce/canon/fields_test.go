@@ -34,7 +34,7 @@ func TestClientCannotSpeakForUs(t *testing.T) {
 		"X-Real-IP", "X_Real_IP", "x.real.ip", "True-Client-IP", "X-Client-IP", "CF-Connecting-IP", "cf_connecting_ip", "Fastly-Client-IP", "X-Azure-ClientIP",
 		"X-Original-URL", "X_Original_URL", "X-Rewrite-URL", "X-Original-Method", "X-Original-URI", "X-Host", "X-HTTP-Host-Override",
 		"X-HTTP-Method-Override", "X_HTTP_METHOD_OVERRIDE", "X-HTTP-Method", "X-Method-Override",
-		"X-Middleware-Subrequest", "Proxy", "PROXY", "Proxy-Authorization", "Client-Cert",
+		"X-Middleware-Subrequest", "X-Sendfile-Type", "X_Accel_Mapping", "Proxy", "PROXY", "Proxy-Authorization", "Client-Cert",
 		"Authorization", "Api-Token", "API_TOKEN", "api.token", "X-Api-Key", "x_api_key",
 		"Content_Length", "Transfer_Encoding", "transfer.encoding", "Keep_Alive",
 	} {
