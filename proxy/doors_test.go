@@ -391,6 +391,8 @@ func TestEveryRowOfTheAnswerTable(t *testing.T) {
 			status: 400, code: "bad_request"},
 		{name: "encoded slash", raw: func(s map[string]string) string { return get("/accounts/1%2f2", "Api-Token: "+s["full"]) },
 			status: 400, code: "bad_request"},
+		{name: "method in the query", raw: func(s map[string]string) string { return get("/accounts/1?_method=POST", "Api-Token: "+s["account1"]) },
+			status: 400, code: "bad_request"},
 		{name: "trace", raw: func(s map[string]string) string {
 			return "TRACE /accounts/1 HTTP/1.1\r\nHost: a\r\nApi-Token: " + s["full"] + "\r\n\r\n"
 		}, status: 405, code: "method_not_allowed"},

@@ -21,8 +21,10 @@ const (
 	QueryLoose
 	// QuerySemicolon: a plain ';' in the query. See [QueryIrregularities].
 	QuerySemicolon
+	// MethodParameter: a parameter _method in the query, in whatever spelling.
+	MethodParameter
 
-	numIrregularities = 7
+	numIrregularities = 8
 )
 
 // QueryIrregularities matter only where a rule reads the query ({?name}): elsewhere the query goes through byte for byte, and an
@@ -118,4 +120,7 @@ var relaxations = [numIrregularities]Relaxation{
 	{"query_semicolon", QuerySemicolon,
 		"The query holds a semicolon.",
 		"An upstream that splits the query at ';' sees parameters that the rule did not count. Refused only where a rule reads the query."},
+	{"method_parameter", MethodParameter,
+		"The query holds a _method parameter, which some servers run in place of the request's method.",
+		"An upstream that takes its method from there (Spring, Laravel, Express and WordPress can) runs what no rule judged. One that takes it from a form's body does so unseen: switch that off there."},
 }

@@ -15,6 +15,9 @@ type target struct {
 	origin    []byte // path and query as received, nil if the absolute form left out the path
 }
 
+// methodParameter is what many frameworks call the method that a form means, and read from the query too.
+const methodParameter = "_method"
+
 // splitTarget tells the forms of RFC 9112 section 3.2 apart. Authority-form goes with CONNECT alone, which is refused before.
 func splitTarget(h *Head) (t target, v Verdict) {
 	raw := h.Target
@@ -90,6 +93,9 @@ func (r *Rules) readTarget(q *Request, t *target) Verdict {
 		return v
 	}
 	q.Irregular |= loose
+	if _, _, n := LookupQuery(t.query, methodParameter); n > 0 {
+		q.Irregular |= MethodParameter
+	}
 	q.Path, q.Query, q.HasQuery = path, t.query, t.hasQuery
 
 	samePath := t.origin != nil && len(path) == len(t.path) // decoding only ever shortens

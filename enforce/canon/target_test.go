@@ -48,6 +48,11 @@ func TestPathIsCanonical(t *testing.T) {
 		{"/a?b=100%", "/a?b=100%", QueryLoose},
 		{"/a?b=%zz", "/a?b=%zz", QueryLoose},
 		{"/a?b|c^d`e\\f", "/a?b|c^d`e\\f", QueryLoose},
+		{"/a?_method=DELETE", "/a?_method=DELETE", MethodParameter},
+		{"/a?b&%5FMethod=put", "/a?b&%5FMethod=put", MethodParameter},
+		{"/a?.method=put", "/a?.method=put", MethodParameter}, // PHP reads a dot as an underscore
+		{"/a?_method[]=put", "/a?_method[]=put", MethodParameter},
+		{"/a?method=a&x_method=b&b=_method&_methods", "/a?method=a&x_method=b&b=_method&_methods", 0},
 		{"/%EF%BC%8Fx", "/%EF%BC%8Fx", 0}, // a full-width slash is a letter like any other unless it makes a dot segment
 		{"http://api.example.com/a%62?c", "/ab?c", 0},
 		{"HTTPS://API.example.com/a", "/a", 0},
