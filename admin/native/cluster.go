@@ -29,6 +29,7 @@ type Node struct {
 	AgeMS    *int64     `json:"age_ms"` // of what it holds, as it said; null: it does not know
 	SaidAt   *time.Time `json:"said_at"`
 	Started  *time.Time `json:"started_at"`
+	Stopped  bool       `json:"stopped"` // in good order, and may start again from its copy
 }
 
 // waitPatience bounds how long an answer waits for other nodes.

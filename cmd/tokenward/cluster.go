@@ -46,7 +46,7 @@ func (o others) Members(ctx context.Context) ([]native.Node, int64, error) {
 	nodes := make([]native.Node, 0, len(infos))
 	for i := range infos {
 		n := &infos[i]
-		one := native.Node{Name: n.Node, Version: n.Version, Mirror: n.Mirror, OnStale: "deny", Revision: n.Revision}
+		one := native.Node{Name: n.Node, Version: n.Version, Mirror: n.Mirror, OnStale: "deny", Revision: n.Revision, Stopped: n.Stopped}
 		if n.ServeStale {
 			one.OnStale = "serve"
 		}
@@ -136,13 +136,22 @@ func printCluster(w io.Writer, revision int64, nodes []native.Node, now time.Tim
 		if n.AgeMS != nil {
 			age = (time.Duration(*n.AgeMS) * time.Millisecond).String()
 		}
-		fmt.Fprintf(table, "%s\t%s\t%s\t%d\t%d\t%s\t%s\t%s\n", n.Name, n.Version, n.Mirror, n.Revision, max(0, revision-n.Revision), age, since(n.SaidAt, now), since(n.Started, now))
+		fmt.Fprintf(table, "%s\t%s\t%s\t%d\t%d\t%s\t%s\t%s\n", n.Name, n.Version, n.Mirror, n.Revision, max(0, revision-n.Revision), age, since(n.SaidAt, now), up(n, now))
 	}
 	if err := table.Flush(); err != nil {
 		return err
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// up is how long a node has been up. One that stopped is waited for like the others, as
+// it may start again from its copy.
+func up(n *native.Node, now time.Time) string {
+	if n.Stopped {
+		return "stopped"
+	}
+	return since(n.Started, now)
 }
 
 // since is how long ago a node says that something was, by two clocks.

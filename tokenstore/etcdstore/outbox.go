@@ -6,6 +6,7 @@ import (
 	"errors"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -282,50 +283,98 @@ func (o *outboxView) apply(events []*clientv3.Event) error {
 // adopt brings the events of nodes that are gone into this node's outbox: whoever
 // reads the audit logs finds them there, with the name of the node that made them.
 func (s *Store) adopt(ctx context.Context, living map[string]bool) error {
-	got, err := retried(ctx, func(ctx context.Context) (*clientv3.GetResponse, error) {
-		return s.etcd.Get(ctx, s.keys.outboxes(), clientv3.WithPrefix(), clientv3.WithLimit(1000),
-			clientv3.WithSort(clientv3.SortByCreateRevision, clientv3.SortAscend))
-	})
+	gone, err := s.outboxesBut(ctx, living)
 	if err != nil {
 		return s.failed("look for events of nodes that are gone", err)
 	}
-	for _, kv := range got.Kvs {
-		node, _, ok := bytes.Cut(kv.Key[len(s.keys.outboxes()):], []byte("/"))
-		if !ok || living[string(node)] || string(node) == s.opts.Node {
+	for _, node := range gone {
+		if err := s.adoptFrom(ctx, node); err != nil {
+			if errors.Is(err, tokenstore.ErrOutboxFull) {
+				return nil // it goes on when the audit log has taken some
+			}
+			return err
+		}
+		s.log.Warn("the audit log of this node takes the events of a node that is gone", "gone", node)
+	}
+	return nil
+}
+
+// outboxesBut returns the other nodes that have events and are not living. It asks
+// once for each outbox, however much is in it.
+func (s *Store) outboxesBut(ctx context.Context, living map[string]bool) (gone []string, err error) {
+	at, end := s.keys.outboxes(), clientv3.GetPrefixRangeEnd(s.keys.outboxes())
+	for {
+		got, err := retried(ctx, func(ctx context.Context) (*clientv3.GetResponse, error) {
+			return s.etcd.Get(ctx, at, clientv3.WithRange(end), clientv3.WithLimit(1), clientv3.WithKeysOnly())
+		})
+		if err != nil || len(got.Kvs) == 0 {
+			return gone, err
+		}
+		key := string(got.Kvs[0].Key)
+		node, _, ok := strings.Cut(key[len(s.keys.outboxes()):], "/")
+		if !ok { // not ours
+			at = key + "\x00"
 			continue
 		}
-		err := s.write(ctx, func(w *writing) error {
-			here, err := w.get(s.keys.node(string(node)))
-			if err != nil || here != nil {
-				return err // it came back
-			}
-			value, err := w.get(string(kv.Key))
-			if err != nil || value == nil {
-				return err
-			}
-			done, err := w.get(s.keys.done(string(node)))
-			if err != nil {
-				return err
-			}
-			events, err := unpackEvents(value)
-			if err != nil {
-				return err
-			}
-			for i, e := range events {
-				if n, _ := strconv.ParseUint(string(done), 10, 64); seqOf(kv.CreateRevision, i) > n {
-					w.staging().Emit(e)
-				}
-			}
-			w.delete(string(kv.Key))
-			return nil
+		if !living[node] && node != s.opts.Node {
+			gone = append(gone, node)
+		}
+		at = clientv3.GetPrefixRangeEnd(s.keys.outbox(node))
+	}
+}
+
+// adoptPage is how many of a node's changes are looked at at once.
+const adoptPage = 1000
+
+// adoptFrom takes what waits in the outbox of one node, in its order, unless that
+// comes back.
+func (s *Store) adoptFrom(ctx context.Context, node string) error {
+	for {
+		got, err := retried(ctx, func(ctx context.Context) (*clientv3.GetResponse, error) {
+			return s.etcd.Get(ctx, s.keys.outbox(node), clientv3.WithPrefix(), clientv3.WithLimit(adoptPage),
+				clientv3.WithSort(clientv3.SortByCreateRevision, clientv3.SortAscend))
 		})
-		if errors.Is(err, tokenstore.ErrOutboxFull) {
+		if err != nil {
+			return s.failed("read the events of a node that is gone", err)
+		}
+		for _, kv := range got.Kvs {
+			if back, err := s.adoptChange(ctx, node, kv); back || err != nil {
+				return err
+			}
+		}
+		if !got.More {
 			return nil
 		}
+	}
+}
+
+// adoptChange takes the events of one change. back says that the node is there again.
+func (s *Store) adoptChange(ctx context.Context, node string, kv *mvccpb.KeyValue) (back bool, err error) {
+	err = s.write(ctx, func(w *writing) error {
+		here, err := w.get(s.keys.node(node))
+		if back = here != nil; err != nil || back {
+			return err
+		}
+		value, err := w.get(string(kv.Key))
+		if err != nil || value == nil {
+			return err
+		}
+		text, err := w.get(s.keys.done(node))
 		if err != nil {
 			return err
 		}
-		s.log.Warn("the audit log of this node takes the events of a node that is gone", "gone", string(node))
-	}
-	return nil
+		events, err := unpackEvents(value)
+		if err != nil {
+			return err
+		}
+		done, _ := strconv.ParseUint(string(text), 10, 64) // none: nothing is in its log
+		for i, e := range events {
+			if seqOf(kv.CreateRevision, i) > done {
+				w.staging().Emit(e)
+			}
+		}
+		w.delete(string(kv.Key))
+		return nil
+	})
+	return back, err
 }
