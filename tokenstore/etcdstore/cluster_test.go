@@ -110,12 +110,12 @@ func (b *bed) create(i int) (*tokenstore.Token, error) {
 
 // edit changes a token on a node and notes what the caller is told.
 func (b *bed) edit(i int, id tokenstore.ID, with func(*tokenstore.Token)) error {
-	return b.change(i, id, func(tok *tokenstore.Token) error { with(tok); return nil }, nil)
+	return b.change(i, id, func(tok *tokenstore.Token) error { with(tok); return nil }, nil, nil)
 }
 
-// change is edit with a function that may refuse, and tells made of the token as it
-// is afterwards.
-func (b *bed) change(i int, id tokenstore.ID, with func(*tokenstore.Token) error, made func(*tokenstore.Token)) error {
+// change is edit with a function that may refuse. It calls between before each commit,
+// and tells made of the token as it is afterwards; both may be nil.
+func (b *bed) change(i int, id tokenstore.ID, with func(*tokenstore.Token) error, between func(), made func(*tokenstore.Token)) error {
 	var after *tokenstore.Token
 	var event string
 	err := b.nodes[i].Change(b.t.Context(), func(tx tokenstore.Tx) (err error) {
@@ -127,7 +127,11 @@ func (b *bed) change(i int, id tokenstore.ID, with func(*tokenstore.Token) error
 		}
 		event = fmt.Sprintf("edit %d to %d", id, after.Revision+1)
 		tx.Emit([]byte(event))
-		return tx.Put(after)
+		err = tx.Put(after)
+		if between != nil {
+			between()
+		}
+		return err
 	})
 	switch {
 	case err == nil:

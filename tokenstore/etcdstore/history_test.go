@@ -83,6 +83,9 @@ func TestHistoriesAreThoseOfOneStore(t *testing.T) {
 		for i := range h.ids {
 			h.ids[i] = b.mustCreate(i % len(b.nodes)).ID
 		}
+		if round%3 == 2 {
+			h.loseAnswers(b, rand.New(rand.NewPCG(uint64(round), 99))) //nolint:gosec // repeatable
+		}
 		stop := b.disturb(uint64(round)) //nolint:gosec // small
 		var clients sync.WaitGroup
 		for i := range b.nodes {
@@ -95,6 +98,11 @@ func TestHistoriesAreThoseOfOneStore(t *testing.T) {
 				})
 			}
 		}
+		if round%3 == 1 {
+			leader := b.etcd.Leader()
+			leader.Stop()
+			leader.Start()
+		}
 		clients.Wait()
 		stop()
 		h.finish()
@@ -103,6 +111,57 @@ func TestHistoriesAreThoseOfOneStore(t *testing.T) {
 		}
 		t.Logf("round %d: %d verbs in %s, %d of unknown outcome, %d given up", round, len(h.ops), time.Since(h.began).Round(time.Millisecond), h.unknown, h.failed)
 		b.healed()
+	}
+}
+
+// loseAnswers takes all answers from the first node in the middle of a change, for
+// longer than it is tried, while the others go on, and has all read what became of it.
+func (h *recorded) loseAnswers(b *bed, r *rand.Rand) {
+	var cut sync.WaitGroup
+	cut.Go(func() {
+		op := porcupine.Operation{ClientId: 100, Input: verb{kind: "rename"}, Call: int64(time.Since(h.began))}
+		s, err := h.change(b, 0, verb{kind: "rename"}, func() { b.relays[0].Stall(etcdtest.Answers) })
+		h.note(op, s, err)
+	})
+	for range 20 {
+		h.do(b, 1, 200, r)
+	}
+	cut.Wait()
+	b.relays[0].Heal()
+	for i := range b.nodes {
+		for range 10 {
+			h.do(b, i, 300+i, r)
+		}
+	}
+}
+
+// TestHistoryOfALostChangeIsRefused shows the checker histories that no store may make.
+func TestHistoryOfALostChangeIsRefused(t *testing.T) {
+	at := func(revision uint64, revoked bool) (s seen) {
+		for i := range s.cells {
+			s.cells[i].revision = 1
+		}
+		s.cells[0].revision, s.cells[0].revoked = revision, revoked
+		return s
+	}
+	const forever = math.MaxInt64
+	change, revoked, read := verb{kind: "rename"}, verb{kind: "revoke"}, verb{kind: "read"}
+	for _, test := range []struct {
+		name string
+		ops  []porcupine.Operation
+		ok   bool
+	}{
+		{"read after write", []porcupine.Operation{{Input: change, Output: at(2, false), Call: 1, Return: 2}, {Input: read, Output: at(2, false), Call: 3, Return: 4}}, true},
+		{"a lost write", []porcupine.Operation{{Input: change, Output: at(2, false), Call: 1, Return: 2}, {Input: read, Output: at(1, false), Call: 3, Return: 4}}, false},
+		{"a token that comes back", []porcupine.Operation{{Input: revoked, Output: at(2, true), Call: 1, Return: 2}, {Input: change, Output: at(3, false), Call: 3, Return: 4}}, false},
+		{"the same revision twice", []porcupine.Operation{{Input: change, Output: at(2, false), Call: 1, Return: 5}, {ClientId: 1, Input: change, Output: at(2, false), Call: 2, Return: 6}}, false},
+		{"an unknown outcome that was made", []porcupine.Operation{{ClientId: 9, Input: change, Output: seen{unknown: true}, Call: 1, Return: forever}, {Input: read, Output: at(2, false), Call: 3, Return: 4}}, true},
+		{"one that was not", []porcupine.Operation{{ClientId: 9, Input: change, Output: seen{unknown: true}, Call: 1, Return: forever}, {Input: read, Output: at(1, false), Call: 3, Return: 4}}, true},
+		{"one that was made twice", []porcupine.Operation{{ClientId: 9, Input: change, Output: seen{unknown: true}, Call: 1, Return: forever}, {Input: read, Output: at(3, false), Call: 3, Return: 4}}, false},
+	} {
+		if got := porcupine.CheckOperations(oneStore, test.ops); got != test.ok {
+			t.Errorf("%s: could be of one store: %v, want %v", test.name, got, test.ok)
+		}
 	}
 }
 
@@ -129,6 +188,11 @@ func (h *recorded) do(b *bed, node, client int, r *rand.Rand) {
 	}
 	op := porcupine.Operation{ClientId: client, Input: v, Call: int64(time.Since(h.began))}
 	s, err := h.ask(b, node, v)
+	h.note(op, s, err)
+}
+
+// note adds a verb that has ended.
+func (h *recorded) note(op porcupine.Operation, s seen, err error) {
 	op.Output, op.Return = s, int64(time.Since(h.began))
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -143,10 +207,11 @@ func (h *recorded) do(b *bed, node, client int, r *rand.Rand) {
 	h.ops = append(h.ops, op)
 }
 
+func (s *seen) tell(i int, tok *tokenstore.Token) {
+	s.cells[i].revision, s.cells[i].revoked = tok.Revision, tok.State == tokenstore.StateRevoked
+}
+
 func (h *recorded) ask(b *bed, node int, v verb) (s seen, err error) {
-	note := func(i int, tok *tokenstore.Token) {
-		s.cells[i].revision, s.cells[i].revoked = tok.Revision, tok.State == tokenstore.StateRevoked
-	}
 	if v.kind == "read" {
 		err = b.nodes[node].Change(b.t.Context(), func(tx tokenstore.Tx) error {
 			for _, i := range []int{v.i, v.j} {
@@ -154,12 +219,17 @@ func (h *recorded) ask(b *bed, node int, v verb) (s seen, err error) {
 				if err != nil {
 					return err
 				}
-				note(i, tok)
+				s.tell(i, tok)
 			}
 			return nil
 		})
 		return s, err
 	}
+	return h.change(b, node, v, nil)
+}
+
+// change does a verb that changes; between is called before each commit.
+func (h *recorded) change(b *bed, node int, v verb, between func()) (s seen, err error) {
 	err = b.change(node, h.ids[v.i], func(tok *tokenstore.Token) error {
 		if tok.State == tokenstore.StateRevoked {
 			return errRevoked
@@ -168,7 +238,7 @@ func (h *recorded) ask(b *bed, node int, v verb) (s seen, err error) {
 			revoke(tok)
 		}
 		return nil
-	}, func(tok *tokenstore.Token) { note(v.i, tok) })
+	}, between, func(tok *tokenstore.Token) { s.tell(v.i, tok) })
 	switch {
 	case errors.Is(err, errRevoked):
 		s.refused, err = true, nil

@@ -24,6 +24,24 @@ func TestStoreKeepsTheContract(t *testing.T) {
 	}
 }
 
+// TestContractHoldsWhileMembersFail runs the whole contract while the ways to two of
+// three members lose, hold up and cut what passes, and each change runs twice.
+func TestContractHoldsWhileMembersFail(t *testing.T) {
+	t.Parallel()
+	if !storetest.Soak() {
+		t.Skip("TOKENWARD_SOAK=1 runs it: each change waits for members that do not answer")
+	}
+	b := newBed(t, 3, 1, nil)
+	t.Cleanup(b.disturb(1))
+	storetest.Run(t, func(t *testing.T, onChange func(tokenstore.Change)) *storetest.Harness {
+		o := mirrored(t, newPrefix(), b.relays[0].Endpoints())
+		o.changed = onChange
+		h := harness(t, func(t *testing.T) *node { return startNode(t, o) })
+		h.Store = &storetest.Faulty{Store: h.Store, ChangeFate: func() storetest.Fate { return storetest.Twice }}
+		return h
+	})
+}
+
 // harness is what the contract is tested with. open starts the same node again.
 func harness(t *testing.T, open func(t *testing.T) *node) *storetest.Harness {
 	t.Helper()
