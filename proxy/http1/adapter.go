@@ -186,7 +186,8 @@ type responseWriter struct {
 	length   int64 // announced by the handler, or -1
 	written  int64
 	buf      []byte
-	headOut  bool // the head has left
+	out      []byte // what was sent last, whose place the next piece takes
+	headOut  bool   // the head has left
 	chunking bool
 	done     bool // the handler returned normally
 	failed   error
@@ -258,9 +259,14 @@ func (w *responseWriter) Write(p []byte) (int, error) {
 		return 0, http.ErrContentLength
 	}
 	w.written += int64(len(p))
-	w.buf = append(w.buf, p...)
-	if len(w.buf) >= adapterBuffer {
-		w.flush()
+	switch {
+	case len(w.buf)+len(p) < adapterBuffer:
+		w.buf = append(w.buf, p...)
+	case !w.headOut: // which is composed by how the body begins
+		w.buf = append(w.buf, p...)
+		w.flush(nil)
+	default:
+		w.flush(p)
 	}
 	return len(p), w.failed
 }
@@ -281,7 +287,7 @@ func (w *responseWriter) FlushError() error {
 	if w.status == 0 {
 		w.WriteHeader(http.StatusOK)
 	}
-	w.flush()
+	w.flush(nil)
 	return w.failed
 }
 
@@ -289,27 +295,29 @@ func bodyAllowed(status int) bool {
 	return status >= 200 && status != http.StatusNoContent && status != http.StatusNotModified
 }
 
-// flush sends the head, if it has not left, and what is buffered.
-func (w *responseWriter) flush() {
-	var dst []byte
+// flush sends the head, if it has not left, what is buffered, and then p.
+func (w *responseWriter) flush(p []byte) {
+	dst := w.out[:0]
 	if !w.headOut {
 		dst = w.composeHead(-1)
 	}
-	dst = w.appendBody(dst, w.buf)
-	w.buf = w.buf[:0]
+	dst = w.appendBody(dst, w.buf, p)
+	w.buf, w.out = w.buf[:0], dst
 	w.send(dst)
 }
 
-func (w *responseWriter) appendBody(dst, p []byte) []byte {
+// appendBody appends a piece of the body, which is in two parts.
+func (w *responseWriter) appendBody(dst, p, rest []byte) []byte {
+	length := len(p) + len(rest)
 	switch {
-	case w.r.Method == http.MethodHead || len(p) == 0:
+	case w.r.Method == http.MethodHead || length == 0:
 		return dst
 	case w.chunking:
-		dst = strconv.AppendInt(dst, int64(len(p)), 16)
-		dst = append(append(dst, "\r\n"...), p...)
+		dst = strconv.AppendInt(dst, int64(length), 16)
+		dst = append(append(append(dst, "\r\n"...), p...), rest...)
 		return append(dst, "\r\n"...)
 	}
-	return append(dst, p...)
+	return append(append(dst, p...), rest...)
 }
 
 // composeHead writes the answer's head. whole is the length of the body where
@@ -442,7 +450,7 @@ func (w *responseWriter) finish() {
 	if !w.headOut {
 		dst = w.composeHead(int64(len(w.buf)))
 	}
-	dst = w.appendBody(dst, w.buf)
+	dst = w.appendBody(dst, w.buf, nil)
 	if w.chunking {
 		dst = append(dst, "0\r\n"...)
 		dst = append(w.appendTrailers(dst), "\r\n"...)

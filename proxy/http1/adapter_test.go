@@ -30,6 +30,17 @@ func TestAdapterGivesTheWholeRequest(t *testing.T) {
 		want("POST", 200, `POST /  h [] -1 "abc" <nil> v`)
 }
 
+// TestLongAnswerMakesNoGarbage: a backup is half a gigabyte in such pieces.
+func TestLongAnswerMakesNoGarbage(t *testing.T) {
+	piece := []byte(strings.Repeat("x", 32<<10))
+	c := adapted(t, func(w http.ResponseWriter, _ *http.Request) {
+		if n := testing.AllocsPerRun(200, func() { _, _ = w.Write(piece) }); n >= 1 {
+			t.Errorf("%.1f allocations for each piece", n)
+		}
+	})
+	c.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n").want("GET", 200, strings.Repeat(string(piece), 201))
+}
+
 func TestAdapterFramesAnswers(t *testing.T) {
 	long := strings.Repeat("x", 3*adapterBuffer)
 	for _, c := range []struct {
