@@ -43,7 +43,7 @@ func (a *app) newFace(name string, g *gate) face {
 }
 
 func (a *app) nativeOptions(g *gate) native.Options {
-	o := native.Options{Explain: a.explain, Seen: g.seen, Backup: a.vault.backup, Import: a.vault.importBody}
+	o := native.Options{Explain: a.explain, Seen: g.seen, Backup: a.backup, Import: a.vault.importBody}
 	if p := a.vault.part; p != nil {
 		o.Cluster, o.CursorKey = others{p}, a.vault.cursorKey()
 	}
