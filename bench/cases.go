@@ -36,6 +36,7 @@ var benchCases = []benchCase{
 	{"tls: TLS 1.3 keep-alive, 64 connections", tlsCase},
 	{"idle: 10,000 idle connections", idleCase},
 	{"scale: stored tokens and routes", scaleCase},
+	{"backup: hot backups beside requests, 64 connections", backupCase},
 	{"cluster: a node of a cluster beside a single node", clusterCase},
 }
 

@@ -118,6 +118,12 @@ func (f *field) start(ctx context.Context, name, scheme string, port int, args [
 
 // restartTokenward runs tokenward with another configuration.
 func (f *field) restartTokenward(ctx context.Context, o options, config string) error {
+	return f.withTokenwardStopped(ctx, o, config, func() error { return nil })
+}
+
+// withTokenwardStopped does something to tokenward's files, and then runs it with a
+// configuration.
+func (f *field) withTokenwardStopped(ctx context.Context, o options, config string, do func() error) error {
 	p := f.peers[tokenward].process
 	if err := p.stop(); err != nil {
 		return err
@@ -127,6 +133,9 @@ func (f *field) restartTokenward(ctx context.Context, o options, config string) 
 			f.started = append(f.started[:i], f.started[i+1:]...)
 			break
 		}
+	}
+	if err := do(); err != nil {
+		return err
 	}
 	port, scheme := portTokenward, "http"
 	return f.start(ctx, tokenward, scheme, port, []string{o.binary, "serve", "--config", filepath.Join(f.dir, config)})
