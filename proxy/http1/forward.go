@@ -85,7 +85,7 @@ var errSlowBody = &ProtocolError{408, "body_timeout", "the request body stopped 
 //
 // A request that failed on an idle connection that had died meanwhile is sent
 // once more on a new one, if nothing of it was sent, or if its method is
-// idempotent, it was sent whole, and no byte of an answer came (RFC 9112 §9.3.1).
+// safe, it was sent whole, and no byte of an answer came (RFC 9112 §9.3.1).
 //
 // Where the Result says Again, the same holds for the upstream as a whole: unless
 // the caller answers, it may call Forward once more, for another upstream. The
@@ -142,9 +142,9 @@ func (f *forward) again() bool {
 	case StagePool, StageDial:
 		return true
 	case StageWrite:
-		return !f.result.Timeout && (!f.result.Sent || f.idempotent())
+		return !f.result.Timeout && (!f.result.Sent || f.harmless())
 	case StageHead:
-		return !f.result.Timeout && !f.heard && f.whole && f.idempotent()
+		return !f.result.Timeout && !f.heard && f.whole && f.harmless()
 	case StageNone, StageEdit, StageRequest, StageBody, StageClient, StageCut:
 	}
 	return false
@@ -343,7 +343,7 @@ func (f *forward) connect(mayReuse bool) error {
 		f.release(false)
 		return f.connect(mayReuse) // there is one idle connection less
 	}
-	again := f.pc.pooled && (n == 0 || f.idempotent())
+	again := f.pc.pooled && (n == 0 || f.harmless())
 	f.release(false)
 	if again && !f.c.cut.Load() && !f.c.gone.Load() && !errors.Is(err, os.ErrDeadlineExceeded) {
 		f.result.Retried = true
@@ -418,10 +418,12 @@ func (c *conn) setCancel(cancel context.CancelFunc) {
 	}
 }
 
-// idempotent reports whether the request may be sent twice (RFC 9110 §9.2.2).
-func (f *forward) idempotent() bool {
+// harmless reports whether the request asks for nothing to be done (RFC 9110 §9.2.1),
+// so that it may be sent twice. Idempotent ones that do may not: whoever deletes twice
+// is told that there is nothing, and what somebody else did in between is undone.
+func (f *forward) harmless() bool {
 	switch string(f.x.req.Method) {
-	case "GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE":
+	case "GET", "HEAD", "OPTIONS", "TRACE":
 		return true
 	}
 	return false
@@ -486,7 +488,7 @@ const maxInterims = 32
 // mayRepeat reports whether the request can go out again after an idle
 // connection turned out to be dead.
 func (f *forward) mayRepeat(err error) bool {
-	return f.pc.pooled && f.whole && !f.result.Retried && f.idempotent() && !f.heard &&
+	return f.pc.pooled && f.whole && !f.result.Retried && f.harmless() && !f.heard &&
 		!f.c.cut.Load() && !f.c.gone.Load() && !errors.Is(err, os.ErrDeadlineExceeded)
 }
 

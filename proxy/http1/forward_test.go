@@ -574,10 +574,10 @@ func TestDeadIdleConnectionIsReplaced(t *testing.T) {
 	}
 }
 
-// TestOnlyIdempotentRequestsAreRepeated: the connection dies after the second
+// TestOnlySafeRequestsAreRepeated: the connection dies after the second
 // request has arrived.
-func TestOnlyIdempotentRequestsAreRepeated(t *testing.T) {
-	for method, status := range map[string]int{"GET": 200, "PUT": 200, "POST": 502, "PATCH": 502} {
+func TestOnlySafeRequestsAreRepeated(t *testing.T) {
+	for method, status := range map[string]int{"GET": 200, "OPTIONS": 200, "PUT": 502, "DELETE": 502, "POST": 502, "PATCH": 502} {
 		up := scripted(t, func(n int, c *client) {
 			c.request()
 			c.reply("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
