@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log"
@@ -31,7 +32,10 @@ type app struct {
 	log *slog.Logger
 	now func() time.Time
 
-	path  string         // of the configuration file, which is watched; empty: none is
+	path   string            // of the configuration file, which is watched; empty: none is
+	loaded [sha256.Size]byte // fingerprint of the files as cfg was read from them
+	hangup <-chan os.Signal  // asks for a reload
+
 	level *slog.LevelVar // of log; nil: a reload does not change it
 
 	vault    *vault

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"syscall"
@@ -35,8 +36,10 @@ func newDemoCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			err = runDemo(cmd.Context(), dir, cmd.OutOrStdout())
-			if cmd.Context().Err() != nil && errors.Is(err, context.Canceled) {
+			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGHUP) // its terminal was closed
+			defer stop()
+			err = runDemo(ctx, dir, cmd.OutOrStdout())
+			if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 				err = nil // interrupted before the page was there
 			}
 			return errors.Join(err, remove(cmd.OutOrStdout()))

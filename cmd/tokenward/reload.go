@@ -24,30 +24,35 @@ const reloadEvery = 2 * time.Second
 // it returns. The app's configuration changes in here only. A configuration that
 // came from no file is not watched.
 func (a *app) watch(ctx context.Context, failed <-chan error) error {
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
-	defer signal.Stop(hangup)
 	tick := time.NewTicker(reloadEvery)
 	defer tick.Stop()
 	path := a.path
-	files := newChanges(a.fingerprint(path))
+	files := newChanges(a.loaded)
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case err := <-failed:
 			return err
-		case <-hangup:
+		case <-a.hangup:
 		case <-tick.C:
-			if path == "" || !files.settled(a.fingerprint(path)) {
+			if path == "" || !files.settled(a.cfg.fingerprint(path)) {
 				continue
 			}
 		}
 		if path != "" {
-			files = newChanges(a.fingerprint(path))
+			files = newChanges(a.cfg.fingerprint(path))
 			a.reload(path)
 		}
 	}
+}
+
+// hangups receives when the operator asks for a reload, until stop is called. Whoever
+// begins early is not ended by one that comes while the program still starts.
+func hangups() (asked <-chan os.Signal, stop func()) {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	return hangup, func() { signal.Stop(hangup) }
 }
 
 // changes tells when files have changed and are not being written any more: half
@@ -69,15 +74,15 @@ func (c *changes) settled(now [sha256.Size]byte) bool {
 
 // fingerprint is a digest of what the watched files hold. A file that cannot be
 // read counts as empty: the reload that follows says why.
-func (a *app) fingerprint(path string) [sha256.Size]byte {
+func (c *Config) fingerprint(path string) [sha256.Size]byte {
 	h := sha256.New()
 	files := []string{path}
-	for _, t := range []TLSConfig{a.cfg.Proxy.TLS, a.cfg.Admin.TLS} {
+	for _, t := range []TLSConfig{c.Proxy.TLS, c.Admin.TLS} {
 		files = append(files, t.CertFile, t.KeyFile, t.ClientCAFile)
 	}
-	up := a.cfg.Proxy.UpstreamTLS
+	up := c.Proxy.UpstreamTLS
 	files = append(files, up.CAFile, up.CertFile, up.KeyFile)
-	files = append(files, a.cfg.Proxy.Identity.SigningKeyFiles...)
+	files = append(files, c.Proxy.Identity.SigningKeyFiles...)
 	for _, f := range files {
 		if f == "" {
 			continue

@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -14,11 +15,13 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -229,9 +232,9 @@ func TestEveryFileThatAReloadReadsIsWatched(t *testing.T) {
 		t.Fatal(all, err)
 	}
 	for _, one := range all {
-		before := a.fingerprint(path)
+		before := a.cfg.fingerprint(path)
 		writeFile(t, one, "changed", 0o600)
-		if a.fingerprint(path) == before {
+		if a.cfg.fingerprint(path) == before {
 			t.Errorf("a change of %s is not noticed", filepath.Base(one))
 		}
 	}
@@ -381,5 +384,45 @@ func TestHalfWrittenFileIsNotLoaded(t *testing.T) {
 		if got := c.settled([32]byte{look.found}); got != look.load {
 			t.Errorf("look %d at %c: load is %v", i+1, look.found, got)
 		}
+	}
+}
+
+// TestAHangupDuringTheStartEndsNothing asks for a reload while the program waits for
+// an etcd that accepts connections and says nothing.
+func TestAHangupDuringTheStartEndsNothing(t *testing.T) {
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	dir := t.TempDir()
+	config := filepath.Join(dir, "tokenward.yaml")
+	writeFile(t, config, fmt.Sprintf(`proxy: {listen: "127.0.0.1:0", upstream: "http://127.0.0.1:9"}
+admin: {listen: "127.0.0.1:0"}
+metrics: {listen: "127.0.0.1:0"}
+tokenstore:
+  path: %[2]s/t.db
+  etcd: {endpoints: ["http://%[1]s"], node: a}
+audit: {path: %[2]s/audit.jsonl}
+`, silent.Addr(), dir), 0o600)
+	cmd := exec.CommandContext(t.Context(), "tokenward", "serve", "--config", config)
+	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0")
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &said, &said
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	c, err := silent.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	// Of two pending signals the kernel delivers the one with the lower number first.
+	if err := errors.Join(cmd.Process.Signal(syscall.SIGHUP), cmd.Process.Signal(syscall.SIGTERM)); err != nil {
+		t.Fatal(err)
+	}
+	err = cmd.Wait()
+	if e, ok := errors.AsType[*exec.ExitError](err); ok && !e.Exited() {
+		t.Fatalf("the hangup ended the program: %v\n%s", err, said.String())
 	}
 }

@@ -33,6 +33,9 @@ func newServeCommand() *cobra.Command {
 // serve runs one app until ctx ends, and then drains it. path is where cfg was
 // read from.
 func serve(ctx context.Context, cfg *Config, path string, stderr io.Writer) error {
+	loaded := cfg.fingerprint(path)
+	hangup, stop := hangups()
+	defer stop()
 	faults, warnings := cfg.checkFiles(time.Now())
 	if len(faults) > 0 {
 		return newConfigError(path, nil, faults)
@@ -44,7 +47,7 @@ func serve(ctx context.Context, cfg *Config, path string, stderr io.Writer) erro
 	if err != nil {
 		return err
 	}
-	a.path, a.level = path, level
+	a.path, a.loaded, a.hangup, a.level = path, loaded, hangup, level
 	return a.run(ctx)
 }
 
