@@ -195,6 +195,9 @@ func (a *answer) Write(b []byte) (int, error) {
 		return 0, a.failed
 	}
 	a.WriteHeader(http.StatusOK)
+	if a.committed && len(b) >= holdBytes {
+		return a.pass(b)
+	}
 	a.held = append(a.held, b...)
 	if len(a.held) >= holdBytes {
 		if err := a.send(); err != nil {
@@ -202,6 +205,15 @@ func (a *answer) Write(b []byte) (int, error) {
 		}
 	}
 	return len(b), nil
+}
+
+// pass writes what is held, and b as it is: pieces of a backup are not copied.
+func (a *answer) pass(b []byte) (n int, err error) {
+	if err := a.send(); err != nil {
+		return 0, err
+	}
+	n, a.failed = a.w.Write(b)
+	return n, a.failed
 }
 
 // Unwrap serves http.ResponseController.

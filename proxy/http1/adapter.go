@@ -297,6 +297,10 @@ func bodyAllowed(status int) bool {
 
 // flush sends the head, if it has not left, what is buffered, and then p.
 func (w *responseWriter) flush(p []byte) {
+	if w.headOut && !w.chunking && len(w.buf) == 0 && w.r.Method != http.MethodHead {
+		w.send(p) // as it is
+		return
+	}
 	dst := w.out[:0]
 	if !w.headOut {
 		dst = w.composeHead(-1)

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -43,6 +44,12 @@ func TestLongAnswerMakesNoGarbage(t *testing.T) {
 
 func TestAdapterFramesAnswers(t *testing.T) {
 	long := strings.Repeat("x", 3*adapterBuffer)
+	announcedLong := func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Length", strconv.Itoa(3*len(long)+3))
+		for _, piece := range []string{"a", long, long, "b", long, "c"} {
+			_, _ = io.WriteString(w, piece)
+		}
+	}
 	for _, c := range []struct {
 		name    string
 		method  string
@@ -75,6 +82,8 @@ func TestAdapterFramesAnswers(t *testing.T) {
 				panic(err)
 			}
 		}, 200, "ab", func(r *http.Response) bool { return r.ContentLength == 2 }},
+		{"announced long", "GET", "1.1", announcedLong, 200, "a" + long + long + "b" + long + "c", func(r *http.Response) bool { return r.ContentLength == int64(3*len(long)+3) && !r.Close }},
+		{"HEAD announced long", "HEAD", "1.1", announcedLong, 200, "", func(r *http.Response) bool { return r.ContentLength == int64(3*len(long)+3) && !r.Close }},
 		{"HEAD", "HEAD", "1.1", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "abc") }, 200, "",
 			func(r *http.Response) bool { return r.ContentLength == 3 }},
 		{"HEAD long", "HEAD", "1.1", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, long) }, 200, "", func(*http.Response) bool { return true }},
