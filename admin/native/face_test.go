@@ -3,12 +3,15 @@ package native_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -67,6 +70,54 @@ type failing struct{ kind admin.Kind }
 
 func (f failing) Authenticate(*http.Request) (admin.Caller, *admin.Error) {
 	return admin.Caller{}, &admin.Error{Kind: f.kind}
+}
+
+// TestBackupKeepsItsLength: short or long, in whatever pieces, or broken off before
+// or after its first bytes have left.
+func TestBackupKeepsItsLength(t *testing.T) {
+	long := strings.Repeat("0123456789abcdef", 4<<10)
+	for name, test := range map[string]struct {
+		pieces []string
+		fault  error
+		broken bool
+	}{
+		"short":              {[]string{"head", "end"}, nil, false},
+		"long":               {[]string{"head", long, "a", long, long, "end"}, nil, false},
+		"fault before":       {nil, errors.New("disk"), false},
+		"fault in the head":  {[]string{"head"}, errors.New("disk"), false},
+		"fault in the bytes": {[]string{"head", long, "a", long}, errors.New("disk"), true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := admintest.New(t)
+			whole := strings.Join(test.pieces, "")
+			h := admintest.Handler(native.New(w.Service, w.Gate(), w.Log, native.Options{
+				Backup: func(_ context.Context, to io.Writer, begin func(int64)) error {
+					begin(int64(len(whole)))
+					for _, p := range test.pieces {
+						if n, err := io.WriteString(to, p); n != len(p) || err != nil {
+							t.Errorf("%d of %d bytes, %v", n, len(p), err)
+						}
+					}
+					return test.fault
+				},
+			}))
+			root := w.Cast().Root
+			defer func() {
+				if p := recover(); (p == http.ErrAbortHandler) != test.broken { //nolint:errorlint // the value itself is the sign
+					t.Errorf("panic %v", p)
+				}
+			}()
+			r := admintest.Send(t, h, root, "GET", "/v1/backup", "")
+			switch length := r.Header().Get("Content-Length"); {
+			case test.fault != nil:
+				if r.Code != http.StatusInternalServerError || length != strconv.Itoa(r.Body.Len()) {
+					t.Errorf("status %d, %d bytes of %s", r.Code, r.Body.Len(), length)
+				}
+			case r.Code != http.StatusOK || r.Body.String() != whole || length != strconv.Itoa(len(whole)):
+				t.Errorf("status %d, %d bytes of %s, want %d", r.Code, r.Body.Len(), length, len(whole))
+			}
+		})
+	}
 }
 
 func TestBadInputNamesTheField(t *testing.T) {

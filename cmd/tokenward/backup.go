@@ -124,7 +124,7 @@ func (b *backupCommand) fromStore(cmd *cobra.Command, w io.Writer) (err error) {
 	if err := v.service.MayBackup(cmd.Context(), admin.Operator("")); err != nil {
 		return err
 	}
-	return v.backup(cmd.Context(), w)
+	return v.backup(cmd.Context(), w, nil)
 }
 
 // backupPace is how many bytes of a backup a server writes in a second: a million
@@ -133,8 +133,8 @@ func (b *backupCommand) fromStore(cmd *cobra.Command, w io.Writer) (err error) {
 const backupPace = 80e6
 
 // backup streams a backup, at the pace that leaves room for requests.
-func (a *app) backup(ctx context.Context, w io.Writer) error {
-	return a.vault.backup(ctx, &pacedWriter{ctx: ctx, w: w})
+func (a *app) backup(ctx context.Context, w io.Writer, begin func(bytes int64)) error {
+	return a.vault.backup(ctx, &pacedWriter{ctx: ctx, w: w}, begin)
 }
 
 // pacedWriter writes at backupPace. Time that w takes longer is not made up for.

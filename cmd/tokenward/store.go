@@ -242,9 +242,9 @@ func readPeppers(paths []string) (*tokenstore.Peppers, error) {
 	return peppers, nil
 }
 
-// backup writes a backup of the store.
-func (v *vault) backup(ctx context.Context, w io.Writer) error {
-	_, err := v.store.Backup(ctx, w, v.now())
+// backup writes a backup of the store. begin is told its length before, or nil.
+func (v *vault) backup(ctx context.Context, w io.Writer, begin func(bytes int64)) error {
+	_, err := v.store.Backup(ctx, w, v.now(), begin)
 	return err
 }
 

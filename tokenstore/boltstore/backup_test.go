@@ -17,9 +17,18 @@ var backupTime = time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
 func backup(t testing.TB, s *Store) ([]byte, Manifest) {
 	t.Helper()
 	var b bytes.Buffer
-	m, err := s.Backup(t.Context(), &b, backupTime)
+	announced := int64(-1)
+	m, err := s.Backup(t.Context(), &b, backupTime, func(bytes int64) {
+		if b.Len() > 0 {
+			t.Error("the length came after the beginning")
+		}
+		announced = bytes
+	})
 	if err != nil {
 		t.Fatal(err)
+	}
+	if int64(b.Len()) != announced {
+		t.Errorf("%d bytes, and %d were announced", b.Len(), announced)
 	}
 	return b.Bytes(), m
 }
@@ -107,12 +116,12 @@ func TestDamagedBackupIsRefused(t *testing.T) {
 func TestBackupThatCannotBeWrittenFails(t *testing.T) {
 	s := newTestStore(t, Options{})
 	full := errors.New("disk full")
-	if _, err := s.Backup(t.Context(), failingWriter{full}, backupTime); !errors.Is(err, full) {
+	if _, err := s.Backup(t.Context(), failingWriter{full}, backupTime, nil); !errors.Is(err, full) {
 		t.Errorf("%v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := s.Backup(ctx, &bytes.Buffer{}, backupTime); !errors.Is(err, context.Canceled) {
+	if _, err := s.Backup(ctx, &bytes.Buffer{}, backupTime, nil); !errors.Is(err, context.Canceled) {
 		t.Errorf("%v", err)
 	}
 }
