@@ -144,8 +144,9 @@ type pacedWriter struct {
 	due time.Time // when what was written may have been
 }
 
-// pauseLeast keeps the timer from being asked for each piece.
-const pauseLeast = 10 * time.Millisecond
+// pauseLeast makes bursts of 1.6 MB, of some 2 ms of a processor. A processor that is
+// to be woken for each, on both sides, costs more with smaller ones.
+const pauseLeast = 20 * time.Millisecond
 
 // Write writes p, and returns once it may be followed by more, or ctx has ended.
 func (p *pacedWriter) Write(b []byte) (int, error) {
