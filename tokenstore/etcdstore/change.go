@@ -31,7 +31,7 @@ func (s *Store) Change(ctx context.Context, fn func(tx tokenstore.Tx) error) err
 // write makes a change: fn reads and stages it, as often as others make their own
 // in between.
 func (s *Store) write(ctx context.Context, fn func(*writing) error) error {
-	return s.writeWithin(ctx, changePatience, fn)
+	return s.writeWithin(ctx, 2*changePatience, fn) // once to begin it, and once to finish
 }
 
 // writeWithin is write for no longer than patience.
@@ -39,15 +39,12 @@ func (s *Store) writeWithin(ctx context.Context, patience time.Duration, fn func
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	l, err := s.takeLane(ctx)
-	if err != nil {
-		return err
-	}
 	// What was begun is finished, whether or not anybody waits for it.
 	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 	defer cancel()
-	w, revision, err := s.attempt(work, l, fn)
-	s.giveBack(l)
+	c := &caller{group: &s.group}
+	defer c.end()
+	w, revision, err := s.attempt(work, c, fn)
 	if err != nil || revision == 0 {
 		return err
 	}
@@ -76,17 +73,17 @@ func (s *Store) takeLane(ctx context.Context) (*lane, error) {
 
 var errNoLane = errors.New("it is not known yet what became of earlier ones")
 
-// attempt tries until the change is made, for as long as ctx allows. The revision is
-// 0 when there was nothing to write.
-func (s *Store) attempt(ctx context.Context, l *lane, fn func(*writing) error) (*writing, int64, error) {
+// attempt tries until the change is made, first with others and then by itself, for
+// as long as ctx allows. The revision is 0 when there was nothing to write.
+func (s *Store) attempt(ctx context.Context, c *caller, fn func(*writing) error) (*writing, int64, error) {
 	pause := time.Millisecond
-	large := false // more was read than can be compared one by one
+	var l *lane // nil: it has none for itself
 	var w *writing
 	for certain := false; ; certain = true {
 		if s.isTaken.Load() {
 			return nil, 0, errTaken
 		}
-		w = w.again(s, ctx, certain || large)
+		w = w.again(s, ctx, c, certain)
 		err := w.readAhead()
 		if err == nil {
 			err = guarded(func() error { return fn(w) })
@@ -107,18 +104,29 @@ func (s *Store) attempt(ctx context.Context, l *lane, fn func(*writing) error) (
 		if err := w.finish(); err != nil {
 			return nil, 0, err
 		}
-		if len(w.ops) == 0 {
+		if len(w.ops) == 0 && len(w.events) == 0 {
 			return nil, 0, nil
 		}
 		cmps := w.comparisons()
 		if len(cmps)+groundCompares > txnCompares && w.staged != nil {
 			if !w.certain {
-				large = true
 				continue
 			}
 			cmps = w.onlyHead()
 		}
-		o, err := l.commit(ctx, cmps, w.ops)
+		var o outcome
+		if p := partOf(w, cmps); p != nil && !certain {
+			o, err = s.group.commit(p)
+		} else {
+			if l == nil {
+				if l, err = s.takeLane(ctx); err != nil {
+					return nil, 0, err
+				}
+				defer s.giveBack(l)
+			}
+			s.stats.commits.Add(1)
+			o, err = l.commit(ctx, cmps, w.operations(s))
+		}
 		switch {
 		case errors.Is(err, tokenstore.ErrOutcomeUnknown):
 			s.stats.unknown.Add(1)
@@ -175,7 +183,7 @@ func (w *writing) seen(revision int64) error {
 	if w.touches {
 		err = w.store.data.wait(ctx, revision)
 	}
-	if err == nil && w.emits {
+	if err == nil && len(w.events) > 0 {
 		err = w.store.events.wait(ctx, revision)
 	}
 	if err != nil {
@@ -188,8 +196,9 @@ func (w *writing) seen(revision int64) error {
 type writing struct {
 	store    *Store
 	ctx      context.Context //nolint:containedctx // lives as long as one try
-	certain  bool            // nothing is taken for granted: an earlier try was refused
-	at       int64           // the revision that everything is read at; 0: nothing was read yet
+	caller   *caller
+	certain  bool  // nothing is taken for granted: an earlier try was refused
+	at       int64 // the revision that everything is read at; 0: nothing was read yet
 	read     map[string]int64
 	ranges   []string                    // prefixes below which nothing may be put after at
 	whole    bool                        // it rests on all data
@@ -201,10 +210,27 @@ type writing struct {
 	staged   *tokenstore.Staging
 	answers  []stagedAnswer
 	answered time.Time // as KeepAnswer was told
-	ops      []clientv3.Op
-	touches  bool // one of ops is below data/
-	noted    bool // one of ops notes the writing pepper
-	emits    bool // one of ops is an event
+	noted    bool      // the writing pepper is noted
+	output
+}
+
+// output is what a change writes, or several of one transaction.
+type output struct {
+	ops     []clientv3.Op
+	events  [][]byte
+	touches bool // one of ops is below data/
+}
+
+// operations are all that is put, with what says that it was.
+func (o *output) operations(s *Store) []clientv3.Op {
+	ops := slices.Clip(o.ops)
+	if len(o.events) > 0 {
+		ops = append(ops, clientv3.OpPut(s.keys.outbox(s.opts.Node)+s.nextNonceKey(), string(packEvents(o.events))))
+	}
+	if o.touches {
+		ops = append(ops, clientv3.OpPut(s.keys.head(), s.nextNonce()))
+	}
+	return ops
 }
 
 type stagedAnswer struct {
@@ -221,9 +247,9 @@ func (w *writing) staging() *tokenstore.Staging {
 }
 
 // again returns a new try of the same change, after w; of the first w is nil.
-func (w *writing) again(s *Store, ctx context.Context, certain bool) *writing {
+func (w *writing) again(s *Store, ctx context.Context, c *caller, certain bool) *writing {
 	next := &writing{
-		store: s, ctx: ctx, certain: certain, read: map[string]int64{}, fresh: map[tokenstore.Digest]bool{},
+		store: s, ctx: ctx, caller: c, certain: certain, read: map[string]int64{}, fresh: map[tokenstore.Digest]bool{},
 		given: map[tokenstore.ID]bool{}, known: map[string]*mvccpb.KeyValue{},
 	}
 	if w != nil {
@@ -486,23 +512,16 @@ func (w *writing) onlyHead() []clientv3.Cmp {
 
 // finish turns what was staged into operations.
 func (w *writing) finish() error {
-	s, keys := w.store, w.store.keys
 	if w.staged != nil {
-		if err := w.staged.Check(s.out.waiting()); err != nil {
+		if err := w.staged.Check(w.store.out.waiting()); err != nil {
 			return err
 		}
 		if err := w.finishTokens(); err != nil {
 			return err
 		}
-		if events := w.staged.Events(); len(events) > 0 {
-			w.emits = true
-			w.put(keys.outbox(s.opts.Node)+s.nextNonceKey(), string(packEvents(events)))
-		}
+		w.events = w.staged.Events()
 	}
 	w.finishAnswers()
-	if w.touches {
-		w.put(keys.head(), s.nextNonce())
-	}
 	return nil
 }
 

@@ -19,3 +19,26 @@ func (s *Store) Beat(ctx context.Context) error {
 	}
 	return s.census(ctx)
 }
+
+// HoldLanes takes every lane, so that changes are gathered until release is called.
+func (s *Store) HoldLanes() (release func()) {
+	var all []*lane
+	for range laneCount {
+		all = append(all, <-s.lanes)
+	}
+	return func() {
+		for _, l := range all {
+			s.lanes <- l
+		}
+	}
+}
+
+// Gathered returns how many changes wait to leave together.
+func (s *Store) Gathered() int {
+	s.group.mu.Lock()
+	defer s.group.mu.Unlock()
+	if s.group.open == nil {
+		return 0
+	}
+	return len(s.group.open.parts)
+}

@@ -55,6 +55,7 @@ type Store struct {
 	nonces   atomic.Uint64
 	claim    claim
 	lanes    chan *lane
+	group    group
 	ids      idBlock
 
 	data   progress // of what the replica, or the cache, has heard of
@@ -84,7 +85,7 @@ type Store struct {
 
 // counters are what the store tells for metrics.
 type counters struct {
-	changes, conflicts, unknown, applied, loads, restarts atomic.Uint64
+	changes, commits, conflicts, unknown, applied, loads, restarts atomic.Uint64
 }
 
 // Open returns the store that d describes, with the replica that follows it; with
@@ -92,6 +93,7 @@ type counters struct {
 func (c *Client) Open(d Description, replica Replica) *Store {
 	s := &Store{Client: c, replica: replica, instance: rand.Text(), lanes: make(chan *lane, laneCount)}
 	s.ids.store = s
+	s.group.store = s
 	s.claim.store, s.claim.key = s, c.keys.owner(c.opts.Node)
 	s.asks = make(questions, maxAsks)
 	s.self.there = make(chan struct{})
@@ -382,6 +384,7 @@ type Stats struct {
 	Taken       bool      // another process took the node's name
 
 	Changes, Conflicts, Unknown uint64 // made; tried again for others' sake; of unknown outcome
+	Commits                     uint64 // transactions for changes, made or not
 	Applied                     uint64 // updates applied
 	Loads, Restarts             uint64 // whole readings; watches begun
 }
@@ -394,7 +397,7 @@ func (s *Store) Stats() Stats {
 		Node: s.opts.Node, Revision: s.data.now(), Age: s.fresh.age(), Stale: s.fresh.stale(),
 		Connected: connected, LastContact: contact, Outbox: s.out.waiting(),
 		Unreadable: s.unreadable.Load(), Taken: s.isTaken.Load(),
-		Changes: c.changes.Load(), Conflicts: c.conflicts.Load(), Unknown: c.unknown.Load(),
+		Changes: c.changes.Load(), Commits: c.commits.Load(), Conflicts: c.conflicts.Load(), Unknown: c.unknown.Load(),
 		Applied: c.applied.Load(), Loads: c.loads.Load(), Restarts: c.restarts.Load(),
 	}
 }

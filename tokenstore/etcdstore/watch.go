@@ -19,7 +19,7 @@ const (
 	// replicaLull is how soon after a step of the replica's the next one is made,
 	// unless somebody waits for what it brings: each is a commit to disk, and under
 	// load one for several changes costs no more than one for each.
-	replicaLull = 10 * time.Millisecond
+	replicaLull = 25 * time.Millisecond
 )
 
 // errCompacted: etcd has forgotten what came between.

@@ -1,0 +1,297 @@
+package etcdstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"tokenward/tokenstore"
+)
+
+const (
+	// longestGather bounds how long a change waits for others that were just
+	// answered, and that come again, as those do who make one change after another.
+	longestGather = 10 * time.Millisecond
+	// longestHold bounds how long it waits for others that are on their way.
+	longestHold = 25 * time.Millisecond
+	// batchBytes is how much is gathered for one transaction, of the 1.5 MiB that
+	// etcd takes by default.
+	batchBytes = 256 << 10
+)
+
+// group has changes that leave the node at about the same time go to etcd together:
+// a transaction costs its members, and the copies of all nodes, much the same with
+// one change as with ten. A change by itself waits for nobody; with others there, it
+// waits for no longer than it would take. All methods may be called at once from many
+// goroutines.
+type group struct {
+	store *Store
+
+	mu      sync.Mutex    // guards what follows, and callers; held for moments
+	open    *batch        // which takes more changes; nil: none
+	callers int           // who wait for a change that is gathered or on its way
+	crowd   int           // how many there were when the last transaction was made
+	took    time.Duration // from leaving until the answer, the last time
+}
+
+// caller is one who waits for a change.
+type caller struct {
+	group  *group
+	joined bool
+	left   time.Time // when the change left for etcd with others; zero: it has not
+}
+
+// end notes that the caller has an answer.
+func (c *caller) end() {
+	if !c.joined {
+		return
+	}
+	g := c.group
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.callers--
+	if !c.left.IsZero() {
+		g.took = time.Since(c.left)
+	}
+}
+
+// batch is changes none of which touches what another rests on, so that they hold in
+// any order. The lock of its group guards it until it has left.
+type batch struct {
+	parts  []*part
+	keys   map[string]bool // true: written; false: rested on
+	ranges []string        // prefixes that are rested on
+	room   room            // that is taken
+
+	left    bool          // nothing is added or taken out any more
+	company chan struct{} // closed when no part is waited for
+	waits   bool          // company is not closed
+	done    chan struct{} // closed when outcome and err are there
+	outcome outcome
+	err     error
+}
+
+// part is a change in a batch.
+type part struct {
+	w    *writing
+	cmps []clientv3.Cmp
+	keys []string // that it writes
+	need room
+}
+
+// room is what changes take of a transaction.
+type room struct{ compares, ops, bytes, events int }
+
+// batchRoom is what all changes of one transaction have, besides its ground and what
+// they share: the lane, the head, and the entry in the outbox.
+var batchRoom = room{compares: txnCompares - groundCompares, ops: txnOps - 3, bytes: batchBytes, events: tokenstore.MaxOutbox}
+
+func (r room) and(more room) room {
+	return room{r.compares + more.compares, r.ops + more.ops, r.bytes + more.bytes, r.events + more.events}
+}
+
+func (r room) within(limit room) bool {
+	return r.compares <= limit.compares && r.ops <= limit.ops && r.bytes <= limit.bytes && r.events <= limit.events
+}
+
+// partOf returns the change as a part of a batch, or nil when it goes alone: since no
+// copy takes it, or since it rests on all data, removes ranges of keys, or is large.
+func partOf(w *writing, cmps []clientv3.Cmp) *part {
+	p := &part{w: w, cmps: cmps, need: room{compares: len(cmps), ops: len(w.ops), events: len(w.events)}}
+	for i := range w.ops {
+		op := &w.ops[i]
+		if len(op.RangeBytes()) > 0 {
+			return nil
+		}
+		p.keys = append(p.keys, string(op.KeyBytes()))
+		p.need.bytes += len(op.KeyBytes()) + len(op.ValueBytes())
+	}
+	for _, e := range w.events {
+		p.need.bytes += len(e)
+	}
+	if w.whole || !w.touches && len(w.events) == 0 || !p.need.within(batchRoom) {
+		return nil
+	}
+	return p
+}
+
+// commit makes the change, with others. What it returns is of them all: not made
+// means that one of them could not be, or that etcd did not take them together, and
+// that each is to be tried by itself.
+func (g *group) commit(p *part) (outcome, error) {
+	b, patience, opened := g.join(p)
+	if opened {
+		go g.send(b, patience)
+	}
+	select {
+	case <-b.done:
+		return b.outcome, b.err
+	case <-p.w.ctx.Done():
+	}
+	if g.leave(b, p) {
+		return outcome{}, g.store.failed("begin a change", errNoLane)
+	}
+	return outcome{}, fmt.Errorf("%w: %w", tokenstore.ErrOutcomeUnknown, p.w.ctx.Err())
+}
+
+// join puts the change into the open batch, or opens another, which is to be sent and
+// waits for company for as long as its patience.
+func (g *group) join(p *part) (b *batch, patience time.Duration, opened bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.open != nil && !g.open.takes(p) {
+		g.open.goes()
+		g.open = nil
+	}
+	if g.open == nil {
+		g.open = &batch{keys: map[string]bool{}, company: make(chan struct{}), waits: true, done: make(chan struct{})}
+		opened = true
+		patience = min(g.took/4, longestGather)
+		if g.callers > 0 {
+			patience = min(g.took, longestHold)
+		}
+	}
+	b = g.open
+	b.add(p)
+	p.w.caller.joined = true
+	g.callers++
+	if len(b.parts) >= g.crowd {
+		b.goes()
+	}
+	return b, patience, opened
+}
+
+// goes has no further part be waited for.
+func (b *batch) goes() {
+	if b.waits {
+		b.waits = false
+		close(b.company)
+	}
+}
+
+// takes reports whether there is room for the change, and whether it neither touches
+// what the others rest on or write, nor rests on what they write.
+func (b *batch) takes(p *part) bool {
+	if !b.room.and(p.need).within(batchRoom) {
+		return false
+	}
+	for _, key := range p.keys {
+		if _, touched := b.keys[key]; touched || below(key, b.ranges) {
+			return false
+		}
+	}
+	for key := range p.w.read {
+		if b.keys[key] {
+			return false
+		}
+	}
+	for key, written := range b.keys {
+		if written && below(key, p.w.ranges) {
+			return false
+		}
+	}
+	return true
+}
+
+func below(key string, prefixes []string) bool {
+	for _, prefix := range prefixes {
+		if strings.HasPrefix(key, prefix) {
+			return true
+		}
+	}
+	return false
+}
+
+func (b *batch) add(p *part) {
+	b.parts = append(b.parts, p)
+	b.room = b.room.and(p.need)
+	b.ranges = append(b.ranges, p.w.ranges...)
+	for key := range p.w.read {
+		b.keys[key] = b.keys[key] || false
+	}
+	for _, key := range p.keys {
+		b.keys[key] = true
+	}
+}
+
+// leave takes a change out of a batch that has not left.
+func (g *group) leave(b *batch, p *part) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if b.left {
+		return false
+	}
+	b.parts = slices.DeleteFunc(b.parts, func(one *part) bool { return one == p })
+	return true
+}
+
+// send waits for company and then for a lane: whoever comes meanwhile goes too. Then
+// it makes the transaction.
+func (g *group) send(b *batch, patience time.Duration) {
+	defer close(b.done)
+	s := g.store
+	over := time.NewTimer(patience)
+	select {
+	case <-b.company:
+	case <-over.C:
+	case <-s.ctx.Done():
+	}
+	over.Stop()
+	l, err := s.takeLane(context.Background())
+	g.departs(b)
+	if err != nil {
+		b.err = err
+		return
+	}
+	defer s.giveBack(l)
+	if len(b.parts) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), changePatience)
+	defer cancel()
+	s.stats.commits.Add(1)
+	b.outcome, b.err = l.commit(ctx, b.comparisons(), b.operations(s))
+	if len(b.parts) > 1 && b.err != nil && !errors.Is(b.err, tokenstore.ErrOutcomeUnknown) {
+		b.err = nil // each learns by itself what is wrong with it, or with etcd
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.crowd = g.callers
+}
+
+func (g *group) departs(b *batch) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	b.left = true
+	if g.open == b {
+		g.open = nil
+	}
+	for _, p := range b.parts {
+		p.w.caller.left = time.Now()
+	}
+}
+
+func (b *batch) comparisons() (cmps []clientv3.Cmp) {
+	for _, p := range b.parts {
+		cmps = append(cmps, p.cmps...)
+	}
+	return cmps
+}
+
+// operations are those of all changes, with one entry in the outbox and one head for
+// them all.
+func (b *batch) operations(s *Store) []clientv3.Op {
+	var all output
+	for _, p := range b.parts {
+		all.ops = append(all.ops, p.w.ops...)
+		all.events = append(all.events, p.w.events...)
+		all.touches = all.touches || p.w.touches
+	}
+	return all.operations(s)
+}
