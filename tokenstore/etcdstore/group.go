@@ -33,11 +33,12 @@ const (
 type group struct {
 	store *Store
 
-	mu      sync.Mutex    // guards what follows, and callers; held for moments
-	open    *batch        // which takes more changes; nil: none
-	callers int           // who wait for a change that is gathered or on its way
-	crowd   int           // how many there were when the last transaction was made
-	took    time.Duration // from leaving until the answer, the last time
+	mu       sync.Mutex    // guards what follows, and callers; held for moments
+	open     *batch        // which takes more changes; nil: none
+	callers  int           // who wait for a change that is gathered or on its way
+	crowd    int           // how many there were when the last transaction was made
+	took     time.Duration // from leaving until the answer, the last time
+	answered time.Time     // when that was
 }
 
 // caller is one who waits for a change.
@@ -56,8 +57,9 @@ func (c *caller) end() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.callers--
+	g.answered = time.Now()
 	if !c.left.IsZero() {
-		g.took = time.Since(c.left)
+		g.took = g.answered.Sub(c.left)
 	}
 }
 
@@ -153,8 +155,11 @@ func (g *group) join(p *part) (b *batch, patience time.Duration, opened bool) {
 		g.open = &batch{keys: map[string]bool{}, company: make(chan struct{}), waits: true, done: make(chan struct{})}
 		opened = true
 		patience = min(g.took/4, longestGather)
-		if g.callers > 0 {
+		switch {
+		case g.callers > 0:
 			patience = min(g.took, longestHold)
+		case time.Since(g.answered) > longestHold:
+			g.crowd = 0 // whoever was there does not come again
 		}
 	}
 	b = g.open

@@ -145,7 +145,14 @@ func TestOnlyWhoHasCompanyWaits(t *testing.T) {
 	}
 	leave(fifth)
 	a.end()
-	if last, _, _ := join("a4"); last.waits {
+	sixth, _, a := join("a4")
+	if sixth.waits {
 		t.Error("a change waits for one who did not come back")
+	}
+	leave(sixth)
+	a.end()
+	g.crowd, g.answered = 64, g.answered.Add(-time.Minute)
+	if last, _, _ := join("a5"); last.waits {
+		t.Error("a change waits for a crowd that is long gone")
 	}
 }
