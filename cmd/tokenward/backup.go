@@ -82,13 +82,14 @@ func writeBackup(cmd *cobra.Command, path string, write func(*cobra.Command, io.
 	}
 	defer func() { err = errors.Join(err, os.Remove(tmp.Name())) }()
 	defer tmp.Close()
-	if err := write(cmd, tmp); err != nil {
+	file := newBackupFile(tmp)
+	if err := write(cmd, file); err != nil {
 		return m, err
 	}
-	if _, err := tmp.Seek(0, io.SeekStart); err != nil {
+	if err := file.rewind(); err != nil {
 		return m, err
 	}
-	if m, err = boltstore.CheckBackup(tmp); err != nil {
+	if m, err = boltstore.CheckBackup(file); err != nil {
 		return m, fmt.Errorf("what was written is not whole: %w", err)
 	}
 	if err := errors.Join(tmp.Sync(), tmp.Close()); err != nil {
@@ -130,7 +131,7 @@ func (b *backupCommand) fromStore(cmd *cobra.Command, w io.Writer) (err error) {
 // backupPace is how many bytes of a backup a server writes in a second: a million
 // tokens, some 600 MB, in 8 s. As fast as it can it takes most of a processor from
 // the requests meanwhile; slower, the store's file grows for longer.
-const backupPace = 80e6
+const backupPace = 75e6
 
 // backup streams a backup, at the pace that leaves room for requests.
 func (a *app) backup(ctx context.Context, w io.Writer, begin func(bytes int64)) error {

@@ -179,7 +179,7 @@ func readBackup(r io.Reader, w io.Writer, check func(sum []byte, seal string) er
 		return m, err
 	}
 	sum.Write(head)
-	if n, err := io.CopyN(io.MultiWriter(w, sum), in, m.Bytes); err != nil {
+	if n, err := copyBytes(io.MultiWriter(w, sum), in, m.Bytes); err != nil {
 		if errors.Is(err, io.EOF) {
 			return m, fmt.Errorf("%w (it ends after %d of %d bytes)", ErrBackup, n, m.Bytes)
 		}
@@ -190,6 +190,27 @@ func readBackup(r io.Reader, w io.Writer, check func(sum []byte, seal string) er
 		return m, fmt.Errorf("read backup: %w", err)
 	}
 	return m, checkTail(string(tail), sum.Sum(nil), check)
+}
+
+// copyBytes is io.CopyN without a buffer between.
+func copyBytes(w io.Writer, in *bufio.Reader, length int64) (done int64, err error) {
+	for done < length {
+		if _, err := in.Peek(1); err != nil {
+			return done, err
+		}
+		p, err := in.Peek(int(min(int64(in.Buffered()), length-done)))
+		if err != nil {
+			return done, err
+		}
+		if _, err := w.Write(p); err != nil {
+			return done, err
+		}
+		n, err := in.Discard(len(p))
+		if done += int64(n); err != nil {
+			return done, err
+		}
+	}
+	return done, nil
 }
 
 func readManifest(in *bufio.Reader) (m Manifest, head []byte, err error) {
