@@ -330,8 +330,8 @@ func (w *writing) ask(key string, opts ...clientv3.OpOption) (*clientv3.GetRespo
 // well, and each of its clients' calls comes to it in turn.
 func retried[T any](ctx context.Context, ask func(ctx context.Context) (T, error)) (T, error) {
 	pause := 10 * time.Millisecond
-	for timeout := firstTimeout; ; timeout = min(2*timeout, callTimeout) {
-		call, cancel := context.WithTimeout(ctx, timeout)
+	for try := 0; ; try++ {
+		call, cancel := context.WithTimeout(ctx, timeoutOf(try))
 		got, err := ask(call)
 		cancel()
 		if err == nil || isAnswer(err) {
@@ -343,6 +343,11 @@ func retried[T any](ctx context.Context, ask func(ctx context.Context) (T, error
 		pause = min(2*pause, 500*time.Millisecond)
 	}
 }
+
+// timeoutOf is how long a try of several waits for an answer: each time as often as
+// clusters have members, mostly, so that chance does not spend all patience on the one
+// member that says nothing.
+func timeoutOf(try int) time.Duration { return min(firstTimeout<<min(try/3, 3), callTimeout) }
 
 // isAnswer reports whether an error is what etcd has to say, and no member would say
 // anything else.

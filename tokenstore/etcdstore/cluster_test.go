@@ -149,7 +149,12 @@ func revoke(tok *tokenstore.Token) {
 	tok.State, tok.EndedAt = tokenstore.StateRevoked, storetest.Epoch.Add(time.Hour)
 }
 
-func rename(tok *tokenstore.Token) { tok.Name += "x" }
+// rename makes the name longer, which it may not be for ever.
+func rename(tok *tokenstore.Token) {
+	if tok.Name += "x"; len(tok.Name) > 200 {
+		tok.Name = "x"
+	}
+}
 
 // mustCreate and mustEdit are for where nothing is wrong.
 func (b *bed) mustCreate(i int) *tokenstore.Token {

@@ -233,8 +233,8 @@ func (l *lane) ready(ctx context.Context) error {
 // errGroundGone the change cannot be made any more, and may have been.
 func (l *lane) settle(ctx context.Context) (outcome, error) {
 	pause := 20 * time.Millisecond
-	for timeout := firstTimeout; ; timeout = min(2*timeout, callTimeout) {
-		o, err := l.fence(ctx, timeout)
+	for try := 0; ; try++ {
+		o, err := l.fence(ctx, timeoutOf(try))
 		if err == nil || errors.Is(err, errTaken) || errors.Is(err, errGroundGone) {
 			return o, err
 		}
