@@ -96,8 +96,13 @@ const (
 	// changePatience bounds how long a change tries.
 	changePatience = 15 * time.Second
 	// readPatience bounds how long something is read that no request waits for.
-	readPatience   = 5 * time.Second
-	keepAliveEvery = 5 * time.Second
+	readPatience = 5 * time.Second
+	// keepAliveEvery and keepAliveWait are when a connection is asked whether its member
+	// is there, and how long that may take: the watch of a member that fell silent is
+	// begun anew elsewhere before those who wait for it lose patience. gRPC takes no
+	// less than 10 s for the first.
+	keepAliveEvery = 10 * time.Second
+	keepAliveWait  = 3 * time.Second
 )
 
 // ErrNotInitialised says that there is no store under the prefix.
@@ -142,7 +147,7 @@ func Dial(o Options) (*Client, error) {
 	c := &Client{keys: keyspace(o.Prefix), opts: o, log: o.Logger}
 	etcd, err := clientv3.New(clientv3.Config{
 		Endpoints: o.Endpoints, TLS: o.TLS, Username: o.Username, Password: o.Password,
-		DialTimeout: dialTimeout, DialKeepAliveTime: keepAliveEvery, DialKeepAliveTimeout: keepAliveEvery,
+		DialTimeout: dialTimeout, DialKeepAliveTime: keepAliveEvery, DialKeepAliveTimeout: keepAliveWait,
 		DialOptions:         []grpc.DialOption{grpc.WithConnectParams(reconnect()), grpc.WithContextDialer(c.dial)},
 		PermitWithoutStream: true, Logger: zap.NewNop(), // what it would tell is in the errors
 	})
