@@ -62,8 +62,14 @@ func (k *keptAnswers) all() []keptAnswer {
 	return all
 }
 
+// answersDropped is how many answers past their time, or beyond what is kept, a change
+// drops at most, if it does not keep as many itself. All changes drop the same ones until
+// the node hears that they are gone: more would leave no room for others in the
+// transaction, and in one change, all that there may be are more than etcd takes.
+const answersDropped = 50
+
 // excess returns those past their time, and with more to come the soonest of the
-// others beyond what is kept.
+// others beyond what is kept; the first of them, where they are many.
 func (k *keptAnswers) excess(now uint64, more int) []keptAnswer {
 	k.mu.Lock()
 	if k.soonest <= now {
@@ -78,8 +84,8 @@ func (k *keptAnswers) excess(now uint64, more int) []keptAnswer {
 		return nil
 	}
 	all := k.all()
-	n := 0
-	for n < len(all) && (all[n].until <= now || len(all)-n+more > tokenstore.MaxAnswers) {
+	n, most := 0, max(more, answersDropped)
+	for n < min(len(all), most) && (all[n].until <= now || len(all)-n+more > tokenstore.MaxAnswers) {
 		n++
 	}
 	return all[:n]

@@ -42,3 +42,6 @@ func (s *Store) Gathered() int {
 	}
 	return len(s.group.open.parts)
 }
+
+// KeptAnswers returns how many answers are kept, as far as the node has heard.
+func (s *Store) KeptAnswers() int { return len(s.kept.all()) }

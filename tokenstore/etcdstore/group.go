@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -67,9 +68,9 @@ func (c *caller) end() {
 // any order. The lock of its group guards it until it has left.
 type batch struct {
 	parts  []*part
-	keys   map[string]bool // true: written; false: rested on
-	ranges []string        // prefixes that are rested on
-	room   room            // that is taken
+	keys   map[string]touch
+	ranges []string // prefixes that are rested on
+	room   room     // that is taken
 
 	left    bool          // nothing is added or taken out any more
 	company chan struct{} // closed when no part is waited for
@@ -79,11 +80,20 @@ type batch struct {
 	err     error
 }
 
+// touch is what changes have to do with a key.
+type touch int
+
+const (
+	restedOn touch = iota + 1
+	removed        // and not rested on, so that several may remove it
+	written        // or removed and rested on
+)
+
 // part is a change in a batch.
 type part struct {
 	w    *writing
 	cmps []clientv3.Cmp
-	keys []string // that it writes
+	keys map[string]touch // that it writes or removes
 	need room
 }
 
@@ -105,13 +115,17 @@ func (r room) within(limit room) bool {
 // partOf returns the change as a part of a batch, or nil when it goes alone: since no
 // copy takes it, or since it rests on all data, removes ranges of keys, or is large.
 func partOf(w *writing, cmps []clientv3.Cmp) *part {
-	p := &part{w: w, cmps: cmps, need: room{compares: len(cmps), ops: len(w.ops), events: len(w.events)}}
+	p := &part{w: w, cmps: cmps, keys: map[string]touch{}, need: room{compares: len(cmps), ops: len(w.ops), events: len(w.events)}}
 	for i := range w.ops {
 		op := &w.ops[i]
 		if len(op.RangeBytes()) > 0 {
 			return nil
 		}
-		p.keys = append(p.keys, string(op.KeyBytes()))
+		key := string(op.KeyBytes())
+		p.keys[key] = written
+		if _, rests := w.read[key]; op.IsDelete() && !rests {
+			p.keys[key] = removed
+		}
 		p.need.bytes += len(op.KeyBytes()) + len(op.ValueBytes())
 	}
 	for _, e := range w.events {
@@ -152,7 +166,7 @@ func (g *group) join(p *part) (b *batch, patience time.Duration, opened bool) {
 		g.open = nil
 	}
 	if g.open == nil {
-		g.open = &batch{keys: map[string]bool{}, company: make(chan struct{}), waits: true, done: make(chan struct{})}
+		g.open = &batch{keys: map[string]touch{}, company: make(chan struct{}), waits: true, done: make(chan struct{})}
 		opened = true
 		patience = min(g.took/4, longestGather)
 		switch {
@@ -183,25 +197,38 @@ func (b *batch) goes() {
 // takes reports whether there is room for the change, and whether it neither touches
 // what the others rest on or write, nor rests on what they write.
 func (b *batch) takes(p *part) bool {
-	if !b.room.and(p.need).within(batchRoom) {
+	if !b.room.and(b.needOf(p)).within(batchRoom) {
 		return false
 	}
-	for _, key := range p.keys {
-		if _, touched := b.keys[key]; touched || below(key, b.ranges) {
+	for key, t := range p.keys {
+		if touched := b.keys[key]; touched != 0 && (touched != removed || t != removed) || below(key, b.ranges) {
 			return false
 		}
 	}
 	for key := range p.w.read {
-		if b.keys[key] {
+		if b.keys[key] > restedOn {
 			return false
 		}
 	}
-	for key, written := range b.keys {
-		if written && below(key, p.w.ranges) {
+	for key, t := range b.keys {
+		if t > restedOn && below(key, p.w.ranges) {
 			return false
 		}
 	}
 	return true
+}
+
+// needOf is the room that the change takes beside the others, which may remove the
+// same keys, as all do that find the same answers past their time.
+func (b *batch) needOf(p *part) room {
+	need := p.need
+	for key, t := range p.keys {
+		if t == removed && b.keys[key] == removed {
+			need.ops--
+			need.bytes -= len(key)
+		}
+	}
+	return need
 }
 
 func below(key string, prefixes []string) bool {
@@ -215,14 +242,12 @@ func below(key string, prefixes []string) bool {
 
 func (b *batch) add(p *part) {
 	b.parts = append(b.parts, p)
-	b.room = b.room.and(p.need)
+	b.room = b.room.and(b.needOf(p))
 	b.ranges = append(b.ranges, p.w.ranges...)
 	for key := range p.w.read {
-		b.keys[key] = b.keys[key] || false
+		b.keys[key] = max(b.keys[key], restedOn)
 	}
-	for _, key := range p.keys {
-		b.keys[key] = true
-	}
+	maps.Copy(b.keys, p.keys)
 }
 
 // leave takes a change out of a batch that has not left.
@@ -289,12 +314,22 @@ func (b *batch) comparisons() (cmps []clientv3.Cmp) {
 	return cmps
 }
 
-// operations are those of all changes, with one entry in the outbox and one head for
+// operations are those of all changes, a key removed once, with one entry in the outbox and one head for
 // them all.
 func (b *batch) operations(s *Store) []clientv3.Op {
 	var all output
+	gone := map[string]bool{}
 	for _, p := range b.parts {
-		all.ops = append(all.ops, p.w.ops...)
+		for i := range p.w.ops {
+			op := &p.w.ops[i]
+			if op.IsDelete() {
+				if gone[string(op.KeyBytes())] {
+					continue
+				}
+				gone[string(op.KeyBytes())] = true
+			}
+			all.ops = append(all.ops, *op)
+		}
 		all.events = append(all.events, p.w.events...)
 		all.touches = all.touches || p.w.touches
 	}

@@ -8,14 +8,19 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// changeOf is a change that rests on some keys and prefixes and writes others.
+// changeOf is a change that rests on some keys and prefixes and writes others, or
+// removes them where a hyphen stands before.
 func changeOf(rests, prefixes, writes string) *part {
 	w := &writing{caller: &caller{}, read: map[string]int64{}, ranges: strings.Fields(prefixes)}
 	for _, key := range strings.Fields(rests) {
 		w.read[key] = 1
 	}
 	for _, key := range strings.Fields(writes) {
-		w.ops = append(w.ops, clientv3.OpPut(key, "v"))
+		op := clientv3.OpPut(key, "v")
+		if gone, ok := strings.CutPrefix(key, "-"); ok {
+			op = clientv3.OpDelete(gone)
+		}
+		w.ops = append(w.ops, op)
 	}
 	w.touches = true
 	return partOf(w, make([]clientv3.Cmp, len(w.read)+len(w.ranges)))
@@ -30,6 +35,13 @@ func TestChangesThatTouchEachOtherDoNotGoTogether(t *testing.T) {
 		want          bool
 	}{
 		{"strangers", changeOf("a", "", "a b"), changeOf("c", "", "c d"), true},
+		{"both remove one", changeOf("", "", "a -c"), changeOf("", "", "b -c"), true},
+		{"the second removes what the first writes", changeOf("", "", "a"), changeOf("", "", "-a"), false},
+		{"the second writes what the first removes", changeOf("", "", "-a"), changeOf("", "", "a"), false},
+		{"the second removes what the first rests on", changeOf("a", "", "b"), changeOf("", "", "-a"), false},
+		{"the second removes what the first rests on and removes", changeOf("a", "", "-a"), changeOf("", "", "-a"), false},
+		{"the second rests on what both remove", changeOf("", "", "-a"), changeOf("a", "", "-a"), false},
+		{"the second looked where both remove", changeOf("", "", "-p/1"), changeOf("", "p/", "-p/1"), false},
 		{"both rest on one", changeOf("a", "", "b"), changeOf("a", "", "c"), true},
 		{"both write one", changeOf("", "", "a"), changeOf("", "", "a"), false},
 		{"the second writes what the first rests on", changeOf("a", "", "b"), changeOf("", "", "a"), false},
@@ -39,7 +51,7 @@ func TestChangesThatTouchEachOtherDoNotGoTogether(t *testing.T) {
 		{"both looked in one place", changeOf("", "p/", "a"), changeOf("", "p/", "b"), true},
 		{"the second rests on one where the first looked", changeOf("", "p/", "a"), changeOf("p/1", "", "b"), true},
 	} {
-		b := &batch{keys: map[string]bool{}}
+		b := &batch{keys: map[string]touch{}}
 		b.add(c.first)
 		if got := b.takes(c.second); got != c.want {
 			t.Errorf("%s: together is %t", c.name, got)
@@ -52,6 +64,7 @@ func TestBatchIsNoLargerThanEtcdTakes(t *testing.T) {
 	for name, one := range map[string]func(key string) *part{
 		"comparisons": func(key string) *part { return changeOf(key+"1 "+key+"2 "+key+"3", "", key+"1") },
 		"operations":  func(key string) *part { return changeOf("", "", key+"1 "+key+"2 "+key+"3") },
+		"removals":    func(key string) *part { return changeOf("", "", key+"1 -gone1 -gone2 -gone3") },
 		"bytes": func(key string) *part {
 			w := &writing{caller: &caller{}}
 			w.ops, w.touches = []clientv3.Op{clientv3.OpPut(key, strings.Repeat("x", batchBytes/8))}, true
@@ -63,7 +76,7 @@ func TestBatchIsNoLargerThanEtcdTakes(t *testing.T) {
 			return partOf(w, nil)
 		},
 	} {
-		b := &batch{keys: map[string]bool{}}
+		b := &batch{keys: map[string]touch{}}
 		for {
 			p := one(strings.Repeat("k", len(b.parts)+1) + "/")
 			if !b.takes(p) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"time"
 
 	"tokenward/tokenstore"
 	"tokenward/tokenstore/etcdstore"
@@ -165,5 +166,68 @@ func TestBatchThatEtcdDoesNotTakeIsMadeOneByOne(t *testing.T) {
 	}
 	if events := n.pending(t, 100); len(events) != 6 {
 		t.Errorf("%d events of 6 changes", len(events))
+	}
+}
+
+// TestChangesThatKeepAnswersLeaveTogether has each of many changes find the same
+// answers past their time, which it drops.
+func TestChangesThatKeepAnswersLeaveTogether(t *testing.T) {
+	t.Parallel()
+	c := etcdtest.Start(t, etcdtest.Options{})
+	n := startNode(t, mirrored(t, newPrefix(), c.Endpoints()))
+	keep := func(key byte, now time.Time) error {
+		return n.Change(t.Context(), func(tx tokenstore.Tx) error {
+			return tx.KeepAnswer(tokenstore.Digest{key}, []byte("kept"), now, now.Add(time.Minute))
+		})
+	}
+	for key := range byte(3) {
+		if err := keep(key, storetest.Epoch); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var changes []func() error
+	for key := byte(3); key < 9; key++ {
+		changes = append(changes, func() error { return keep(key, storetest.Epoch.Add(time.Hour)) })
+	}
+	if commits := gathered(t, n, len(changes), nil, changes...); commits != 1 {
+		t.Errorf("%d changes that drop the same answers took %d transactions", len(changes), commits)
+	}
+	if got := n.KeptAnswers(); got != len(changes) {
+		t.Errorf("%d answers are kept, want the last %d", got, len(changes))
+	}
+}
+
+// TestManyAnswersPastTheirTimeDoNotStopChanges lets more answers come to their end at
+// once than etcd removes in one request.
+func TestManyAnswersPastTheirTimeDoNotStopChanges(t *testing.T) {
+	t.Parallel()
+	c := etcdtest.Start(t, etcdtest.Options{Limits: etcdtest.Limits{RequestBytes: 20_000}})
+	n := startNode(t, mirrored(t, newPrefix(), c.Endpoints()))
+	keep := func(now time.Time, keys ...int) {
+		t.Helper()
+		if err := n.Change(t.Context(), func(tx tokenstore.Tx) error {
+			for _, key := range keys {
+				if err := tx.KeepAnswer(storetest.SampleDigest(tokenstore.ID(key)), []byte("kept"), now, now.Add(time.Minute)); err != nil { //nolint:gosec // small
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const many = 400
+	for i := range many / 50 {
+		var keys []int
+		for j := range 50 {
+			keys = append(keys, 1+50*i+j)
+		}
+		keep(storetest.Epoch, keys...)
+	}
+	for i := range 10 {
+		keep(storetest.Epoch.Add(time.Hour), 1+many+i)
+	}
+	if got := n.KeptAnswers(); got != 10 {
+		t.Errorf("%d answers are kept, want the last 10", got)
 	}
 }
