@@ -317,7 +317,7 @@ func (g *Guard) judge(ctx context.Context, p *passage) bool {
 	if !allowed && !p.observed {
 		if d.Cause != nil {
 			g.failures.Do(func() {
-				g.Log.ErrorContext(ctx, "what a judgement depends on cannot be read, requests are refused; see tokenward_decisions_total for how often", "reason", d.Reason, "error", d.Cause, "request_id", p.id.String())
+				g.Log.ErrorContext(ctx, "what a judgement depends on cannot be read, requests are refused; see tokenward_decisions_total for how often", "reason", d.Reason.String(), "error", d.Cause, "request_id", p.id.String())
 			})
 		}
 		if p.rules.Denied != nil {

@@ -228,3 +228,16 @@ func TestOnlyDeniedRequestsAreRecordedIfAskedFor(t *testing.T) {
 		t.Errorf("%d records of 4 refusals, one in 2:\n%s", n, out.String())
 	}
 }
+
+// TestReasonIsNamedWhenTheStoreCannotBeRead: its number says nothing to an operator.
+func TestReasonIsNamedWhenTheStoreCannotBeRead(t *testing.T) {
+	w := newWorld(t, canon.Options{})
+	var out safeBuffer
+	w.guard.Log = slog.New(slog.NewJSONHandler(&out, nil))
+	w.broken.Store(true)
+	ask(t, openWire(t, w), "GET /accounts/1 HTTP/1.1\r\nHost: a\r\nApi-Token: "+w.secrets["full"]+"\r\n\r\n")
+	<-w.noted
+	if !strings.Contains(out.String(), `"reason":"store_unavailable"`) {
+		t.Errorf("the log says %s", out.String())
+	}
+}
