@@ -170,6 +170,16 @@ func TestThreeNodesAreOne(t *testing.T) {
 		}
 	}
 
+	for _, n := range nodes {
+		etcdtest.WaitFor(t, "the metrics to tell of what this node changed, and of no copy", func(context.Context) error {
+			s, conflicts := n.app.storeStats(), n.app.vault.part.Store.Stats().Conflicts
+			if s.Commits == 0 || s.Commits > s.Changes+conflicts {
+				return fmt.Errorf("%d changes in %d transactions, with %d conflicts", s.Changes, s.Commits, conflicts)
+			}
+			return nil
+		})
+	}
+
 	// Each node's chain has its own calls, with its name.
 	for _, n := range nodes {
 		if err := n.stop(); err != nil {

@@ -186,7 +186,7 @@ func (p *part) Stats() boltstore.Stats {
 		s = p.copy.Stats()
 	}
 	of := p.Store.Stats()
-	s.Outbox, s.Changes = of.Outbox, of.Changes
+	s.Outbox, s.Changes, s.Commits = of.Outbox, of.Changes, of.Commits // those of the copy follow other nodes' too
 	return s
 }
 
