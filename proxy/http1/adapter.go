@@ -436,6 +436,9 @@ func (w *responseWriter) abort() {
 		return
 	}
 	w.x.answered, w.x.broken, w.x.close = true, true, true
+	if w.headOut && !w.x.hijacked {
+		w.x.c.breakOff()
+	}
 	if r := recover(); r != nil && r != http.ErrAbortHandler { //nolint:errorlint // the value itself is the sign
 		panic(r)
 	}

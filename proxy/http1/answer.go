@@ -174,9 +174,7 @@ func (f *forward) relay() error {
 	}
 	if err := f.relayBody(rechunk); err != nil {
 		x.broken = true
-		if f.c.tcp != nil {
-			_ = f.c.tcp.SetLinger(0) // the client shall see that the answer is not whole
-		}
+		f.c.breakOff()
 		return err
 	}
 	return f.complete(form)

@@ -566,6 +566,19 @@ func closeNow(nc net.Conn) error {
 	return nc.Close()
 }
 
+// breakOff resets the connection, beneath TLS where there is that: an end that
+// TLS vouches for would make an answer look whole that is not (RFC 9112 §9.8).
+func (c *conn) breakOff() {
+	nc := c.nc
+	if t, ok := nc.(*tls.Conn); ok {
+		nc = t.NetConn()
+	}
+	if _, tcp := socketOf(nc); tcp != nil {
+		_ = tcp.SetLinger(0) // a connection that is gone cannot be taken for whole
+	}
+	_ = nc.Close() // likewise
+}
+
 // abandonLocked ends what the exchange waits for beside its client.
 func (c *conn) abandonLocked() {
 	if c.up != nil {

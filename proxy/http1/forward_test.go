@@ -2,6 +2,7 @@ package http1
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -224,6 +225,47 @@ func TestMalformedAnswerIs502(t *testing.T) {
 					t.Errorf("answer %d %q, want 502", resp.StatusCode, body)
 				}
 				return
+			}
+		})
+	}
+}
+
+// TestBrokenAnswerIsNotSealedByTLS: without a length the end of the connection is
+// the end of the answer, and an end that TLS vouches for is that of a whole one.
+func TestBrokenAnswerIsNotSealedByTLS(t *testing.T) {
+	serverTLS, clientTLS := testTLS(t)
+	clientTLS = clientTLS.Clone()
+	clientTLS.NextProtos = nil
+	broken := scripted(t, func(_ int, c *client) {
+		c.request()
+		c.reply("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+	})
+	for name, handler := range map[string]func(*Exchange){
+		"forwarded": forwarding(upstreamTo(t, broken.addr()), nil),
+		"handler": Adapter(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = io.WriteString(w, "abc")
+			_ = http.NewResponseController(w).Flush()
+			panic(http.ErrAbortHandler)
+		})),
+	} {
+		t.Run(name, func(t *testing.T) {
+			inner, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := &Server{Handler: handler}
+			served := make(chan struct{})
+			go func() { _ = s.Serve(tls.NewListener(Direct(inner), serverTLS)); close(served) }()
+			t.Cleanup(func() { _ = s.Close(); <-served })
+			nc, err := tls.Dial("tcp", inner.Addr().String(), clientTLS)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer nc.Close()
+			_ = nc.SetDeadline(time.Now().Add(patience))
+			_, _ = io.WriteString(nc, "GET / HTTP/1.0\r\nHost: h\r\n\r\n")
+			if got, err := io.ReadAll(nc); err == nil {
+				t.Errorf("the client read a whole answer: %q", got)
 			}
 		})
 	}
