@@ -394,7 +394,7 @@ func (c *conn) handle(x *Exchange) {
 	if c.srv.Handler != nil {
 		c.srv.Handler(x)
 	}
-	if !x.answered && !x.hijacked {
+	if !x.answered && !x.hijacked && !x.broken {
 		x.refuse(errUnanswered)
 	}
 }

@@ -811,16 +811,24 @@ func TestClientThatLeavesEndsTheUpstreamExchange(t *testing.T) {
 	})
 	pool := upstreamTo(t, up.addr())
 	stages := make(chan Stage, 1)
-	addr := start(t, &Server{Handler: func(x *Exchange) {
+	var refused atomic.Int32
+	s := &Server{Handler: func(x *Exchange) {
 		res, _ := x.Forward(pool, nil)
 		stages <- res.Stage
-	}})
-	c := dial(t, addr).send("GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+	}, Refused: func(Refusal) Answer {
+		refused.Add(1)
+		return Answer{}
+	}}
+	c := dial(t, start(t, s)).send("GET / HTTP/1.1\r\nHost: h\r\n\r\n")
 	<-arrived
 	_ = c.nc.Close()
 	<-left
 	if stage := <-stages; stage != StageClient {
 		t.Errorf("stage %v, want client", stage)
+	}
+	waitFor(t, "the connection to end", func() bool { return s.Connections() == 0 })
+	if n := refused.Load(); n != 0 {
+		t.Errorf("the client that left was counted as refused %d times", n)
 	}
 }
 
