@@ -161,10 +161,12 @@ func (f *forward) prepare() error {
 		return f.fail(StageEdit, ErrField)
 	}
 	if e.MaxBody > 0 && x.req.ContentLength > e.MaxBody {
+		x.close = true
 		return f.fail(StageRequest, errBodyBytes)
 	}
 	if x.req.options.other {
 		if err := x.req.dropNamed(e.Judged, true); err != nil {
+			x.close = true
 			return f.fail(StageRequest, err)
 		}
 	}

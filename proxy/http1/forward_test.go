@@ -145,6 +145,9 @@ func TestConnectionOptionCannotRemoveField(t *testing.T) {
 		if resp.StatusCode != c.status {
 			t.Errorf("Connection: %s: %d, want %d", c.options, resp.StatusCode, c.status)
 		}
+		if c.status == 400 && !resp.Close {
+			t.Errorf("Connection: %s: refused, and the connection goes on", c.options)
+		}
 	}
 }
 
@@ -915,6 +918,9 @@ func TestRequestBodyLimit(t *testing.T) {
 		resp, _ := dial(t, addr).send("POST / HTTP/1.1\r\nHost: h\r\n" + body).answer("POST")
 		if resp.StatusCode != status {
 			t.Errorf("%q: %d, want %d", body, resp.StatusCode, status)
+		}
+		if resp.Close != (status == 413) {
+			t.Errorf("%q: %d, close %v", body, resp.StatusCode, resp.Close)
 		}
 	}
 }

@@ -451,9 +451,9 @@ func checkCoding(value []byte) *ProtocolError {
 	if i < 0 || !equalFold(trimOWS(value[i+1:]), "chunked") {
 		return errTE
 	}
-	for rest := value[:i]; len(rest) > 0; {
+	for rest, more := value[:i], true; more; {
 		var coding []byte
-		coding, rest, _ = bytes.Cut(rest, []byte{','})
+		coding, rest, more = bytes.Cut(rest, []byte{','})
 		if coding = trimOWS(coding); !isToken(coding) || equalFold(coding, "chunked") || equalFold(coding, "identity") {
 			return errTE
 		}
