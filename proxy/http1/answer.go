@@ -397,7 +397,7 @@ func (f *forward) spliceAnswer() (ok bool, err error) {
 	if f.edit.Ending != nil {
 		n-- // the last byte waits until the caller was told
 	}
-	took, moved, ok, srcErr, dstErr := f.c.splice(f.c.raw, f.pc.raw, n, func() { f.c.arm(f.stall()) })
+	took, moved, ok, srcErr, dstErr := f.c.splice(f.c.raw, f.pc.raw, n, func(int64) { f.c.arm(f.stall()) })
 	b.left -= took
 	b.done = b.left == 0
 	f.result.ResponseBytes += moved

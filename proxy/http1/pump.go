@@ -133,7 +133,10 @@ func (x *Exchange) pumpPieces(pc *upConn, stall time.Duration) (pumpSide, error)
 // if it cannot.
 func (x *Exchange) pumpSplice(pc *upConn, stall time.Duration) (ok bool, side pumpSide, err error) {
 	c, b := x.c, &x.body
-	took, moved, ok, srcErr, dstErr := c.splice(pc.raw, c.raw, b.left, func() { c.arm(stall) })
+	took, moved, ok, srcErr, dstErr := c.splice(pc.raw, c.raw, b.left, func(took int64) {
+		x.pump.last.Store(took == b.left)
+		c.arm(stall)
+	})
 	b.left -= took // also what the upstream did not take: it must not be waited for
 	b.done = b.left == 0
 	x.pump.bytes += moved

@@ -70,16 +70,17 @@ func (p *pipe) close() {
 }
 
 // splice moves n bytes from socket to socket inside the kernel, as long as each
-// side makes progress within stall. ok is false, and nothing was moved, where
-// that cannot be done. took counts what left src, moved what dst took of that.
-func (c *conn) splice(dst, src syscall.RawConn, n int64, stall func()) (took, moved int64, ok bool, srcErr, dstErr error) {
+// side makes progress within the time that step gives it. ok is false, and nothing was moved, where
+// that cannot be done. took counts what left src, moved what dst took of that. step
+// is called before each step with what was taken so far: with n, the last is sent.
+func (c *conn) splice(dst, src syscall.RawConn, n int64, step func(took int64)) (took, moved int64, ok bool, srcErr, dstErr error) {
 	p := c.srv.takePipe()
 	if p == nil {
 		return 0, 0, false, nil, nil
 	}
 	defer c.srv.putPipe(p)
 	for took < n {
-		stall()
+		step(took)
 		if srcErr = c.spliceStep(src.Read, func(fd uintptr) (int64, error) {
 			return unix.Splice(int(fd), nil, p.w, nil, int(min(n-took, pipeBytes)), unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK) // #nosec G115 -- descriptors are small
 		}, &p.held); srcErr != nil {
@@ -87,7 +88,7 @@ func (c *conn) splice(dst, src syscall.RawConn, n int64, stall func()) (took, mo
 		}
 		took += int64(p.held)
 		for p.held > 0 {
-			stall()
+			step(took)
 			var out int
 			if dstErr = c.spliceStep(dst.Write, func(fd uintptr) (int64, error) {
 				return unix.Splice(p.r, nil, int(fd), nil, p.held, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK) // #nosec G115 -- descriptors are small

@@ -50,9 +50,37 @@ func TestSpliceCountsWhatABrokenSideDidNotTake(t *testing.T) {
 		t.Fatal(err)
 	}
 	from, _ := socketOf(src)
-	took, moved, ok, srcErr, dstErr := c.splice(raw, from, 5000, func() {})
+	took, moved, ok, srcErr, dstErr := c.splice(raw, from, 5000, func(int64) {})
 	if !ok || took != 1000 || moved != 0 || srcErr != nil || dstErr == nil {
 		t.Errorf("took %d, moved %d, %v, %v, %v", took, moved, ok, srcErr, dstErr)
+	}
+	s.closePipes()
+}
+
+// TestAnswerDoesNotOvertakeTheLastSplicedPiece: an upstream answers as soon as it
+// has the last byte. If that was not said to be on its way, the answer would count
+// as early and end the client's connection.
+func TestAnswerDoesNotOvertakeTheLastSplicedPiece(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("the kernel copies on Linux only")
+	}
+	sender, src := pair(t)
+	dst, _ := pair(t)
+	s := &Server{}
+	s.init()
+	x := &Exchange{c: &conn{srv: s, nc: src}}
+	x.c.raw, _ = socketOf(src)
+	raw, tcp := socketOf(dst)
+	if _, err := sender.Write(make([]byte, 1000)); err != nil {
+		t.Fatal(err)
+	}
+	x.body.form, x.body.left = bodyLength, 1000
+	ok, _, err := x.pumpSplice(&upConn{nc: dst, raw: raw, tcp: tcp}, 0)
+	if !ok || err != nil || !x.body.done {
+		t.Fatal(ok, err, x.body.left)
+	}
+	if !x.pump.last.Load() {
+		t.Error("nobody was told that the last piece was being sent")
 	}
 	s.closePipes()
 }
