@@ -405,7 +405,7 @@ func (s sender) try(r *http.Request, up *Upstream, listen bool) (resp *http.Resp
 }
 
 // mayGoElsewhere reports whether a request that got no answer reached nobody, or
-// may reach somebody twice (RFC 9110 section 9.2.2).
+// asks for nothing to be done (RFC 9110 section 9.2.1), as with the engine's door.
 func mayGoElsewhere(r *http.Request, j *journey, dialing, heard bool) bool {
 	if r.Context().Err() != nil || j.sending != nil && j.sending.touched.Load() {
 		return false
@@ -414,7 +414,7 @@ func mayGoElsewhere(r *http.Request, j *journey, dialing, heard bool) bool {
 		return true
 	}
 	switch r.Method {
-	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodPut, http.MethodDelete:
+	case http.MethodGet, http.MethodHead, http.MethodOptions:
 		return !heard
 	}
 	return false

@@ -89,6 +89,7 @@ func TestFailover(t *testing.T) {
 		{"broke, read", breaking, "GET", "", 200},
 		{"broke, write", breaking, "POST", "abc", 502},
 		{"broke, write without a body", breaking, "POST", "", 502},
+		{"broke, write that is idempotent", breaking, "DELETE", "", 502},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			for _, d := range doors {
