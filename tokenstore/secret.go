@@ -214,6 +214,9 @@ var base62Value = func() (table [256]uint8) {
 // notBase62 has a bit that no value of a base62 digit has.
 const notBase62 = 1 << 6
 
+// SecretBodyLen is how many characters follow the underscore behind the prefix.
+const SecretBodyLen = bodyLen
+
 // SecretPattern returns the regular expression (RE2 syntax) that the secrets of
 // the given prefixes match.
 func SecretPattern(prefixes []string) string {

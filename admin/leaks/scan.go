@@ -3,12 +3,15 @@
 package leaks
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
 	"os"
-	"regexp"
+	"slices"
 	"strings"
 
 	"tokenward/tokenstore"
@@ -24,8 +27,8 @@ type Found struct {
 // Scanner finds secrets of the prefixes that it was made with. It is safe for
 // concurrent use.
 type Scanner struct {
-	pattern *regexp.Regexp
-	formats *tokenstore.Formats
+	prefixes []string
+	formats  *tokenstore.Formats
 }
 
 // NewScanner returns a scanner for secrets with these prefixes, each of which must
@@ -39,23 +42,27 @@ func NewScanner(prefixes []string) (*Scanner, error) {
 			return nil, fmt.Errorf("%.40q is no prefix of secrets: write a small letter and 1 to 15 small letters or digits", p)
 		}
 	}
-	pattern, err := regexp.Compile(tokenstore.SecretPattern(prefixes))
-	return &Scanner{pattern, tokenstore.NewFormats(prefixes...)}, err
+	return &Scanner{slices.Clone(prefixes), tokenstore.NewFormats(prefixes...)}, nil
 }
 
 // What is read at once, and how much of it is looked at again with what follows:
-// more than a secret and the byte on either side of it.
+// more than a secret.
 const (
 	windowBytes  = 256 << 10
 	overlapBytes = 128
 )
 
 // Scan calls found for each secret in r whose checksum is right, in their order.
-// Memory is constant. Bytes that are no text do not disturb it.
-func (s *Scanner) Scan(r io.Reader, found func(Found)) error {
+// Whether a secret stands alone does not matter: in a log the letter before it may
+// be the end of an escape, as in \n, %3D or a colour. Memory is constant. Bytes that
+// are no text do not disturb it. It ends with ctx, once what r is asked for is here.
+func (s *Scanner) Scan(ctx context.Context, r io.Reader, found func(Found)) error {
 	buf := make([]byte, 0, windowBytes)
 	line, column := 1, 1 // of buf's first byte
-	for skip := 0; ; {
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		n, err := io.ReadFull(r, buf[len(buf):cap(buf)])
 		buf = buf[:len(buf)+n]
 		last := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
@@ -66,20 +73,42 @@ func (s *Scanner) Scan(r io.Reader, found func(Found)) error {
 		if !last {
 			cut -= overlapBytes
 		}
-		for _, at := range s.pattern.FindAllIndex(buf, -1) {
-			// What begins before skip was looked at with more before it.
-			if at[0] < skip || at[0] >= cut || s.formats.Classify(buf[at[0]:at[1]]) != tokenstore.ClassOurs {
-				continue
+		for at, text := range s.secrets(buf) {
+			if at >= cut {
+				continue // it is found with what follows
 			}
-			l, c := advance(line, column, buf[:at[0]])
-			found(Found{Line: l, Column: c, Secret: tokenstore.SecretFrom(string(buf[at[0]:at[1]]))})
+			l, c := advance(line, column, buf[:at])
+			found(Found{Line: l, Column: c, Secret: tokenstore.SecretFrom(string(text))})
 		}
 		if last {
 			return nil
 		}
-		keep := cut - 1 // the byte before tells whether a word begins
-		line, column = advance(line, column, buf[:keep])
-		buf, skip = buf[:copy(buf, buf[keep:])], 1
+		line, column = advance(line, column, buf[:cut])
+		buf = buf[:copy(buf, buf[cut:])]
+	}
+}
+
+// secrets yields the secrets that lie whole in buf, with where they begin.
+func (s *Scanner) secrets(buf []byte) iter.Seq2[int, []byte] {
+	return func(yield func(int, []byte) bool) {
+		for from := 0; ; {
+			next := bytes.IndexByte(buf[from:], '_')
+			if next < 0 {
+				return
+			}
+			mark := from + next
+			from = mark + 1
+			end := mark + 1 + tokenstore.SecretBodyLen
+			if end > len(buf) {
+				return
+			}
+			for _, p := range s.prefixes {
+				at := mark - len(p)
+				if bytes.HasSuffix(buf[:mark], []byte(p)) && s.formats.Classify(buf[at:end]) == tokenstore.ClassOurs && !yield(at, buf[at:end]) {
+					return
+				}
+			}
+		}
 	}
 }
 
@@ -95,9 +124,9 @@ func advance(line, column int, text []byte) (int, int) {
 }
 
 // ScanPath scans the file at path, or every regular file below it if it is a
-// folder; what leads out of the folder is not followed. found is told the file's
+// folder; what leads out of the folder is not followed. It ends with ctx. found is told the file's
 // path; failed is told of files that cannot be read, which does not end the scan.
-func (s *Scanner) ScanPath(path string, found func(file string, f Found), failed func(error)) error {
+func (s *Scanner) ScanPath(ctx context.Context, path string, found func(file string, f Found), failed func(error)) error {
 	info, err := os.Stat(path)
 	if err != nil {
 		return err
@@ -108,7 +137,7 @@ func (s *Scanner) ScanPath(path string, found func(file string, f Found), failed
 			return err
 		}
 		defer f.Close()
-		return s.Scan(f, func(one Found) { found(path, one) })
+		return s.Scan(ctx, f, func(one Found) { found(path, one) })
 	}
 	root, err := os.OpenRoot(path)
 	if err != nil {
@@ -130,7 +159,9 @@ func (s *Scanner) ScanPath(path string, found func(file string, f Found), failed
 		}
 		defer f.Close()
 		shown := strings.TrimSuffix(path, "/") + "/" + name
-		if err := s.Scan(f, func(one Found) { found(shown, one) }); err != nil {
+		if err := s.Scan(ctx, f, func(one Found) { found(shown, one) }); ctx.Err() != nil {
+			return ctx.Err()
+		} else if err != nil {
 			failed(fmt.Errorf("%s: %w", shown, err))
 		}
 		return nil

@@ -160,12 +160,15 @@ func (s *scanCommand) run(cmd *cobra.Command, paths []string) (err error) {
 	for _, path := range paths {
 		var err error
 		if path == "-" {
-			err = scanner.Scan(cmd.InOrStdin(), func(f leaks.Found) { p.found("standard input", f) })
+			err = scanner.Scan(cmd.Context(), cmd.InOrStdin(), func(f leaks.Found) { p.found("standard input", f) })
 		} else {
-			err = scanner.ScanPath(path, p.found, failed)
+			err = scanner.ScanPath(cmd.Context(), path, p.found, failed)
 		}
 		if err != nil {
 			failed(err)
+		}
+		if cmd.Context().Err() != nil {
+			break
 		}
 	}
 	if p.count > 0 {
