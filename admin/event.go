@@ -55,7 +55,10 @@ func emit(tx tokenstore.Tx, event audit.Event) error {
 func (s *Service) event(c Caller, caller *tokenstore.Token, verb audit.Word, now time.Time) audit.Event {
 	event := audit.Event{Time: now, Node: s.opts.Node, Request: c.RequestID, Verb: verb}
 	event.Actor = audit.Actor{Address: c.Remote, Via: audit.Word(c.API)}
-	if caller != nil {
+	switch {
+	case c.reporter:
+		event.Actor.Name = "report"
+	case caller != nil:
 		event.Actor.Token, event.Actor.Name = uint64(caller.ID), caller.Name
 		event.Actor.Account, event.Actor.Owner = caller.Account, caller.Owner
 	}

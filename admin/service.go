@@ -205,6 +205,7 @@ type Caller struct {
 	RequestID string
 
 	operator bool
+	reporter bool // operator, in the name of a report that proved itself otherwise
 }
 
 // Operator is the caller for verbs at the command line that work on the store
@@ -212,6 +213,13 @@ type Caller struct {
 // powers of root.
 func Operator(requestID string) Caller {
 	return Caller{API: "cli", RequestID: requestID, operator: true}
+}
+
+// Reporter is the caller for what the door api does on a report from remote that
+// bore no token, once it is proven in the door's own way. It has the powers of
+// [Operator], and the audit log says that it was a report.
+func Reporter(api string, remote netip.Addr, requestID string) Caller {
+	return Caller{API: api, Remote: remote, RequestID: requestID, operator: true, reporter: true}
 }
 
 // IsRoot reports whether the caller claims the powers of root.

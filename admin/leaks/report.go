@@ -13,6 +13,8 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/netip"
+	"strings"
 
 	"tokenward/admin"
 	"tokenward/tokenstore"
@@ -44,7 +46,7 @@ const (
 	Revoke  Action = "revoke"  // ended for good
 )
 
-// Options of a [Handler]; all but Reported are required.
+// Options of a [Handler]; all but Reported and Client are required.
 type Options struct {
 	Keys   map[string]*ecdsa.PublicKey // that reports are signed with, by identifier
 	Action Action
@@ -53,7 +55,10 @@ type Options struct {
 	// Reported is told of each token whose secret was reported, as it was before, once
 	// it has been dealt with. It must not wait. nil: nobody is told.
 	Reported func(t *tokenstore.Token)
-	Log      *slog.Logger
+	// Client is the address that a report comes from, for the audit log. nil: it is
+	// not known.
+	Client func(r *http.Request) netip.Addr
+	Log    *slog.Logger
 }
 
 // Handler takes reports of leaked secrets in the form of GitHub's partner
@@ -136,7 +141,7 @@ func (h *Handler) take(w http.ResponseWriter, r *http.Request) (int, []feedback)
 	for i := range list {
 		one := &list[i]
 		sum := sha256.Sum256([]byte(one.Token))
-		known, err := h.end(r, one)
+		known, err := h.end(r, one, list)
 		if err != nil {
 			h.options.Log.ErrorContext(r.Context(), "a leaked secret was reported and its token could not be ended: do it by hand", "error", err)
 			status = http.StatusServiceUnavailable
@@ -172,7 +177,7 @@ func (h *Handler) signed(header http.Header, body []byte) bool {
 
 // end disables or revokes the token of a reported secret, if there is one. A
 // secret that has ended is still one that was found.
-func (h *Handler) end(r *http.Request, one *reported) (known bool, err error) {
+func (h *Handler) end(r *http.Request, one *reported, list []reported) (known bool, err error) {
 	ctx := context.WithoutCancel(r.Context()) // the reporter's hanging up saves no leaked token
 	m, err := h.options.Find(ctx, []byte(one.Token))
 	if errors.Is(err, tokenstore.ErrNotFound) || errors.Is(err, tokenstore.ErrBrokenSecret) {
@@ -181,8 +186,11 @@ func (h *Handler) end(r *http.Request, one *reported) (known bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	c := admin.Operator(r.Header.Get("X-Request-Id"))
-	c.API = Name
+	var from netip.Addr
+	if h.options.Client != nil {
+		from = h.options.Client(r)
+	}
+	c := admin.Reporter(Name, from, r.Header.Get("X-Request-Id"))
 	target := admin.Target{ID: m.Token.ID, Revoked: true}
 	switch {
 	case m.Token.State == tokenstore.StateRevoked:
@@ -195,13 +203,19 @@ func (h *Handler) end(r *http.Request, one *reported) (known bool, err error) {
 		h.options.Reported(m.Token)
 	}
 	if err == nil {
-		h.options.Log.WarnContext(ctx, "a leaked secret was reported", "token_id", m.Token.ID, "account", m.Token.Account, "action", string(h.options.Action), "url", clipped(one.URL), "source", clipped(one.Source))
+		h.options.Log.WarnContext(ctx, "a leaked secret was reported", "token_id", m.Token.ID, "account", m.Token.Account, "action", string(h.options.Action), "url", shown(one.URL, list), "source", shown(one.Source, list))
 	}
 	return true, err
 }
 
-// clipped bounds what a reporter writes into our log.
-func clipped(s string) string {
+// shown is a text of the reporter as our log may have it: bounded, and without the
+// secrets that were found, which a URL may hold.
+func shown(s string, list []reported) string {
+	for i := range list {
+		if secret := list[i].Token; secret != "" {
+			s = strings.ReplaceAll(s, secret, "REDACTED")
+		}
+	}
 	const longest = 512
 	if len(s) > longest {
 		return s[:longest] + "…"

@@ -1,6 +1,7 @@
 package leaks_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -11,6 +12,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -164,6 +166,33 @@ func TestReportThatIsNotSoundIsRefused(t *testing.T) {
 	handler(t, w, r, leaks.Revoke, errors.New("the store is away")).ServeHTTP(rec, r.request(t, body))
 	if rec.Code != http.StatusServiceUnavailable || rec.Header().Get("Retry-After") == "" {
 		t.Errorf("while the store is away: %d", rec.Code)
+	}
+}
+
+func TestReportedURLDoesNotBringTheSecretIntoTheLog(t *testing.T) {
+	t.Parallel()
+	w, r := admintest.New(t), newReporter(t)
+	var log bytes.Buffer
+	w.Log = slog.New(slog.NewJSONHandler(&log, nil))
+	one, other := w.Make(admin.Spec{Name: "one", Scopes: []string{"cards"}}), w.Make(admin.Spec{Name: "other", Scopes: []string{"cards"}})
+	body, err := json.Marshal([]map[string]string{
+		{"token": one.Secret.Reveal(), "url": "https://example.com/?a=" + one.Secret.Reveal() + "&b=" + other.Secret.Reveal(), "source": one.Secret.Reveal()},
+		{"token": other.Secret.Reveal(), "url": strings.Repeat("x", 500) + other.Secret.Reveal()},
+		{"token": ""},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec := httptest.NewRecorder()
+	handler(t, w, r, leaks.Revoke, nil).ServeHTTP(rec, r.request(t, string(body)))
+	text := log.String()
+	if rec.Code != http.StatusOK || !strings.Contains(text, "https://example.com/?a=REDACTED") {
+		t.Errorf("%d, the log has %s", rec.Code, text)
+	}
+	for _, secret := range []string{one.Secret.Reveal(), other.Secret.Reveal()} {
+		if strings.Contains(text, secret[:10]) {
+			t.Errorf("the log has the secret: %s", text)
+		}
 	}
 }
 

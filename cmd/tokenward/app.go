@@ -252,10 +252,11 @@ func (a *app) buildAdmin() error {
 	if err != nil {
 		return err
 	}
-	if a.leaks, err = a.newLeaks(); err != nil {
+	g := newGate(a.engine, rules, a.vault, a.now)
+	if a.leaks, err = a.newLeaks(g); err != nil {
 		return err
 	}
-	handler := inFlight(a.adminHandler(newGate(a.engine, rules, a.vault, a.now)), &a.adminInFlight)
+	handler := inFlight(a.adminHandler(g), &a.adminInFlight)
 	t, l := a.cfg.Proxy.Timeouts, a.cfg.Proxy.Limits
 	a.adminHTTP2 = proxy.NewHTTP2(handler, t.Header, t.Idle, int(l.HeaderBytes), a.log)
 	a.adminServer = &http1.Server{

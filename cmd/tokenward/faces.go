@@ -84,7 +84,7 @@ func (a *app) withLeaks(h http.Handler) http.Handler {
 
 // newLeaks makes the endpoint for reports of leaked secrets; nil where it is not
 // configured.
-func (a *app) newLeaks() (http.Handler, error) {
+func (a *app) newLeaks(g *gate) (http.Handler, error) {
 	c := a.cfg.Admin.Leaks
 	if c.KeysFile == "" {
 		return nil, nil
@@ -93,7 +93,7 @@ func (a *app) newLeaks() (http.Handler, error) {
 	if err != nil {
 		return nil, fmt.Errorf("admin.leaks.keys_file: %w", err)
 	}
-	return leaks.New(a.vault.service, leaks.Options{Keys: keys, Action: leaks.Action(c.Action), Find: a.vault.cache.Find, Reported: a.tellLeaked, Log: a.log})
+	return leaks.New(a.vault.service, leaks.Options{Keys: keys, Action: leaks.Action(c.Action), Find: a.vault.cache.Find, Reported: a.tellLeaked, Client: g.client, Log: a.log})
 }
 
 func readLeakKeys(path string) (map[string]*ecdsa.PublicKey, error) {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"net/http"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -41,6 +42,17 @@ func newGate(engine *enforce.Engine, rules *canon.Rules, v *vault, now func() ti
 		panic("built-in policy: " + faults[0].Error())
 	}
 	return &gate{engine: engine, canon: rules, policy: policy, vault: v, words: newAPIWords(), now: now}
+}
+
+// client is the address that a request comes from, as its source is believed; the
+// zero Addr if that cannot be told.
+func (g *gate) client(r *http.Request) netip.Addr {
+	var v visit
+	proxy.FillHead(&v.head, r)
+	if g.canon.Canonicalize(&v.req, &v.head) != canon.Accepted {
+		return netip.Addr{}
+	}
+	return v.req.Client.Addr
 }
 
 // Authenticate implements [admin.Gate].

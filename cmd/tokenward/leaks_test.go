@@ -22,6 +22,8 @@ import (
 	"github.com/gorilla/mux"
 
 	"tokenward/admin"
+	"tokenward/audit"
+	"tokenward/enforce/canon"
 )
 
 func TestReportOfALeakReachesTheStore(t *testing.T) {
@@ -54,8 +56,13 @@ func TestReportOfALeakReachesTheStore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	rules, err := canon.NewRules(cfg.adminCanonOptions())
+	if err != nil {
+		t.Fatal(err)
+	}
 	a := &app{cfg: cfg, vault: v, log: slog.New(slog.DiscardHandler)}
-	if a.leaks, err = a.newLeaks(); err != nil {
+	g := newGate(nil, rules, v, time.Now)
+	if a.leaks, err = a.newLeaks(g); err != nil {
 		t.Fatal(err)
 	}
 	body := `[{"token":"` + made.Secret.Reveal() + `","type":"tokenward","url":"https://example.com","source":"content"}]`
@@ -74,6 +81,14 @@ func TestReportOfALeakReachesTheStore(t *testing.T) {
 	if rec.Code != http.StatusOK || !strings.Contains(string(answer), "true_positive") || status != leakEnded || err != nil {
 		t.Errorf("%d %s; the secret is %s, %v", rec.Code, answer, status, err)
 	}
+	events, err := v.store.Pending(10)
+	if err != nil || len(events) == 0 {
+		t.Fatalf("the events: %v", err)
+	}
+	last, err := audit.Decode(events[len(events)-1].Payload)
+	if by := last.Actor; err != nil || by.Name != "report" || by.Token != 0 || by.Address.String() != "192.0.2.1" || by.Via != "leaks" {
+		t.Errorf("it was ended by %+v, %v", by, err)
+	}
 	rec = httptest.NewRecorder()
 	a.withLeaks(mux.NewRouter()).ServeHTTP(rec, httptest.NewRequest(http.MethodPost, "/v1/leaks/", nil))
 	if rec.Code != http.StatusNotFound {
@@ -82,7 +97,7 @@ func TestReportOfALeakReachesTheStore(t *testing.T) {
 	if err := os.WriteFile(cfg.Admin.Leaks.KeysFile, []byte("{}"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := a.newLeaks(); err == nil {
+	if _, err := a.newLeaks(g); err == nil {
 		t.Error("a file without keys is accepted")
 	}
 }
