@@ -128,6 +128,7 @@ func (f *importFlags) open(cmd *cobra.Command) (*vault, error) {
 // run takes the items in batches, and shows how far it is.
 func (f *importFlags) run(cmd *cobra.Command, items iter.Seq2[importer.Item, error], take taker) (total native.ImportAnswer, err error) {
 	batch := make([]importer.Item, 0, admin.MaxImport)
+	known := knownKeys{}
 	total.DryRun, total.Refused = f.dryRun, []native.ImportRefusal{}
 	flush := func() error {
 		if len(batch) == 0 {
@@ -138,6 +139,9 @@ func (f *importFlags) run(cmd *cobra.Command, items iter.Seq2[importer.Item, err
 			return fmt.Errorf("%w\nUp to then %s taken; run it again, and what was taken is refused as known", err, were(total.Imported))
 		}
 		total.Add(one)
+		if f.dryRun {
+			known.add(batch, one.Refused)
+		}
 		batch = batch[:0]
 		fmt.Fprintf(cmd.ErrOrStderr(), "%d taken, %d refused\n", total.Imported, len(total.Refused))
 		return nil
@@ -151,6 +155,10 @@ func (f *importFlags) run(cmd *cobra.Command, items iter.Seq2[importer.Item, err
 			return total, errors.Join(err, flush())
 		}
 		f.complete(&item)
+		if known[keyOf(&item)] {
+			total.Refused = append(total.Refused, native.ImportRefusal{Line: item.Line, Detail: "has the secret of an earlier one"})
+			continue
+		}
 		if batch = append(batch, item); len(batch) == cap(batch) {
 			if err := flush(); err != nil {
 				return total, err
@@ -158,6 +166,35 @@ func (f *importFlags) run(cmd *cobra.Command, items iter.Seq2[importer.Item, err
 		}
 	}
 	return total, flush()
+}
+
+// knownKeys are what a dry run would have taken in the batches before: nothing is
+// stored that the next batch could be compared with.
+type knownKeys map[[16]byte]bool
+
+// add notes the items of a batch but for those that were refused.
+func (k knownKeys) add(batch []importer.Item, refused []native.ImportRefusal) {
+	lines := make(map[int]bool, len(refused))
+	for _, r := range refused {
+		lines[r.Line] = true
+	}
+	for i := range batch {
+		if !lines[batch[i].Line] {
+			k[keyOf(&batch[i])] = true
+		}
+	}
+}
+
+// keyOf is the same for a secret and for its SHA-256, and takes little room.
+func keyOf(item *importer.Item) [16]byte {
+	digest := item.Digest
+	switch {
+	case !item.Secret.IsZero():
+		digest = tokenstore.SHA256(item.Secret.Reveal())
+	case item.Scheme == tokenstore.SchemeHMAC:
+		digest = tokenstore.SHA256("hmac" + string(digest[:])) // the SHA-256 of another text may be the same
+	}
+	return [16]byte(digest[:16])
 }
 
 // complete fills in what the file does not say.

@@ -107,6 +107,9 @@ func (k *kongKey) item(consumer string, o Options) (Item, error) {
 		}
 	}
 	item := Item{Name: firstOf(consumer, k.ID, "imported from Kong")}
+	if strings.HasPrefix(k.Key, "{vault://") || strings.HasPrefix(k.Key, "${{") {
+		return item, errElsewhere
+	}
 	if k.TTL > 0 {
 		if k.CreatedAt == 0 {
 			return item, errors.New("has a ttl, and does not say when it was made")
@@ -115,6 +118,10 @@ func (k *kongKey) item(consumer string, o Options) (Item, error) {
 	}
 	return item, item.key(k.Key, o.Digest)
 }
+
+// errElsewhere refuses a reference: taken for the key, it would let in everybody who
+// has seen the configuration.
+var errElsewhere = errors.New("names a secret that is kept elsewhere: put the key itself into the file")
 
 func firstOf(texts ...string) string {
 	for _, text := range texts {
@@ -278,8 +285,9 @@ func readAPISIX(r io.Reader, o Options) iter.Seq2[Item, error] {
 func (c *apisixConsumer) item(name string, o Options) (Item, error) {
 	item := Item{Name: firstOf(name, c.Desc, "imported from APISIX")}
 	key := c.Plugins.KeyAuth.Key
-	if strings.HasPrefix(key, "$secret://") || strings.HasPrefix(key, "$env://") {
-		return item, errors.New("names a secret that is kept elsewhere: put the key itself into the file")
+	// APISIX folds the case of some of these.
+	if folded := strings.ToLower(key); strings.HasPrefix(folded, "$secret://") || strings.HasPrefix(folded, "$env://") {
+		return item, errElsewhere
 	}
 	return item, item.key(key, o.Digest)
 }

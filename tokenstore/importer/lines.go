@@ -41,7 +41,7 @@ var columns = map[string]func(*Item, string) error{
 
 func readCSV(r io.Reader, o Options) iter.Seq2[Item, error] {
 	return func(yield func(Item, error) bool) {
-		in := csv.NewReader(io.LimitReader(r, maxDocumentBytes))
+		in := csv.NewReader(&boundedReader{r, maxDocumentBytes})
 		in.ReuseRecord = true
 		head, err := csvHead(in)
 		if err != nil {
@@ -70,6 +70,22 @@ func readCSV(r io.Reader, o Options) iter.Seq2[Item, error] {
 			}
 		}
 	}
+}
+
+// boundedReader fails behind so many bytes: an end there would make a whole row, and
+// perhaps a whole secret, of the beginning of one.
+type boundedReader struct {
+	r    io.Reader
+	left int
+}
+
+func (b *boundedReader) Read(p []byte) (int, error) {
+	if b.left == 0 {
+		return 0, errors.New("the file is longer than 1 GiB: cut it into several, each with the line that names the columns")
+	}
+	n, err := b.r.Read(p[:min(len(p), b.left)])
+	b.left -= n
+	return n, err
 }
 
 func csvHead(in *csv.Reader) ([]string, error) {
@@ -323,7 +339,9 @@ func (l *lineObject) resources() (*tokenstore.Resources, error) {
 		return &tokenstore.Resources{All: true}, nil
 	}
 	var grants []struct{ Type, ID, Level string }
-	if err := json.Unmarshal(l.Resources, &grants); err != nil {
+	dec := json.NewDecoder(bytes.NewReader(l.Resources))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&grants); err != nil {
 		return nil, errors.New(`has wrong resources: they are "all" or a list of type, id and level`)
 	}
 	r := &tokenstore.Resources{}
@@ -345,7 +363,9 @@ func (l *lineObject) sources() (*tokenstore.Sources, error) {
 		return &tokenstore.Sources{Any: true}, nil
 	}
 	var rule struct{ Allow, Deny []string }
-	if err := json.Unmarshal(l.Sources, &rule); err != nil {
+	dec := json.NewDecoder(bytes.NewReader(l.Sources))
+	dec.DisallowUnknownFields() // a deny that is misspelt
+	if err := dec.Decode(&rule); err != nil {
 		return nil, errors.New(`has wrong sources: they are "any", or allow and deny`)
 	}
 	allow, err := parsePrefixes(rule.Allow)
