@@ -262,24 +262,22 @@ func (w *writing) again(s *Store, ctx context.Context, c *caller, certain bool) 
 
 // readAhead reads what an earlier try read, many keys in one question.
 func (w *writing) readAhead() error {
-	for keys := range slices.Chunk(w.ahead, txnOps) {
+	for keys := range slices.Chunk(w.ahead, readOps) {
 		ops := make([]clientv3.Op, len(keys))
 		for i, key := range keys {
 			ops[i] = clientv3.OpGet(key, clientv3.WithRev(w.at))
 		}
-		got, err := retried(w.ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
-			return w.store.etcd.Txn(ctx).Then(ops...).Commit()
-		})
+		found, revision, err := w.store.read(w.ctx, ops...)
 		if err != nil {
 			return w.store.failed("read for a change", err)
 		}
 		if w.at == 0 {
-			w.at = got.Header.Revision
+			w.at = revision
 		}
 		for i, key := range keys {
 			w.known[key] = nil
-			if kvs := got.Responses[i].GetResponseRange().Kvs; len(kvs) > 0 {
-				w.known[key] = kvs[0]
+			if len(found[i]) > 0 {
+				w.known[key] = found[i][0]
 			}
 		}
 	}
@@ -294,8 +292,8 @@ func (w *writing) get(key string) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		if len(got.Kvs) > 0 {
-			kv = got.Kvs[0]
+		if len(got) > 0 {
+			kv = got[0]
 		}
 	}
 	if kv == nil {
@@ -307,22 +305,47 @@ func (w *writing) get(key string) ([]byte, error) {
 }
 
 // ask reads from etcd at the revision of the change, which its first question sets.
-func (w *writing) ask(key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+func (w *writing) ask(key string, opts ...clientv3.OpOption) ([]*mvccpb.KeyValue, error) {
 	ctx, cancel := context.WithTimeout(w.ctx, 2*changePatience/3)
 	defer cancel()
 	if w.at > 0 {
 		opts = append(opts, clientv3.WithRev(w.at))
 	}
-	got, err := retried(ctx, func(ctx context.Context) (*clientv3.GetResponse, error) {
-		return w.store.etcd.Get(ctx, key, opts...)
-	})
+	found, revision, err := w.store.read(ctx, clientv3.OpGet(key, opts...))
 	if err != nil {
 		return nil, w.store.failed("read for a change", err)
 	}
 	if w.at == 0 {
-		w.at = got.Header.Revision
+		w.at = revision
 	}
-	return got, nil
+	return found[0], nil
+}
+
+// readOps is how many questions [Store.read] takes.
+const readOps = txnOps - 1
+
+// read asks for keys by a linearizable read, all at once, and for whose they are: what
+// another store has under the prefix, or that an empty etcd has nothing, is no answer.
+// It returns what was found for each question, and the revision.
+func (s *Store) read(ctx context.Context, questions ...clientv3.Op) (found [][]*mvccpb.KeyValue, revision int64, err error) {
+	ops := append([]clientv3.Op{clientv3.OpGet(s.keys.storeID())}, questions...)
+	got, err := retried(ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+		got, err := s.etcd.Txn(ctx).Then(ops...).Commit()
+		if err != nil {
+			return nil, err
+		}
+		if id := got.Responses[0].GetResponseRange().Kvs; len(id) != 1 || string(id[0].Value) != s.ID() {
+			return nil, errOtherStore
+		}
+		return got, nil
+	})
+	if err != nil {
+		return nil, 0, err
+	}
+	for _, r := range got.Responses[1:] {
+		found = append(found, r.GetResponseRange().Kvs)
+	}
+	return found, got.Header.Revision, nil
 }
 
 // retried asks again, and so another member, while ctx allows. The first question is
@@ -589,7 +612,7 @@ func (w *writing) inherit(from, to tokenstore.ID) error {
 		return err
 	}
 	w.ranges = append(w.ranges, prefix)
-	for _, kv := range got.Kvs {
+	for _, kv := range got {
 		w.put(w.store.keys.countsOf(to)+strings.TrimPrefix(string(kv.Key), prefix), string(kv.Value))
 	}
 	return nil
@@ -633,7 +656,7 @@ func (w *writing) keptAnswer(k tokenstore.Digest) ([]byte, error) {
 	w.ranges = append(w.ranges, prefix)
 	var latest keptAnswer
 	var sealed []byte
-	for _, kv := range got.Kvs {
+	for _, kv := range got {
 		a, err := parseKept(strings.TrimPrefix(string(kv.Key), w.store.keys.allKept()))
 		if err != nil {
 			return nil, err

@@ -8,9 +8,12 @@ import (
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+
 	"tokenward/tokenstore"
 	"tokenward/tokenstore/etcdstore"
 	"tokenward/tokenstore/etcdstore/etcdtest"
+	"tokenward/tokenstore/storetest"
 )
 
 // short is a bound for staleness that a test can wait for.
@@ -215,6 +218,67 @@ func TestEmptyEtcdIsNotTakenForTheStore(t *testing.T) {
 	if err := n.Usable(); !errors.Is(err, etcdstore.ErrStale) {
 		t.Errorf("usable with another store: %v", err)
 	}
+}
+
+// TestAnotherStoreAnswersNoQuestion puts an empty etcd, and then another store, in the
+// place of the nodes' own, which has a token with the same id: what is read there must
+// neither let a request through nor tell a caller what there is.
+func TestAnotherStoreAnswersNoQuestion(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, 1, 2, func(i int, o *nodeOptions) {
+		if i == 1 {
+			o.path = ""
+		}
+	})
+	tok := b.mustCreate(0)
+	// A secret that these nodes have never seen.
+	stranger := storetest.Sample(tok.ID, 1, 1)
+	stranger.Secrets[0].Digest = storetest.SampleDigest(9_999_999)
+	asked := func(what string) {
+		t.Helper()
+		for i, n := range b.nodes {
+			err := n.Change(t.Context(), func(tx tokenstore.Tx) error { _, err := tx.Token(tok.ID); return err })
+			if err == nil || errors.Is(err, tokenstore.ErrNotFound) {
+				t.Errorf("node %d: a change is told by %s: %v", i, what, err)
+			}
+		}
+		for _, d := range []tokenstore.Digest{tok.Secrets[0].Digest, stranger.Secrets[0].Digest} {
+			if _, err := b.nodes[1].ByDigest(t.Context(), d); err == nil || errors.Is(err, tokenstore.ErrNotFound) {
+				t.Errorf("a request is judged by %s: %v", what, err)
+			}
+		}
+		for _, err := range b.nodes[1].List(t.Context(), tokenstore.Query{AllAccounts: true, Revoked: true, Limit: 1}) {
+			if err == nil {
+				t.Errorf("a list is of %s", what)
+			}
+		}
+	}
+	b.etcd.LoseAllDisks()
+	asked("an empty etcd")
+	if _, _, err := b.nodes[0].Members(t.Context(), time.Second); err == nil {
+		t.Error("the nodes of an empty etcd are told")
+	}
+	if got, err := b.etcd.Client().Get(t.Context(), b.prefix, clientv3.WithPrefix()); err != nil || got.Count > 0 {
+		t.Errorf("an empty etcd was written to: %v, %v", got.Kvs, err)
+	}
+	other := mirrored(t, b.prefix, b.etcd.Endpoints())
+	other.Node = "other"
+	o := startNode(t, other)
+	if err := o.Change(t.Context(), func(tx tokenstore.Tx) error {
+		for {
+			id, err := tx.NewID()
+			if err != nil {
+				return err
+			}
+			if id == tok.ID {
+				tx.Emit([]byte("create"))
+				return tx.Put(stranger)
+			}
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	asked("another store")
 }
 
 // TestIsolatedMemberProvesNothing lets a node reach one member alone, which is cut off

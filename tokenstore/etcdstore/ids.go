@@ -95,7 +95,7 @@ func (b *idBlock) fetch(ctx context.Context) error {
 		call, cancel := context.WithTimeout(ctx, callTimeout)
 		done, err := b.store.etcd.Txn(call).If(
 			clientv3.Compare(clientv3.ModRevision(key), "=", revision),
-			clientv3.Compare(clientv3.Value(b.store.keys.storeID()), "=", b.store.ID()),
+			b.store.isOwnStore(),
 		).Then(clientv3.OpPut(key, strconv.FormatUint(last+1, 10))).Else(clientv3.OpGet(b.store.keys.storeID())).Commit()
 		cancel()
 		if err == nil && done.Succeeded {

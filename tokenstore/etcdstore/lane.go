@@ -50,7 +50,7 @@ func (c *claim) hold(ctx context.Context) (int64, error) {
 		return c.revision, nil
 	}
 	s := c.store
-	cmps := []clientv3.Cmp{clientv3.Compare(clientv3.Value(s.keys.storeID()), "=", s.ID())}
+	cmps := []clientv3.Cmp{s.isOwnStore()}
 	if c.last != 0 {
 		// It was removed, or is older than it was, since etcd was restored.
 		cmps = append(cmps, clientv3.Compare(clientv3.ModRevision(c.key), "<", c.last+1))

@@ -164,14 +164,14 @@ func (s *Store) record(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var cmps []clientv3.Cmp
+	cmps := []clientv3.Cmp{s.isOwnStore()}
 	if r.last != 0 {
 		// It is as it was, or was removed, or is older, since etcd was restored.
 		cmps = append(cmps, clientv3.Compare(clientv3.ModRevision(key), "<", r.last+1))
 	}
 	got, err := s.etcd.Txn(ctx).If(cmps...).
 		Then(clientv3.OpPut(key, string(info), clientv3.WithLease(r.lease)), clientv3.OpDelete(s.keys.stopped(s.opts.Node))).
-		Else(clientv3.OpGet(key)).Commit()
+		Else(clientv3.OpGet(key), clientv3.OpGet(s.keys.storeID())).Commit()
 	if err != nil {
 		return err
 	}
@@ -185,7 +185,10 @@ func (s *Store) record(ctx context.Context) error {
 		}
 		return nil
 	}
-	kvs := got.Responses[0].GetResponseRange().Kvs
+	kvs, id := got.Responses[0].GetResponseRange().Kvs, got.Responses[1].GetResponseRange().Kvs
+	if len(id) != 1 || string(id[0].Value) != s.ID() {
+		return errOtherStore
+	}
 	if len(kvs) == 1 && !s.wroteRecord(kvs[0].Value) {
 		s.taken()
 		return errTaken
@@ -194,6 +197,11 @@ func (s *Store) record(ctx context.Context) error {
 		r.last = kvs[0].ModRevision // an answer was lost
 	}
 	return errors.New("the node's record is not as it was left; it is written again")
+}
+
+// isOwnStore compares whose the keys under the prefix are.
+func (s *Store) isOwnStore() clientv3.Cmp {
+	return clientv3.Compare(clientv3.Value(s.keys.storeID()), "=", s.ID())
 }
 
 // errRecorded has the outbox read anew.
@@ -372,9 +380,12 @@ func behind(nodes []NodeInfo, revision int64) (names []string) {
 // call has every node write its record once it has applied everything up to the
 // call.
 func (s *Store) call(ctx context.Context) error {
-	_, err := retried(ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
-		return s.etcd.Txn(ctx).Then(clientv3.OpPut(s.keys.call(), ""), clientv3.OpPut(s.keys.head(), s.nextNonce())).Commit()
+	got, err := retried(ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+		return s.etcd.Txn(ctx).If(s.isOwnStore()).Then(clientv3.OpPut(s.keys.call(), ""), clientv3.OpPut(s.keys.head(), s.nextNonce())).Commit()
 	})
+	if err == nil && !got.Succeeded {
+		err = errOtherStore
+	}
 	if err != nil {
 		return s.failed("ask the nodes where they are", err)
 	}

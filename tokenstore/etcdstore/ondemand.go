@@ -129,14 +129,14 @@ func (s *Store) ask(ctx context.Context, key string) ([]byte, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*callTimeout)
 	defer cancel()
-	got, err := retried(ctx, func(ctx context.Context) (*clientv3.GetResponse, error) { return s.etcd.Get(ctx, key) })
+	found, _, err := s.read(ctx, clientv3.OpGet(key))
 	if err != nil {
 		return nil, s.failed("read a token", err)
 	}
-	if len(got.Kvs) == 0 {
+	if len(found[0]) == 0 {
 		return nil, tokenstore.ErrNotFound
 	}
-	return got.Kvs[0].Value, nil
+	return found[0][0].Value, nil
 }
 
 // maxAsks is how many requests may wait for etcd at once: each unknown secret costs
@@ -284,13 +284,11 @@ func (s *Store) nextID(ctx context.Context) (tokenstore.ID, error) {
 
 // span reads the tokens from an id on and before another.
 func (s *Store) span(ctx context.Context, from, to tokenstore.ID) ([]*mvccpb.KeyValue, error) {
-	got, err := retried(ctx, func(ctx context.Context) (*clientv3.GetResponse, error) {
-		return s.etcd.Get(ctx, s.keys.token(from), clientv3.WithRange(s.keys.token(to)))
-	})
+	found, _, err := s.read(ctx, clientv3.OpGet(s.keys.token(from), clientv3.WithRange(s.keys.token(to))))
 	if err != nil {
 		return nil, s.failed("read tokens", err)
 	}
-	return got.Kvs, nil
+	return found[0], nil
 }
 
 func (s *Store) decodeKV(kv *mvccpb.KeyValue) (*tokenstore.Token, error) {

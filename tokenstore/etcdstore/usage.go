@@ -47,11 +47,11 @@ func (s *Store) AddUsageNames(ctx context.Context, names []string) ([]string, er
 			return err
 		}
 		w.ranges = append(w.ranges, prefix)
-		known := make(map[string]bool, len(got.Kvs)+len(names))
-		for _, kv := range got.Kvs {
+		known := make(map[string]bool, len(got)+len(names))
+		for _, kv := range got {
 			known[string(kv.Value)] = true
 		}
-		next := uint64(len(got.Kvs))
+		next := uint64(len(got))
 		for _, name := range names {
 			if known[name] {
 				continue
@@ -118,16 +118,14 @@ func (w *writing) getAll(keys []string) ([][]byte, error) {
 	for i, key := range keys {
 		ops[i] = clientv3.OpGet(key)
 	}
-	got, err := retried(w.ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
-		return w.store.etcd.Txn(ctx).Then(ops...).Commit()
-	})
+	found, _, err := w.store.read(w.ctx, ops...)
 	if err != nil {
 		return nil, w.store.failed("read for a change", err)
 	}
 	values := make([][]byte, len(keys))
 	for i, key := range keys {
 		w.read[key] = 0
-		if kvs := got.Responses[i].GetResponseRange().Kvs; len(kvs) > 0 {
+		if kvs := found[i]; len(kvs) > 0 {
 			w.read[key], values[i] = kvs[0].ModRevision, kvs[0].Value
 		}
 	}
