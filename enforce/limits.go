@@ -1,6 +1,7 @@
 package enforce
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"math"
@@ -114,13 +115,16 @@ func (bs *bounds) take() {
 
 // of gathers the limits that a request with the token on the route is subject to.
 // A route's limits are for tokens that have none of the kind themselves.
+// A token that a reset replaced is measured with the one in its place: what was left
+// is there once, not for each of the two.
 func (bs *bounds) of(t *tokenstore.Token, r *Route, o *LimitOptions) {
-	bs.list[bs.n] = bound{key: meterKey{ofToken, uint64(t.ID), 0}, rate: t.Limits.Rate, burst: t.Limits.Burst,
+	id := uint64(cmp.Or(t.ReplacedBy, t.ID))
+	bs.list[bs.n] = bound{key: meterKey{ofToken, id, 0}, rate: t.Limits.Rate, burst: t.Limits.Burst,
 		concurrent: t.Limits.Concurrent, uses: t.Limits.Uses, quotas: t.Limits.Quotas}
 	bs.take()
 	if r != nil && (r.limits.Rate != 0 || r.limits.Concurrent != 0) {
 		b := &bs.list[bs.n]
-		*b = bound{key: meterKey{ofRoute, uint64(t.ID), r.hash}}
+		*b = bound{key: meterKey{ofRoute, id, r.hash}}
 		if t.Limits.Rate == 0 {
 			b.rate, b.burst = r.limits.Rate, r.limits.Burst
 		}

@@ -223,6 +223,23 @@ func TestMoreTokensBuyNothing(t *testing.T) {
 	}
 }
 
+func TestResetTokenDoesNotSpendTwice(t *testing.T) {
+	e := limitedEngine(LimitOptions{}, &memoryLedger{})
+	l := tokenstore.Limits{Uses: 10, Concurrent: 1}
+	old, next := with(7, 42, 1, l), with(8, 42, 1, l)
+	old.ReplacedBy = next.ID
+	for n := range 10 {
+		if d := use(e, []*tokenstore.Token{old, next}[n%2], nil, start); !d.Allowed() {
+			t.Fatalf("use %d is refused: %v", n, d.Reason)
+		}
+	}
+	for _, one := range []*tokenstore.Token{old, next} {
+		if d := use(e, one, nil, start); d.Reason != UsesExhausted {
+			t.Errorf("token %d goes on beyond the uses that were left: %v", one.ID, d.Reason)
+		}
+	}
+}
+
 func TestRouteLimitIsForTokensWithoutTheirOwn(t *testing.T) {
 	e := limitedEngine(LimitOptions{}, nil)
 	slow := &Route{hash: 1, limits: tokenstore.Limits{Rate: 0.001, Burst: 2}}
