@@ -241,6 +241,21 @@ func TestAdapterPanics(t *testing.T) {
 	}
 }
 
+// TestStalledBodyIsNotWaitedForTwice: the answer to a body that stopped arriving
+// must say that the connection ends, and not wait for the rest of it once more.
+func TestStalledBodyIsNotWaitedForTwice(t *testing.T) {
+	addr := start(t, &Server{Timeouts: Timeouts{Stall: 20 * time.Millisecond}, Handler: Adapter(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, err := io.ReadAll(r.Body); err != nil {
+			http.Error(w, "stalled", http.StatusRequestTimeout)
+		}
+	}))})
+	c := dial(t, addr).send("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\na")
+	if resp := c.want("POST", 408, "stalled\n"); !resp.Close {
+		t.Error("the rest of the body is waited for")
+	}
+	c.wantEnd()
+}
+
 func TestAdapterDeadlines(t *testing.T) {
 	c := adapted(t, func(w http.ResponseWriter, r *http.Request) {
 		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(20 * time.Millisecond))

@@ -291,7 +291,7 @@ func (x *Exchange) refuse(err *ProtocolError) {
 // be read and thrown away.
 func (x *Exchange) canDrain() bool {
 	b := &x.body
-	if b.failed {
+	if b.failed || x.bodyErr != nil { // what did not come is not waited for again
 		return false
 	}
 	if b.done || b.src == nil {
