@@ -191,7 +191,7 @@ var house = map[string]room{
 	},
 	"cmd/tokenward": {
 		what:       "config, flags, env, signals, wiring, command-line verbs",
-		outside:    []string{"github.com/spf13/cobra", "github.com/spf13/pflag", "github.com/goccy/go-yaml", "github.com/gorilla/mux"},
+		outside:    []string{"github.com/spf13/cobra", "github.com/spf13/pflag", "github.com/goccy/go-yaml", "github.com/gorilla/mux", "golang.org/x/sys"},
 		never:      []ban{noBolt, noEtcd, noGRPC, noProm},
 		everything: true,
 	},
