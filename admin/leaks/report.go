@@ -14,7 +14,11 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"os"
 	"strings"
+	"time"
+
+	"golang.org/x/time/rate"
 
 	"tokenward/admin"
 	"tokenward/tokenstore"
@@ -29,11 +33,13 @@ const (
 	headerSignature = "Github-Public-Key-Signature"
 )
 
-// The bounds of a report, and how many are taken at once.
+// The bounds of a report, how many are taken at once, and how long one may take to
+// arrive: anybody can begin to send one.
 const (
 	maxReportBytes = 1 << 20
 	maxReported    = 1000
 	maxAtOnce      = 4
+	reportPatience = 10 * time.Second
 )
 
 // Action is what becomes of a token whose secret was reported. The zero Action is
@@ -68,6 +74,7 @@ type Handler struct {
 	service *admin.Service
 	options Options
 	slots   chan struct{}
+	strange rate.Sometimes // reports that no configured key signed
 }
 
 // New returns the handler over service.
@@ -78,7 +85,7 @@ func New(service *admin.Service, o Options) (*Handler, error) {
 	case o.Action != Disable && o.Action != Revoke:
 		return nil, fmt.Errorf("%q is no action: write disable or revoke", o.Action)
 	}
-	return &Handler{service, o, make(chan struct{}, maxAtOnce)}, nil
+	return &Handler{service: service, options: o, slots: make(chan struct{}, maxAtOnce), strange: rate.Sometimes{Interval: time.Minute}}, nil
 }
 
 // reported is one leaked secret in a report.
@@ -105,6 +112,11 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusMethodNotAllowed)
 		return
 	}
+	signature, key := h.signature(r.Header)
+	if key == nil {
+		w.WriteHeader(h.unsigned(r))
+		return
+	}
 	select {
 	case h.slots <- struct{}{}:
 		defer func() { <-h.slots }()
@@ -113,7 +125,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusServiceUnavailable)
 		return
 	}
-	status, answer := h.take(w, r)
+	status, answer := h.take(w, r, key, signature)
 	if status == http.StatusServiceUnavailable {
 		w.Header().Set("Retry-After", "60")
 	}
@@ -124,20 +136,19 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_ = admin.WriteJSON(w, status, "application/json", answer) // the reporter is gone
 }
 
-func (h *Handler) take(w http.ResponseWriter, r *http.Request) (int, []feedback) {
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxReportBytes))
-	if err != nil {
-		return http.StatusRequestEntityTooLarge, nil
+func (h *Handler) take(w http.ResponseWriter, r *http.Request, key *ecdsa.PublicKey, signature []byte) (int, []feedback) {
+	body, status := readReport(w, r)
+	if status != http.StatusOK {
+		return status, nil
 	}
-	if !h.signed(r.Header, body) {
-		h.options.Log.WarnContext(r.Context(), "a report of leaked secrets was not signed by a configured key, and refused: are the keys of admin.leaks.keys_file the present ones?")
-		return http.StatusUnauthorized, nil
+	if sum := sha256.Sum256(body); !ecdsa.VerifyASN1(key, sum[:], signature) {
+		return h.unsigned(r), nil
 	}
 	var list []reported
 	if err := json.Unmarshal(body, &list); err != nil || len(list) > maxReported {
 		return http.StatusBadRequest, nil
 	}
-	status, answer := http.StatusOK, make([]feedback, 0, len(list))
+	answer := make([]feedback, 0, len(list))
 	for i := range list {
 		one := &list[i]
 		sum := sha256.Sum256([]byte(one.Token))
@@ -159,20 +170,55 @@ func (h *Handler) take(w http.ResponseWriter, r *http.Request) (int, []feedback)
 	return status, answer
 }
 
-// signed reports whether body is signed, by ECDSA over its SHA-256, with the key
-// that the header names. A header that comes twice is refused.
-func (h *Handler) signed(header http.Header, body []byte) bool {
+// readReport reads the body, with a status other than OK when it is no report's. A
+// sender that trickles holds a place for no longer than twice reportPatience.
+func readReport(w http.ResponseWriter, r *http.Request) (body []byte, status int) {
+	until := time.Now().Add(reportPatience)
+	_ = http.NewResponseController(w).SetReadDeadline(until) // not supported: the server's own holds
+	body, err := io.ReadAll(&hastyReader{http.MaxBytesReader(w, r.Body, maxReportBytes), until})
+	if _, large := errors.AsType[*http.MaxBytesError](err); large {
+		return nil, http.StatusRequestEntityTooLarge
+	}
+	if err != nil {
+		return nil, http.StatusRequestTimeout
+	}
+	return body, http.StatusOK
+}
+
+// hastyReader begins no read after a time.
+type hastyReader struct {
+	r     io.Reader
+	until time.Time
+}
+
+func (h *hastyReader) Read(p []byte) (int, error) {
+	if time.Now().After(h.until) {
+		return 0, os.ErrDeadlineExceeded
+	}
+	return h.r.Read(p)
+}
+
+// signature returns the signature that the header brings, and the key that it names;
+// nil if that is not a configured one. A header that comes twice is refused.
+func (h *Handler) signature(header http.Header) ([]byte, *ecdsa.PublicKey) {
 	ids, signatures := header.Values(headerKey), header.Values(headerSignature)
 	if len(ids) != 1 || len(signatures) != 1 {
-		return false
+		return nil, nil
 	}
-	key := h.options.Keys[ids[0]]
 	signature, err := base64.StdEncoding.DecodeString(signatures[0])
-	if key == nil || err != nil {
-		return false
+	if err != nil {
+		return nil, nil
 	}
-	sum := sha256.Sum256(body)
-	return ecdsa.VerifyASN1(key, sum[:], signature)
+	return signature, h.options.Keys[ids[0]]
+}
+
+// unsigned tells of a report that no configured key signed: of one in a minute, since
+// anybody can send them.
+func (h *Handler) unsigned(r *http.Request) int {
+	h.strange.Do(func() {
+		h.options.Log.WarnContext(r.Context(), "a report of leaked secrets was not signed by a configured key, and refused: are the keys of admin.leaks.keys_file the present ones?")
+	})
+	return http.StatusUnauthorized
 }
 
 // end disables or revokes the token of a reported secret, if there is one. A

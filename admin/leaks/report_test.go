@@ -12,11 +12,15 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"tokenward/admin"
 	"tokenward/admin/admintest"
@@ -204,4 +208,70 @@ func FuzzParseKeys(f *testing.F) {
 			t.Error("no key, and no error")
 		}
 	})
+}
+
+// unread is a body that nobody may read.
+type unread struct{ t *testing.T }
+
+func (u unread) Read([]byte) (int, error) {
+	u.t.Error("the body of a report that no known key signed was read")
+	return 0, io.EOF
+}
+
+// TestStrangersReportsAreNotReadAndDoNotFillTheLog sends what names no configured key.
+func TestStrangersReportsAreNotReadAndDoNotFillTheLog(t *testing.T) {
+	var log bytes.Buffer
+	w := admintest.New(t)
+	w.Log = slog.New(slog.NewTextHandler(&log, nil))
+	h := handler(t, w, newReporter(t), leaks.Disable, nil)
+	for range 100 {
+		req := httptest.NewRequest(http.MethodPost, "/v1/leaks", unread{t})
+		req.Header.Set("Github-Public-Key-Identifier", "another")
+		req.Header.Set("Github-Public-Key-Signature", "AAAA")
+		rec := httptest.NewRecorder()
+		if h.ServeHTTP(rec, req); rec.Code != http.StatusUnauthorized {
+			t.Fatalf("status %d", rec.Code)
+		}
+	}
+	if n := strings.Count(log.String(), "\n"); n != 1 {
+		t.Errorf("100 reports of strangers make %d lines", n)
+	}
+}
+
+// trickle is a body of which a byte comes each second, in the time of a bubble.
+type trickle struct{}
+
+func (trickle) Read(p []byte) (int, error) {
+	time.Sleep(time.Second) //nolint:forbidigo // in a bubble
+	p[0] = ' '
+	return 1, nil
+}
+
+// TestTricklingReportGivesItsPlaceBack keeps every place busy by reports that arrive
+// slower than anybody waits.
+func TestTricklingReportGivesItsPlaceBack(t *testing.T) {
+	reporter := newReporter(t)
+	h := handler(t, admintest.New(t), reporter, leaks.Disable, nil)
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		var senders sync.WaitGroup
+		for range 4 {
+			senders.Go(func() {
+				req := reporter.request(t, "[]")
+				req.Body = io.NopCloser(trickle{})
+				w := httptest.NewRecorder()
+				if h.ServeHTTP(w, req); w.Code != http.StatusRequestTimeout {
+					t.Errorf("status %d", w.Code)
+				}
+			})
+		}
+		senders.Wait()
+		if took := time.Since(began); took > 20*time.Second {
+			t.Errorf("they held their places for %s", took)
+		}
+	})
+	w := httptest.NewRecorder()
+	if h.ServeHTTP(w, reporter.request(t, "[]")); w.Code != http.StatusOK {
+		t.Errorf("the next report: %d", w.Code)
+	}
 }

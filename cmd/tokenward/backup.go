@@ -52,6 +52,8 @@ func (b *backupCommand) run(cmd *cobra.Command) error {
 	switch {
 	case b.out == "":
 		return usageError{errors.New("where to? Give -o FILE")}
+	case b.out == "-":
+		return usageError{errors.New("-o needs a file, which is read again and proven before it has its name: give -o FILE, and send that on")}
 	case b.config != "" && b.server.admin != "":
 		return usageError{errors.New("--config reads the store itself, and --admin asks a server: leave one out")}
 	}
