@@ -554,7 +554,7 @@ func (c *conn) cutNow() {
 
 func (c *conn) cutLocked() {
 	c.cut.Store(true)
-	_ = closeNow(c.nc) // it is not used any more
+	c.breakOff()
 	c.abandonLocked()
 }
 

@@ -777,6 +777,39 @@ func TestCutEndsALiveStream(t *testing.T) {
 	}
 }
 
+// TestCutStreamDoesNotLookWhole: an HTTP/1.0 client knows the end of an answer only by
+// that of the connection.
+func TestCutStreamDoesNotLookWhole(t *testing.T) {
+	settled(t)
+	up := scripted(t, func(_ int, c *client) {
+		if _, err := http.ReadRequest(c.br); err != nil {
+			return
+		}
+		c.reply("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n")
+		_, _ = io.Copy(io.Discard, c.br) // until it is cut
+	})
+	pool := upstreamTo(t, up.addr())
+	cutters := make(chan Cutter, 1)
+	addr := start(t, &Server{Handler: func(x *Exchange) {
+		cutters <- x.Cutter()
+		_, _ = x.Forward(pool, x.Edit())
+	}})
+	c := dial(t, addr).send("GET / HTTP/1.0\r\nHost: h\r\n\r\n")
+	resp, err := http.ReadResponse(c.br, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(resp.Body, make([]byte, 5)); err != nil {
+		t.Fatal(err)
+	}
+	if k := <-cutters; !k.Cut() {
+		t.Error("Cut found no exchange")
+	}
+	if rest, err := io.ReadAll(resp.Body); err == nil {
+		t.Errorf("the answer looks whole, with %q more", rest)
+	}
+}
+
 // TestCutterOfAnEarlierExchangeDoesNothing: a handle must not reach the next
 // request on the same connection.
 func TestCutterOfAnEarlierExchangeDoesNothing(t *testing.T) {
