@@ -38,6 +38,7 @@ func TestContractHoldsWhileMembersFail(t *testing.T) {
 		o.changed = onChange
 		h := harness(t, func(t *testing.T) *node { return startNode(t, o) })
 		h.Store = &storetest.Faulty{Store: h.Store, ChangeFate: func() storetest.Fate { return storetest.Twice }}
+		h.Steps = 1000 // of which some take seconds
 		return h
 	})
 }
@@ -57,6 +58,7 @@ func harness(t *testing.T, open func(t *testing.T) *node) *storetest.Harness {
 		},
 		Done:   n.Done,
 		Scans:  n.copy == nil,
+		Steps:  100_000,
 		Reopen: func(t *testing.T) *storetest.Harness { n.stop(); return harness(t, open) },
 	}
 }

@@ -29,6 +29,9 @@ type Harness struct {
 	// Scans says that every query reads the whole store, so that fewer are tried.
 	Scans bool
 
+	// Steps bounds the random verbs of a long run; 0: a million.
+	Steps int
+
 	// Check fails the test when anything in the store is wrong; nil: nothing can
 	// be checked.
 	Check func(t *testing.T)
