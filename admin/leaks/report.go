@@ -16,9 +16,8 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
-
-	"golang.org/x/time/rate"
 
 	"tokenward/admin"
 	"tokenward/tokenstore"
@@ -74,7 +73,7 @@ type Handler struct {
 	service *admin.Service
 	options Options
 	slots   chan struct{}
-	strange rate.Sometimes // reports that no configured key signed
+	told    atomic.Int64 // when a report of a stranger was last told of, in minutes since 1970
 }
 
 // New returns the handler over service.
@@ -85,7 +84,7 @@ func New(service *admin.Service, o Options) (*Handler, error) {
 	case o.Action != Disable && o.Action != Revoke:
 		return nil, fmt.Errorf("%q is no action: write disable or revoke", o.Action)
 	}
-	return &Handler{service: service, options: o, slots: make(chan struct{}, maxAtOnce), strange: rate.Sometimes{Interval: time.Minute}}, nil
+	return &Handler{service: service, options: o, slots: make(chan struct{}, maxAtOnce)}, nil
 }
 
 // reported is one leaked secret in a report.
@@ -215,9 +214,9 @@ func (h *Handler) signature(header http.Header) ([]byte, *ecdsa.PublicKey) {
 // unsigned tells of a report that no configured key signed: of one in a minute, since
 // anybody can send them.
 func (h *Handler) unsigned(r *http.Request) int {
-	h.strange.Do(func() {
+	if minute := time.Now().Unix() / 60; h.told.Swap(minute) != minute {
 		h.options.Log.WarnContext(r.Context(), "a report of leaked secrets was not signed by a configured key, and refused: are the keys of admin.leaks.keys_file the present ones?")
-	})
+	}
 	return http.StatusUnauthorized
 }
 

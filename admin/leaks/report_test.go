@@ -233,7 +233,7 @@ func TestStrangersReportsAreNotReadAndDoNotFillTheLog(t *testing.T) {
 			t.Fatalf("status %d", rec.Code)
 		}
 	}
-	if n := strings.Count(log.String(), "\n"); n != 1 {
+	if n := strings.Count(log.String(), "\n"); n < 1 || n > 2 { // the minute may end meanwhile
 		t.Errorf("100 reports of strangers make %d lines", n)
 	}
 }

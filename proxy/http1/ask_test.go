@@ -21,7 +21,7 @@ func TestIdleConnectionIsAskedAsANewOneIs(t *testing.T) {
 		request string
 		serve   func(c *client)     // what the upstream does once it has the second request
 		during  func(k Cutter) bool // done while the answer is awaited; nil: nothing
-		status  int                 // 0: the connection ends
+		status  int                 // 0: the connection is reset
 		stage   Stage
 		body    string
 	}{
@@ -87,7 +87,7 @@ func TestIdleConnectionIsAskedAsANewOneIs(t *testing.T) {
 				}
 			}
 			if c.status == 0 {
-				cl.wantEnd()
+				cl.wantReset()
 			} else {
 				cl.want(strings.Fields(c.request)[0], c.status, c.body)
 			}

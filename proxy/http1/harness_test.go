@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -122,6 +123,15 @@ func (c *client) wantEnd() {
 	rest, err := io.ReadAll(c.br)
 	if err != nil || len(rest) > 0 {
 		c.t.Fatalf("after the last answer: %q, %v; want the end", rest, err)
+	}
+}
+
+// wantReset checks that the server resets the connection without another byte.
+func (c *client) wantReset() {
+	c.t.Helper()
+	rest, err := io.ReadAll(c.br)
+	if !errors.Is(err, syscall.ECONNRESET) || len(rest) > 0 {
+		c.t.Fatalf("after the last answer: %q, %v; want a reset", rest, err)
 	}
 }
 
