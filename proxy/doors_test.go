@@ -635,10 +635,12 @@ func TestGuardWithoutRulesRefuses(t *testing.T) {
 
 func TestEachJudgedRequestIsObservedOnce(t *testing.T) {
 	eachDoor(t, canon.Options{}, func(t *testing.T, w *world, addr string) {
-		ask(t, addr, "GET /echo/ HTTP/1.1\r\nHost: a\r\nApi-Token: "+w.secrets["full"]+"\r\n\r\n")
-		ask(t, addr, "GET /echo/ HTTP/1.1\r\nHost: a\r\n\r\n")
-		ask(t, addr, "GET /echo/../ HTTP/1.1\r\nHost: a\r\n\r\n")
-		for range 3 {
+		for _, request := range []string{
+			"GET /echo/ HTTP/1.1\r\nHost: a\r\nApi-Token: " + w.secrets["full"] + "\r\n\r\n",
+			"GET /echo/ HTTP/1.1\r\nHost: a\r\n\r\n",
+			"GET /echo/../ HTTP/1.1\r\nHost: a\r\n\r\n",
+		} {
+			ask(t, addr, request)
 			<-w.noted // the door leaves after the answer's last byte
 		}
 		w.mu.Lock()
