@@ -13,7 +13,7 @@ BEGAN := $(shell date +%s)
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo development)
 
 # Seconds for all fuzz targets together.
-FUZZ_SECONDS ?= 75
+FUZZ_SECONDS ?= 50
 SOAK_FUZZ_SECONDS ?= 14400
 
 # What `make bench` and `make microbench` run.
@@ -70,7 +70,7 @@ fmt: $(LINT) ## Format all Go files
 	$(LINT) fmt
 
 .PHONY: fuzz
-fuzz: ## Fuzz all targets for FUZZ_SECONDS (75) in all
+fuzz: ## Fuzz all targets for FUZZ_SECONDS (50) in all
 	tools/fuzz $(FUZZ_SECONDS)
 
 .PHONY: soak
