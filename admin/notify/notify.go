@@ -9,7 +9,18 @@
 // refuses what is older than five minutes, and remembers the ids of the events for
 // as long, so that a recorded request is worth nothing. An answer of 2xx means that
 // the event is taken; after any other, or none, it comes again with the same id and
-// a fresh signature. The same event can come twice when an answer was lost.
+// a fresh signature, up to twelve times, each after twice the pause of the one
+// before. The same event can come twice when an answer was lost, and events come in
+// no order that can be relied on.
+//
+// # What one event does to the others
+//
+// An event that is not taken waits aside. What its receiver refuses (4xx) keeps the
+// others waiting for a second; what a receiver that is away or unwell does not take
+// (no answer, 5xx, 408, 429, a redirection) keeps them waiting too, for twice as long
+// each time in a row, and another event goes next: so a dead receiver is asked by one
+// event at a time, ever less often, and an event that breaks its receiver does not
+// have its turn again before the others had theirs.
 //
 // # What it never does
 //
@@ -20,6 +31,7 @@ package notify
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
@@ -50,7 +62,7 @@ const (
 const MinSecretBytes = 16
 
 const (
-	maxQueue   = 1024
+	maxWaiting = 1024
 	maxTries   = 12 // the last about half an hour after the first
 	firstPause = time.Second
 	maxPause   = 10 * time.Minute
@@ -113,20 +125,34 @@ func about(t *tokenstore.Token) Token {
 	return a
 }
 
-// Sender sends events to one receiver, one after the other. All methods may be
-// called at once from many goroutines; Run by one.
+// Sender sends events to one receiver, one at a time. All methods may be called at
+// once from many goroutines; Run by one.
 type Sender struct {
 	url    string
 	secret []byte
 	client *http.Client
 	log    *slog.Logger
 	now    func() time.Time
-	queue  chan Event
+	wake   chan struct{} // of one place: an event came
 
-	mu      sync.Mutex // guards waiting; held for moments
-	waiting map[string]bool
+	mu      sync.Mutex         // guards the two below; held for moments
+	waiting map[string]*parcel // by the event's id, at most maxWaiting
+	came    uint64             // events that ever waited
+
+	// Run's own: tries in a row that met a receiver that is away or unwell, and until
+	// when it is left alone.
+	failures int
+	rest     time.Time
 
 	sent, failed, dropped atomic.Uint64
+}
+
+// parcel is an event that waits. What Send made of it stays; the rest is Run's.
+type parcel struct {
+	event Event
+	came  uint64 // its place among all events
+	tries int    // made
+	due   time.Time
 }
 
 // New returns a sender to the receiver at target. now stamps signatures, so it is
@@ -148,7 +174,7 @@ func New(target string, secret []byte, client *http.Client, now func() time.Time
 	direct.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	return &Sender{
 		url: target, secret: bytes.Clone(secret), client: &direct, log: log, now: now,
-		queue: make(chan Event, maxQueue), waiting: map[string]bool{},
+		wake: make(chan struct{}, 1), waiting: map[string]*parcel{},
 	}, nil
 }
 
@@ -179,67 +205,118 @@ func loopback(host string) bool {
 func (s *Sender) Send(e Event) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.waiting[e.ID] {
+	if s.waiting[e.ID] != nil {
 		return true
 	}
-	select {
-	case s.queue <- e:
-		s.waiting[e.ID] = true
-		return true
-	default:
+	if len(s.waiting) == maxWaiting {
 		s.dropped.Add(1)
 		return false
 	}
+	s.came++
+	s.waiting[e.ID] = &parcel{event: e, came: s.came}
+	select {
+	case s.wake <- struct{}{}:
+	default: // it is to look anyway
+	}
+	return true
 }
 
 // Run sends what is queued until ctx ends.
 func (s *Sender) Run(ctx context.Context) {
 	defer s.client.CloseIdleConnections()
-	for {
+	for ctx.Err() == nil {
+		p, pause := s.next(s.now())
+		if p != nil && pause == 0 {
+			s.deliver(ctx, p)
+			continue
+		}
+		var due <-chan time.Time
+		if p != nil {
+			due = time.After(pause)
+		}
 		select {
 		case <-ctx.Done():
-			return
-		case e := <-s.queue:
-			s.deliver(ctx, &e)
+		case <-s.wake:
+		case <-due:
 		}
 	}
 }
 
-// deliver tries until the receiver took the event, it is given up, or ctx ends.
-func (s *Sender) deliver(ctx context.Context, e *Event) {
-	defer s.done(e)
+// next returns the event to try next and in how long; nil if none waits. Of those that
+// are due it is the one that was tried least, so that no event keeps the others back.
+func (s *Sender) next(now time.Time) (first *parcel, pause time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.waiting {
+		if first == nil || p.before(first, now) {
+			first = p
+		}
+	}
+	if first == nil {
+		return nil, 0
+	}
+	return first, max(first.due.Sub(now), s.rest.Sub(now), 0)
+}
+
+// before reports whether p goes before q.
+func (p *parcel) before(q *parcel, now time.Time) bool {
+	if p.due.After(now) || q.due.After(now) {
+		return cmp.Or(p.due.Compare(q.due), cmp.Compare(p.came, q.came)) < 0
+	}
+	return cmp.Or(cmp.Compare(p.tries, q.tries), p.due.Compare(q.due), cmp.Compare(p.came, q.came)) < 0
+}
+
+// deliver tries once to have the event taken, and says when to try again.
+func (s *Sender) deliver(ctx context.Context, p *parcel) {
+	e := &p.event
 	body, err := json.Marshal(e)
 	if err != nil {
 		s.failed.Add(1)
+		s.done(e)
 		s.log.Error("a notification could not be written", "event", e.ID, "error", err)
 		return
 	}
-	pause := firstPause
-	for try := 1; ; try++ {
-		err := s.post(ctx, e, body)
-		switch {
-		case err == nil:
-			s.sent.Add(1)
-			if e.Delivered != nil {
-				e.Delivered()
-			}
-			return
-		case ctx.Err() != nil:
-			return
-		case try == maxTries:
-			s.failed.Add(1)
-			s.log.Error("a notification was given up: look at the receiver, then at `tokenward report`", "event", e.ID, "tries", try, "error", err)
-			return
-		case try == 1:
+	err = s.post(ctx, e, body)
+	if err != nil && ctx.Err() != nil {
+		return
+	}
+	p.tries++
+	s.restAfter(err)
+	switch {
+	case err == nil:
+		s.sent.Add(1)
+		if e.Delivered != nil {
+			e.Delivered()
+		}
+		s.done(e)
+	case p.tries == maxTries:
+		s.failed.Add(1)
+		s.done(e)
+		s.log.Error("a notification was given up: look at the receiver, then at `tokenward report`", "event", e.ID, "tries", p.tries, "error", err)
+	default:
+		p.due = s.now().Add(pauseAfter(p.tries))
+		if p.tries == 1 {
 			s.log.Warn("a notification was not taken; it is sent again", "event", e.ID, "error", err)
 		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(pause):
-		}
-		pause = min(2*pause, maxPause)
 	}
+}
+
+// restAfter says for how long the receiver is left alone after what became of a try.
+func (s *Sender) restAfter(err error) {
+	switch refused, answered := errors.AsType[statusError](err); {
+	case err == nil:
+		s.failures, s.rest = 0, time.Time{}
+	case answered && refused.ofEvent():
+		s.failures, s.rest = 0, s.now().Add(firstPause)
+	default:
+		s.failures++
+		s.rest = s.now().Add(pauseAfter(s.failures))
+	}
+}
+
+// pauseAfter is how long to wait after so many tries in vain.
+func pauseAfter(tries int) time.Duration {
+	return min(firstPause<<min(tries-1, 30), maxPause)
 }
 
 func (s *Sender) done(e *Event) {
@@ -271,9 +348,20 @@ func (s *Sender) post(ctx context.Context, e *Event, body []byte) error {
 	defer resp.Body.Close()
 	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10)) // so that the connection can be used again
 	if resp.StatusCode/100 != 2 {
-		return fmt.Errorf("the receiver answered %d", resp.StatusCode)
+		return statusError(resp.StatusCode)
 	}
 	return nil
+}
+
+// statusError is an answer that does not take the event.
+type statusError int
+
+func (e statusError) Error() string { return fmt.Sprintf("the receiver answered %d", int(e)) }
+
+// ofEvent reports whether the answer is about the event that was sent, so that others
+// may be taken.
+func (e statusError) ofEvent() bool {
+	return e/100 == 4 && e != http.StatusRequestTimeout && e != http.StatusTooManyRequests
 }
 
 func sign(secret []byte, at time.Time, body []byte) string {
@@ -286,7 +374,7 @@ func sign(secret []byte, at time.Time, body []byte) string {
 
 // Stats are what a sender tells of itself.
 type Stats struct {
-	Waiting int    // events in the queue
+	Waiting int    // events that were neither taken nor given up
 	Sent    uint64 // taken by the receiver
 	Failed  uint64 // given up
 	Dropped uint64 // without room in the queue
@@ -294,5 +382,8 @@ type Stats struct {
 
 // Stats returns the counts. They are read one after another, not at one instant.
 func (s *Sender) Stats() Stats {
-	return Stats{Waiting: len(s.queue), Sent: s.sent.Load(), Failed: s.failed.Load(), Dropped: s.dropped.Load()}
+	s.mu.Lock()
+	waiting := len(s.waiting)
+	s.mu.Unlock()
+	return Stats{Waiting: waiting, Sent: s.sent.Load(), Failed: s.failed.Load(), Dropped: s.dropped.Load()}
 }

@@ -11,8 +11,11 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -24,19 +27,43 @@ import (
 const (
 	hook   = "https://hooks.example.com/tokens?key=hidden"
 	secret = "0123456789abcdef"
+
+	firstPause = time.Second
 )
 
 // receiver is the other side: a web hook without a network.
 type receiver struct {
 	t      *testing.T
-	answer func(try int) (status int, err error)
-	tries  []time.Time
-	taken  []notify.Event
-	seen   map[string]bool // signatures
+	answer func(try int, event string) (status int, err error)
+
+	mu    sync.Mutex // guards the rest
+	tries []time.Time
+	taken []notify.Event
+	seen  map[string]bool // signatures
+}
+
+func (r *receiver) tried() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.tries)
+}
+
+func (r *receiver) took() []notify.Event {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.taken)
+}
+
+// pass lets time pass in a bubble, and all happen that then does.
+func pass(d time.Duration) {
+	time.Sleep(d) //nolint:forbidigo // in a bubble
+	synctest.Wait()
 }
 
 // RoundTrip implements http.RoundTripper.
 func (r *receiver) RoundTrip(q *http.Request) (*http.Response, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.tries = append(r.tries, time.Now())
 	body, err := io.ReadAll(q.Body)
 	if err != nil {
@@ -50,7 +77,7 @@ func (r *receiver) RoundTrip(q *http.Request) (*http.Response, error) {
 		r.t.Error("two requests have one signature")
 	}
 	r.seen[signature] = true
-	status, err := r.answer(len(r.tries))
+	status, err := r.answer(len(r.tries), q.Header.Get(notify.EventHeader))
 	if err != nil {
 		return nil, err
 	}
@@ -84,7 +111,7 @@ func verify(signature string, body []byte, now time.Time) error {
 	return nil
 }
 
-func run(t *testing.T, answer func(try int) (int, error), log io.Writer, test func(*notify.Sender, *receiver)) {
+func run(t *testing.T, answer func(int, string) (int, error), log io.Writer, test func(*notify.Sender, *receiver)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		r := &receiver{t: t, answer: answer, seen: map[string]bool{}}
@@ -101,7 +128,7 @@ func run(t *testing.T, answer func(try int) (int, error), log io.Writer, test fu
 	})
 }
 
-func fine(int) (int, error) { return http.StatusNoContent, nil }
+func fine(int, string) (int, error) { return http.StatusNoContent, nil }
 
 func TestEventIsSignedAndDeliveredOnce(t *testing.T) {
 	t.Parallel()
@@ -125,7 +152,7 @@ func TestEventIsSignedAndDeliveredOnce(t *testing.T) {
 func TestFailedDeliveryIsRepeatedWithFreshSignatures(t *testing.T) {
 	t.Parallel()
 	var log strings.Builder
-	run(t, func(try int) (int, error) {
+	run(t, func(try int, _ string) (int, error) {
 		switch {
 		case try < 4:
 			return 0, errors.New("connection refused")
@@ -153,22 +180,107 @@ func TestFailedDeliveryIsRepeatedWithFreshSignatures(t *testing.T) {
 	}
 }
 
-func TestDeadReceiverBlocksNobodyAndIsGivenUp(t *testing.T) {
+func TestReceiverThatRefusesAllBlocksNobodyAndIsNotHammered(t *testing.T) {
 	t.Parallel()
-	run(t, func(int) (int, error) { return http.StatusTeapot, nil }, io.Discard, func(s *notify.Sender, r *receiver) {
-		sent := 0
+	run(t, func(int, string) (int, error) { return http.StatusTeapot, nil }, io.Discard, func(s *notify.Sender, r *receiver) {
+		sent := uint64(0)
 		for i := range 2000 {
 			if s.Send(notify.Event{ID: strconv.Itoa(i)}) {
 				sent++
 			}
 		}
-		if st := s.Stats(); sent < 1024 || sent > 1025 || int(st.Dropped) != 2000-sent { //nolint:gosec // small
+		if st := s.Stats(); sent != 1024 || st.Dropped != 2000-sent {
 			t.Errorf("%d were queued, %+v", sent, st)
 		}
-		time.Sleep(2 * time.Hour) //nolint:forbidigo // in a bubble
-		synctest.Wait()
-		if st := s.Stats(); st.Failed == 0 || len(r.taken) > 0 {
-			t.Errorf("%+v", st)
+		pass(30 * time.Minute)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		for i := range r.tries[1:] {
+			if pause := r.tries[i+1].Sub(r.tries[i]); pause != time.Second {
+				t.Fatalf("try %d came %s after the one before", i+2, pause)
+			}
+		}
+	})
+}
+
+func TestRefusedEventIsGivenUp(t *testing.T) {
+	t.Parallel()
+	run(t, func(int, string) (int, error) { return http.StatusBadRequest, nil }, io.Discard, func(s *notify.Sender, r *receiver) {
+		for i := range 3 {
+			s.Send(notify.Event{ID: strconv.Itoa(i)})
+		}
+		pass(time.Hour)
+		if st := s.Stats(); st.Failed != 3 || st.Waiting != 0 || st.Sent != 0 || r.tried() != 3*12 {
+			t.Errorf("%+v after %d tries", st, r.tried())
+		}
+	})
+}
+
+// One event that the receiver refuses, breaks at or hangs on must not keep the others
+// waiting for as long as it is tried.
+func TestEventThatIsNotTakenDoesNotHoldUpTheOthers(t *testing.T) {
+	t.Parallel()
+	for name, bad := range map[string]func() (int, error){
+		"refused":           func() (int, error) { return http.StatusUnprocessableEntity, nil },
+		"breaks it":         func() (int, error) { return http.StatusInternalServerError, nil },
+		"answered by a cut": func() (int, error) { return 0, io.ErrUnexpectedEOF },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var poison atomic.Int32
+			run(t, func(_ int, event string) (int, error) {
+				if event == "poison" {
+					poison.Add(1)
+					return bad()
+				}
+				return http.StatusOK, nil
+			}, io.Discard, func(s *notify.Sender, r *receiver) {
+				s.Send(notify.Event{ID: "poison"})
+				synctest.Wait() // it is the first one tried
+				for i := range 100 {
+					s.Send(notify.Event{ID: strconv.Itoa(i)})
+				}
+				pass(firstPause)
+				if n := len(r.took()); n != 100 || poison.Load() > 2 {
+					t.Fatalf("%d of 100 were taken within a pause, with %d tries of the bad one", n, poison.Load())
+				}
+				for i := range 40 { // one that comes at any time goes on within a pause
+					pass(time.Minute)
+					s.Send(notify.Event{ID: fmt.Sprint("later", i)})
+					pass(firstPause)
+					if len(r.took()) != 100+i+1 {
+						t.Fatal("an event waits for the bad one")
+					}
+				}
+				if st := s.Stats(); poison.Load() != 12 || st.Failed != 1 || st.Sent != 140 || st.Waiting != 0 {
+					t.Errorf("the bad one was tried %d times, %+v", poison.Load(), st)
+				}
+			})
+		})
+	}
+}
+
+func TestDeadReceiverIsNotAskedByEveryEvent(t *testing.T) {
+	t.Parallel()
+	var back atomic.Bool
+	run(t, func(int, string) (int, error) {
+		if back.Load() {
+			return http.StatusOK, nil
+		}
+		return 0, errors.New("connection refused")
+	}, io.Discard, func(s *notify.Sender, r *receiver) {
+		for i := range 1000 {
+			s.Send(notify.Event{ID: strconv.Itoa(i)})
+		}
+		pass(time.Hour)
+		// 1, 2, 4 … 512 s after one another, then every ten minutes.
+		if st := s.Stats(); r.tried() != 15 || st.Failed != 0 || st.Waiting != 1000 {
+			t.Errorf("%d tries, %+v", r.tried(), st)
+		}
+		back.Store(true)
+		pass(10 * time.Minute)
+		if st := s.Stats(); st.Sent != 1000 || st.Waiting != 0 || r.tried() != 15+1000 {
+			t.Errorf("it is back: %d tries, %+v", r.tried(), st)
 		}
 	})
 }
