@@ -196,7 +196,7 @@ const codeCORS = "cors_refused"
 // preflight answers a browser's question whether a page may send a request, by
 // the route that this request would take. It reports false where the question is
 // none, or that route has no CORS: then the request is judged as any other.
-func (g *Guard) preflight(p *passage) bool {
+func (p *passage) preflight() bool {
 	if string(p.req.Method) != http.MethodOptions {
 		return false
 	}
@@ -212,7 +212,6 @@ func (g *Guard) preflight(p *passage) bool {
 	var detail string
 	if p.extra, detail = lane.cors.preflight(p.extra, origin, method, p.only(nameRequestHeaders)); detail != "" {
 		p.refusal = refusal{status: http.StatusForbidden, code: codeCORS, detail: detail}
-		g.countRefusal(codeCORS)
 		return true
 	}
 	p.refusal = refusal{status: http.StatusNoContent}

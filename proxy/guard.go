@@ -105,6 +105,8 @@ func (o Outcome) String() string {
 // Mount is a handler that takes the paths below some prefixes on the proxy's own
 // listener, for every method and before routes: a token API.
 type Mount struct {
+	// Name is the token API's, for people.
+	Name string
 	// Takes reports whether the canonical path is the handler's.
 	Takes func(path []byte) bool
 	// Handler gets the request as received; what it takes is never forwarded.
@@ -268,23 +270,18 @@ func (g *Guard) judge(ctx context.Context, p *passage) bool {
 		return false
 	}
 	p.read = true
-	if v := p.rules.Canon.Canonicalize(&p.req, &p.head); v != canon.Accepted {
-		p.refusal = refusal{status: v.Status(), code: v.Code(), detail: v.Detail()}
+	if !p.canonicalize() {
 		g.countRefusal(p.refusal.code)
 		return false
 	}
-	if p.namesProtected() {
-		p.refusal = refusal{status: http.StatusBadRequest, code: "bad_request", detail: "Connection names a header field that the proxy sets or judges by."}
-		g.countRefusal(p.refusal.code)
-		return false
+	if m := g.mountOf(p.req.Path); m != nil {
+		p.mount = m.Handler
+		return true
 	}
-	for i := range g.Mounts {
-		if g.Mounts[i].Takes(p.req.Path) {
-			p.mount = g.Mounts[i].Handler
-			return true
+	if p.rules.cors && p.preflight() {
+		if p.refusal.code != "" {
+			g.countRefusal(p.refusal.code)
 		}
-	}
-	if p.rules.cors && g.preflight(p) {
 		return false
 	}
 	d := g.Engine.Decide(ctx, p.rules.Policy, &p.req, p.started)
@@ -336,6 +333,30 @@ func (g *Guard) judge(ctx context.Context, p *passage) bool {
 		return false
 	}
 	return true
+}
+
+// canonicalize reads the head as it will be judged. On false p.refusal says what is
+// wrong with it, whoever sends it.
+func (p *passage) canonicalize() bool {
+	if v := p.rules.Canon.Canonicalize(&p.req, &p.head); v != canon.Accepted {
+		p.refusal = refusal{status: v.Status(), code: v.Code(), detail: v.Detail()}
+		return false
+	}
+	if p.namesProtected() {
+		p.refusal = refusal{status: http.StatusBadRequest, code: "bad_request", detail: "Connection names a header field that the proxy sets or judges by."}
+		return false
+	}
+	return true
+}
+
+// mountOf returns the mount that takes a canonical path; nil where none does.
+func (g *Guard) mountOf(path []byte) *Mount {
+	for i := range g.Mounts {
+		if g.Mounts[i].Takes(path) {
+			return &g.Mounts[i]
+		}
+	}
+	return nil
 }
 
 // lasts tells that the request goes on at now, under the token that it began with.

@@ -127,10 +127,7 @@ func (a *app) buildProxy() error {
 	a.guard.SetRules(rules)
 	if len(a.cfg.Admin.Mount) > 0 {
 		g := newGate(a.engine, rules.Canon, a.vault, a.now)
-		for _, name := range a.cfg.Admin.Mount {
-			handler := withRequestID(a.facesHandler(g, name))
-			a.guard.Mounts = append(a.guard.Mounts, proxy.PrefixMount(handler, mountedPaths[name]...))
-		}
+		a.guard.Mounts = a.cfg.mounts(func(name string) http.Handler { return withRequestID(a.facesHandler(g, name)) })
 	}
 	t, l := a.cfg.Proxy.Timeouts, a.cfg.Proxy.Limits
 	wire := proxy.NewWire(a.guard)

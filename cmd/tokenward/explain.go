@@ -86,24 +86,23 @@ func (f *explainFlags) run(cmd *cobra.Command, method, target string) (native.Ex
 	if err != nil {
 		return none, err
 	}
-	rules, err := cfg.judgedBy()
-	if err != nil {
-		return none, err
-	}
 	if f.tokenFile == "" && f.tokenID == 0 {
-		d, steps := enforce.NewEngine(noTokens{}, 1).Explain(cmd.Context(), rules.Policy, canonicalQuestion(rules.Canon, &q), time.Now())
-		return explanationOf(&d, steps), nil
+		guard, err := cfg.guardToAsk(enforce.NewEngine(noTokens{}, 1))
+		if err != nil {
+			return none, err
+		}
+		return explanationOf(guard.Explain(cmd.Context(), headOf(&q), nil, time.Now())), nil
 	}
 	v, err := openVault(cmd.Context(), cfg, slog.New(slog.DiscardHandler), time.Now, opening{})
 	if err != nil {
 		return none, fmt.Errorf("%w\nTo ask a running server: curl -H \"Authorization: Bearer $TOKENWARD_TOKEN\" http://%s/v1/explain -d '{\"method\":%q,\"target\":%q,\"token_id\":%d}'",
 			err, cfg.Admin.Listen, method, target, max(f.tokenID, 1))
 	}
-	out, err := f.judge(cmd.Context(), cmd.InOrStdin(), cfg, v, rules, &q)
+	out, err := f.judge(cmd.Context(), cmd.InOrStdin(), cfg, v, &q)
 	return out, errors.Join(err, v.close())
 }
 
-func (f *explainFlags) judge(ctx context.Context, stdin io.Reader, cfg *Config, v *vault, rules *proxy.Ruleset, q *native.Question) (native.Explanation, error) {
+func (f *explainFlags) judge(ctx context.Context, stdin io.Reader, cfg *Config, v *vault, q *native.Question) (native.Explanation, error) {
 	engine := enforce.NewEngine(v.cache, 1)
 	if len(cfg.Enforce.Parents) > 0 {
 		upstreams, err := newUpstreamSet(cfg)
@@ -115,13 +114,17 @@ func (f *explainFlags) judge(ctx context.Context, stdin io.Reader, cfg *Config, 
 			return native.Explanation{}, err
 		}
 	}
+	guard, err := cfg.guardToAsk(engine)
+	if err != nil {
+		return native.Explanation{}, err
+	}
 	if f.tokenID != 0 {
 		t, err := v.store.ByID(ctx, tokenstore.ID(f.tokenID))
 		if err != nil {
 			return native.Explanation{}, fmt.Errorf("token %d: %w", f.tokenID, err)
 		}
 		q.Token = t
-		return explainAs(ctx, engine, rules, q, time.Now()), nil
+		return explainAs(ctx, guard, q, time.Now()), nil
 	}
 	in := stdin
 	if f.tokenFile != "-" {
@@ -136,9 +139,25 @@ func (f *explainFlags) judge(ctx context.Context, stdin io.Reader, cfg *Config, 
 	if err != nil {
 		return native.Explanation{}, fmt.Errorf("read secret: %w", err)
 	}
-	bear(rules.Canon, q, strings.TrimSpace(string(text)))
-	d, steps := engine.Explain(ctx, rules.Policy, canonicalQuestion(rules.Canon, q), time.Now())
-	return explanationOf(&d, steps), nil
+	bear(guard.Rules().Canon, q, strings.TrimSpace(string(text)))
+	return explanationOf(guard.Explain(ctx, headOf(q), nil, time.Now())), nil
+}
+
+// guardToAsk is the proxy's guard as a server with this configuration would have it,
+// but for what carries requests.
+func (c *Config) guardToAsk(engine *enforce.Engine) (*proxy.Guard, error) {
+	rules, err := c.judgedBy()
+	if err != nil {
+		return nil, err
+	}
+	rules.Default = c.defaultRouteOptions()
+	for i := range c.Routes {
+		rules.Routes = append(rules.Routes, c.Routes[i].routeOptions(c))
+	}
+	guard := proxy.NewGuard(engine, slog.New(slog.DiscardHandler), time.Now)
+	guard.Mounts = c.mounts(func(string) http.Handler { return http.NotFoundHandler() })
+	guard.SetRules(rules)
+	return guard, nil
 }
 
 // bear puts the secret in the first place where the proxy looks for one.
@@ -169,21 +188,20 @@ func (noTokens) Find(context.Context, []byte) (tokenstore.Match, error) {
 
 // explain answers `POST /v1/explain` on a running server.
 func (a *app) explain(ctx context.Context, q native.Question) (native.Explanation, error) {
-	return explainAs(ctx, a.engine, a.guard.Rules(), &q, a.now()), nil
+	return explainAs(ctx, a.guard, &q, a.now()), nil
 }
 
 // explainAs judges the question as its token's current secret would be.
-func explainAs(ctx context.Context, engine *enforce.Engine, rules *proxy.Ruleset, q *native.Question, now time.Time) native.Explanation {
+func explainAs(ctx context.Context, guard *proxy.Guard, q *native.Question, now time.Time) native.Explanation {
 	m := tokenstore.Match{Token: q.Token}
 	if q.Token != nil && len(q.Token.Secrets) > 0 {
 		m.Secret = &q.Token.Secrets[0]
 	}
-	d, steps := engine.ExplainAs(ctx, rules.Policy, canonicalQuestion(rules.Canon, q), m, now)
-	return explanationOf(&d, steps)
+	return explanationOf(guard.Explain(ctx, headOf(q), &m, now))
 }
 
-// canonicalQuestion reads the question as the proxy's listener would.
-func canonicalQuestion(rules *canon.Rules, q *native.Question) *canon.Request {
+// headOf is the question as the proxy's listener would read it.
+func headOf(q *native.Question) canon.Head {
 	head := canon.Head{Method: []byte(q.Method), Target: []byte(q.Target), Major: 1, Minor: 1}
 	if q.From.IsValid() {
 		head.Peer = netip.AddrPortFrom(q.From, 0)
@@ -197,35 +215,37 @@ func canonicalQuestion(rules *canon.Rules, q *native.Question) *canon.Request {
 	if !named {
 		head.Fields = append(head.Fields, canon.Field{Name: []byte("Host"), Value: []byte("localhost")})
 	}
-	req := &canon.Request{}
-	rules.Canonicalize(req, &head)
-	return req
+	return head
 }
 
-func explanationOf(d *enforce.Decision, steps []enforce.Step) native.Explanation {
-	out := native.Explanation{Decision: "deny", Code: d.Reason.Code(), Reason: d.Reason.String(), Steps: make([]native.Step, len(steps))}
-	if d.Allowed() {
+func explanationOf(e proxy.Explanation) native.Explanation {
+	out := native.Explanation{Decision: "deny", Code: e.Code, Reason: e.Reason, Steps: make([]native.Step, len(e.Steps))}
+	if e.Passes {
 		out.Decision = "allow"
 	}
-	if d.Route != nil {
-		out.Route, out.Line = d.Route.Pattern, d.Route.Line
+	if e.Route != nil {
+		out.Route, out.Line = e.Route.Pattern, e.Route.Line
 	}
-	for i, s := range steps {
+	for i, s := range e.Steps {
 		out.Steps[i] = native.Step{Step: s.Name, OK: s.OK, Detail: s.Detail}
-	}
-	if d.Reason == enforce.Undecided { // refused before it could be judged
-		out.Code, out.Reason = "bad_request", "bad_request"
 	}
 	return out
 }
 
 func printExplanation(w io.Writer, config string, e native.Explanation) error {
 	verdict := "ALLOWED"
-	if e.Decision != "allow" {
+	switch {
+	case e.Decision != "allow":
 		verdict = "REFUSED: " + e.Reason
 		if e.Code != "" && e.Code != e.Reason {
 			verdict += " (the client is told " + e.Code + ")"
 		}
+	case e.Reason == proxy.ReasonMounted:
+		verdict = "NOT FORWARDED: a mounted token API answers"
+	case e.Reason == proxy.ReasonPreflight:
+		verdict = "NOT FORWARDED: the proxy answers the preflight"
+	case e.Reason != enforce.Allowed.String() && e.Reason != enforce.Public.String():
+		verdict = "ONLY OBSERVED: forwarded, although refused by " + e.Reason
 	}
 	fmt.Fprintln(w, verdict)
 	if e.Route != "" {

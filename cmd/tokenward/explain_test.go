@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -86,5 +87,30 @@ func TestExplainBearsTheSecretWhereItIsRead(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestExplainKnowsWhatIsNotJudged, as the server does it: what Connection names, the
+// paths of mounted token APIs, and routes that are only observed.
+func TestExplainKnowsWhatIsNotJudged(t *testing.T) {
+	_, id, explain := explained(t, fmt.Sprintf("admin: {mount: [mailtrap]}\nenforce: {observe_until: '%s'}\n"+
+		"routes:\n  - {match: GET /a}\n  - {match: GET /b, scopes: [b], mode: observe}\n", time.Now().Add(24*time.Hour).UTC().Format(time.RFC3339)),
+		admin.Spec{Name: "any", Scopes: []string{"a"}})
+	token := []string{"--token-id", strconv.FormatUint(uint64(id), 10)}
+	for name, c := range map[string]struct {
+		args []string
+		want []string
+	}{
+		"allowed":    {[]string{"GET", "/a"}, []string{"ALLOWED"}},
+		"connection": {[]string{"-H", "Connection: X-Token-Id", "GET", "/a"}, []string{"REFUSED: bad_request", "Connection names"}},
+		"mounted":    {[]string{"GET", "/api/accounts/1/api_tokens"}, []string{"NOT FORWARDED: a mounted token API answers", "token API mailtrap"}},
+		"observed":   {[]string{"GET", "/b"}, []string{"ONLY OBSERVED: forwarded, although refused by scope_missing", "without identity"}},
+	} {
+		out := explain(append(slices.Clone(token), c.args...)...)
+		for i, want := range c.want {
+			if i == 0 && !strings.HasPrefix(out, want+"\n") || !strings.Contains(out, want) {
+				t.Errorf("%s: want %q in\n%s", name, want, out)
+			}
+		}
 	}
 }

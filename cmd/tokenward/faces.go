@@ -14,6 +14,7 @@ import (
 	"tokenward/admin/mailtrap"
 	"tokenward/admin/native"
 	"tokenward/admin/unit"
+	"tokenward/proxy"
 )
 
 // apiNames are the token APIs, in the order of their metrics.
@@ -106,6 +107,17 @@ func readLeakKeys(path string) (map[string]*ecdsa.PublicKey, error) {
 		return nil, fmt.Errorf("%s cannot be used: %w", path, err)
 	}
 	return keys, nil
+}
+
+// mounts are the token APIs that take their paths from the proxy's listener. handler
+// makes what serves one.
+func (c *Config) mounts(handler func(name string) http.Handler) []proxy.Mount {
+	mounts := make([]proxy.Mount, len(c.Admin.Mount))
+	for i, name := range c.Admin.Mount {
+		mounts[i] = proxy.PrefixMount(handler(name), mountedPaths[name]...)
+		mounts[i].Name = name
+	}
+	return mounts
 }
 
 // noSuchPath answers for paths that belong to no token API.
