@@ -3,15 +3,19 @@ package leaks_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/iotest"
+	"unicode/utf16"
 
 	"tokenward/admin/leaks"
 	"tokenward/tokenstore"
@@ -61,6 +65,108 @@ func TestScanFindsSecretsAndNothingElse(t *testing.T) {
 	}
 }
 
+// Windows writes logs, exports and the output of commands as UTF-16, in which a secret
+// is no run of bytes.
+func TestSecretInUTF16IsFound(t *testing.T) {
+	t.Parallel()
+	a, b := tokenstore.NewSecret("tw").Reveal(), tokenstore.NewSecret("api").Reveal()
+	utf16Of := func(text string, order binary.AppendByteOrder) string {
+		var out []byte
+		for _, c := range utf16.Encode([]rune(text)) {
+			out = order.AppendUint16(out, c)
+		}
+		return string(out)
+	}
+	for order, endian := range map[string]binary.AppendByteOrder{"LE": binary.LittleEndian, "BE": binary.BigEndian} {
+		for name, test := range map[string]struct {
+			text string
+			want []string
+		}{
+			"alone":              {a, []string{"1:1"}},
+			"with a mark":        {"\ufeff" + a, []string{"1:1"}},
+			"lines":              {"one\r\nkey=" + a + ";" + b + "\r\n" + a, []string{"2:5", fmt.Sprintf("2:%d", 5+len(a)+1), "3:1"}},
+			"marked lines":       {"\ufeff上海\u0a01\r\nkey=" + a + ";" + b + "\r\n" + a, []string{"2:5", fmt.Sprintf("2:%d", 5+len(a)+1), "3:1"}},
+			"one after another":  {a + b, []string{"1:1", fmt.Sprintf("1:%d", 1+len(a))}},
+			"at a seam":          {"\ufeff" + strings.Repeat("x", 128<<10-20) + a + "\n" + strings.Repeat(" ", 300<<10) + b, []string{"1:131053", "2:307201"}},
+			"just before a seam": {strings.Repeat("x", 128<<10-64) + a, []string{"1:131009"}},
+			"a wrong checksum":   {a[:len(a)-1] + "-", nil},
+			"cut":                {a[:len(a)-1], nil},
+			"too wide":           {strings.ReplaceAll(a, "_", "_\u0100"), nil},
+			"letters of two":     {strings.ReplaceAll(a, "t", "\u0174"), nil},
+		} {
+			t.Run(order+" "+name, func(t *testing.T) {
+				t.Parallel()
+				var got []string
+				text := strings.NewReader(utf16Of(test.text, endian))
+				err := scanner(t).Scan(t.Context(), iotest.HalfReader(text), func(f leaks.Found) { got = append(got, fmt.Sprintf("%d:%d", f.Line, f.Column)) })
+				if err != nil || !slices.Equal(got, test.want) {
+					t.Errorf("found %v, want %v, %v", got, test.want, err)
+				}
+			})
+		}
+	}
+}
+
+// A pipe in a tree of logs would keep the scan waiting for somebody who writes to it.
+func TestPipeInAFolderIsSkippedAndSaidSo(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	pipe, file := filepath.Join(dir, "a-pipe"), filepath.Join(dir, "b")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	secret := []byte(tokenstore.NewSecret("tw").Reveal())
+	if err := os.WriteFile(file, secret, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var found, skipped []string
+	visit := leaks.Visit{
+		Found:   func(file string, _ leaks.Found) { found = append(found, file) },
+		Failed:  func(err error) { t.Error(err) },
+		Skipped: func(file string, kind fs.FileMode) { skipped = append(skipped, fmt.Sprint(file, " ", kind)) },
+	}
+	if err := scanner(t).ScanPath(t.Context(), dir, visit); err != nil || !slices.Equal(found, []string{file}) || !slices.Equal(skipped, []string{fmt.Sprint(pipe, " ", fs.ModeNamedPipe)}) {
+		t.Errorf("found in %v, skipped %v, %v", found, skipped, err)
+	}
+
+	// One that is named is read.
+	found, skipped = nil, nil
+	wrote := make(chan error, 1)
+	go func() { wrote <- os.WriteFile(pipe, secret, 0o600) }()
+	if err := scanner(t).ScanPath(t.Context(), pipe, visit); err != nil || !slices.Equal(found, []string{pipe}) || skipped != nil {
+		t.Errorf("found in %v, skipped %v, %v", found, skipped, err)
+	}
+	if err := <-wrote; err != nil {
+		t.Fatal(err)
+	}
+}
+
+// FuzzScan: whatever stands around a secret, it is found as often as it stands there.
+func FuzzScan(f *testing.F) {
+	f.Add([]byte("a\n"), []byte("\x00"), false)
+	f.Add([]byte("\xff\xfe"), []byte{}, true)
+	f.Add([]byte("\xfe\xff\x00"), []byte("tw_"), true)
+	secret := tokenstore.NewSecret("tw").Reveal()
+	f.Fuzz(func(t *testing.T, before, after []byte, wide bool) {
+		if bytes.Contains(before, []byte("_")) {
+			t.Skip() // it may be part of another secret
+		}
+		text := []byte(secret)
+		if wide {
+			text = bytes.Join(bytes.Split(text, nil), []byte{0})
+		}
+		n := 0
+		err := scanner(t).Scan(t.Context(), bytes.NewReader(slices.Concat(before, text, after)), func(found leaks.Found) {
+			if found.Secret.Reveal() == secret && found.Line > 0 {
+				n++
+			}
+		})
+		if err != nil || n != 1 {
+			t.Errorf("found %d times, %v", n, err)
+		}
+	})
+}
+
 func TestScanDoesNotLeaveItsFolder(t *testing.T) {
 	t.Parallel()
 	dir, outside := t.TempDir(), filepath.Join(t.TempDir(), "outside")
@@ -80,7 +186,12 @@ func TestScanDoesNotLeaveItsFolder(t *testing.T) {
 		}
 	}
 	var files []string
-	err := scanner(t).ScanPath(t.Context(), dir, func(file string, _ leaks.Found) { files = append(files, file) }, func(err error) { t.Error(err) })
+	visit := leaks.Visit{
+		Found:   func(file string, _ leaks.Found) { files = append(files, file) },
+		Failed:  func(err error) { t.Error(err) },
+		Skipped: func(file string, kind fs.FileMode) { t.Errorf("%s is skipped as %s", file, kind) },
+	}
+	err := scanner(t).ScanPath(t.Context(), dir, visit)
 	if err != nil || !slices.Equal(files, []string{inside}) {
 		t.Errorf("found in %v, %v", files, err)
 	}
@@ -94,8 +205,8 @@ func TestScanEndsWithItsContext(t *testing.T) {
 	if err := scanner(t).Scan(ctx, endless, func(leaks.Found) {}); !errors.Is(err, context.Canceled) {
 		t.Errorf("the scan of what never ends: %v", err)
 	}
-	failed := func(err error) { t.Error(err) }
-	if err := scanner(t).ScanPath(ctx, ".", func(string, leaks.Found) {}, failed); err == nil {
+	visit := leaks.Visit{Found: func(string, leaks.Found) {}, Failed: func(err error) { t.Error(err) }, Skipped: func(string, fs.FileMode) {}}
+	if err := scanner(t).ScanPath(ctx, ".", visit); err == nil {
 		t.Error("a folder is scanned after the end")
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"net/url"
 	"slices"
@@ -113,7 +114,8 @@ func newScanCommand() *cobra.Command {
 		Use:   "scan FILE|FOLDER…",
 		Short: "Find secrets in logs and trees, and say which of them are live",
 		Long: "Find secrets of tokens in files, and in all files below folders; - is standard input.\n" +
-			"What leads out of a folder is not followed. A secret is never shown whole.\n\n" +
+			"Text in UTF-16 is read too. What leads out of a folder is not followed, and pipes and\n" +
+			"devices are read only where they are named. A secret is never shown whole.\n\n" +
 			"With --config, the store of a stopped server says which are live; with --admin or\n" +
 			"$" + envAdmin + ", a running one does, as far as the calling token may see.\n\n" +
 			"The exit code is 0 when there is none, and 1 when there are some.",
@@ -157,12 +159,13 @@ func (s *scanCommand) run(cmd *cobra.Command, paths []string) (err error) {
 	}
 	p := leakPrinter{ctx: cmd.Context(), w: cmd.OutOrStdout(), ask: ask, asJSON: s.asJSON, known: map[string]leak{}}
 	failed := func(err error) { p.errs = append(p.errs, err) }
+	visit := leaks.Visit{Found: p.found, Failed: failed, Skipped: p.skip}
 	for _, path := range paths {
 		var err error
 		if path == "-" {
 			err = scanner.Scan(cmd.Context(), cmd.InOrStdin(), func(f leaks.Found) { p.found("standard input", f) })
 		} else {
-			err = scanner.ScanPath(cmd.Context(), path, p.found, failed)
+			err = scanner.ScanPath(cmd.Context(), path, visit)
 		}
 		if err != nil {
 			failed(err)
@@ -170,6 +173,9 @@ func (s *scanCommand) run(cmd *cobra.Command, paths []string) (err error) {
 		if cmd.Context().Err() != nil {
 			break
 		}
+	}
+	if p.skipped > 0 {
+		fmt.Fprintf(cmd.ErrOrStderr(), "skipped what is no file: %s, the first is %s; name one yourself to have it read\n", counted(p.skipped, "path"), p.skippedFirst)
 	}
 	if p.count > 0 {
 		failed(fmt.Errorf("%s found: revoke what is live with `tokenward token revoke`, or rotate it", counted(p.count, "secret")))
@@ -214,6 +220,9 @@ type leakPrinter struct {
 	known  map[string]leak // by secret; at most maxKnownLeaks
 	count  int
 	errs   []error
+
+	skipped      int
+	skippedFirst string
 }
 
 const maxKnownLeaks = 100_000
@@ -247,6 +256,13 @@ func (p *leakPrinter) found(file string, f leaks.Found) {
 	}
 	_, err := fmt.Fprintf(p.w, "%s:%d:%d: %s%s\n", shownText(file), one.Line, one.Column, one.Secret, what)
 	p.failed(err)
+}
+
+// skip notes what is no regular file below a folder.
+func (p *leakPrinter) skip(file string, kind fs.FileMode) {
+	if p.skipped++; p.skipped == 1 {
+		p.skippedFirst = shownText(file) + " (" + fileKind(kind) + ")"
+	}
 }
 
 func (p *leakPrinter) failed(err error) {
