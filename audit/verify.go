@@ -43,7 +43,11 @@ type Fault struct {
 
 // String returns the fault as a sentence for an operator.
 func (f Fault) String() string {
-	return fmt.Sprintf("%s:%d: lines %d to %d: %s", f.File, f.FileLine, f.From, f.To, f.What)
+	lines := fmt.Sprintf("lines %d to %d", f.From, f.To)
+	if f.From == f.To {
+		lines = fmt.Sprintf("line %d", f.From)
+	}
+	return fmt.Sprintf("%s:%d: %s: %s", f.File, f.FileLine, lines, f.What)
 }
 
 // maxFaults bounds a Report.
@@ -310,8 +314,11 @@ func (v *verifier) settle(n uint64) {
 	switch {
 	case have < want:
 		f.What = fmt.Sprintf("%d of %d lines are missing or run together, the rest cannot be proven", want-have, want)
+	case f.From > f.To: // blank or torn lines alone, which have no number
+		f.From, f.To = n, n
+		f.What = tooMany(have) + " before it: put in, and unreadable"
 	case have > want:
-		f.What = fmt.Sprintf("%d lines too many: doubled, moved or put in", have-want)
+		f.What = tooMany(have-want) + ": doubled, moved or put in"
 	case !readable:
 		f.What = "changed after they were written, and unreadable"
 	case !ordered:
@@ -321,6 +328,13 @@ func (v *verifier) settle(n uint64) {
 	}
 	v.fault(f)
 	v.suspects, v.dropped = v.suspects[:0], 0
+}
+
+func tooMany(n uint64) string {
+	if n == 1 {
+		return "1 line too many"
+	}
+	return fmt.Sprintf("%d lines too many", n)
 }
 
 // checkSigned checks a signed head that stands in the log.

@@ -105,15 +105,18 @@ func TestTamperingIsFoundAndPlaced(t *testing.T) {
 		{"first line of all deleted", func(x text) text { x[0] = x[0][1:]; return x }, 2, 2, "changed"},
 		{"neighbours swapped", func(x text) text { x[0][2], x[0][3] = x[0][3], x[0][2]; return x }, 3, 5, ""},
 		{"far ones swapped", func(x text) text { x[0][1], x[0][6] = x[0][6], x[0][1]; return x }, 2, 8, ""},
-		{"one doubled", func(x text) text { x[0] = slices.Insert(x[0], 3, x[0][2]); return x }, 3, 3, "1 lines too many"},
-		{"one repeated later", func(x text) text { x[1] = slices.Insert(x[1], 2, x[0][2]); return x }, 3, 14, "1 lines too many"},
+		{"one doubled", func(x text) text { x[0] = slices.Insert(x[0], 3, x[0][2]); return x }, 3, 3, "1 line too many"},
+		{"one repeated later", func(x text) text { x[1] = slices.Insert(x[1], 2, x[0][2]); return x }, 3, 14, "1 line too many"},
 		{"a run repeated later", func(x text) text { x[1] = slices.Insert(x[1], 2, x[0][1:6]...); return x }, 2, 14, "5 lines too many"},
 		{"all of a file repeated", func(x text) text { x[0] = append(x[0], x[0]...); return x }, 1, 12, "11 lines too many"},
 		{"foreign line put in", func(x text) text {
 			body := appendBody(nil, 4, kindEvent, "", 0, mustEncode(t, event(99)))
 			x[0] = slices.Insert(x[0], 3, string(appendChain(body, chainValue{1})))
 			return x
-		}, 4, 4, "1 lines too many"},
+		}, 4, 4, "1 line too many"},
+		{"blank line put in", func(x text) text { x[0] = slices.Insert(x[0], 5, "\n"); return x }, 6, 6, "1 line too many before it"},
+		{"blank line put in first", func(x text) text { x[0] = slices.Insert(x[0], 0, "\n"); return x }, 1, 1, "1 line too many before it"},
+		{"blank lines between files", func(x text) text { x[1] = slices.Insert(x[1], 0, "\n", "\n"); return x }, 12, 12, "2 lines too many before it"},
 		{"files exchanged", func(x text) text { x[0], x[1] = x[1], x[0]; return x }, 1, 18, ""},
 		{"older file emptied", func(x text) text { x[0] = nil; return x }, 0, 0, ""}, // looks moved away
 		{"newer file unkeyed", func(x text) text {
@@ -153,6 +156,21 @@ func TestTamperingIsFoundAndPlaced(t *testing.T) {
 				t.Errorf("found from %d to %d, want within %d to %d and %q", from, to, tt.from, tt.to, tt.what)
 			}
 		})
+	}
+}
+
+func TestFaultOfOneLineIsSaidAsOne(t *testing.T) {
+	t.Parallel()
+	path, _ := tamperLog(t, macKey)
+	files, x := lines(t, path)
+	x[0] = slices.Insert(x[0], 9, "\n")
+	write(t, files, x)
+	r, err := Verify(path, Keys{MAC: [][]byte{macKey}, Signing: publicKey})
+	if err != nil || len(r.Faults) != 1 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	if got, want := r.Faults[0].String(), files[0]+":10: line 10: 1 line too many before it: put in, and unreadable"; got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
 	}
 }
 
