@@ -39,6 +39,49 @@ func TestAuditKeysFollowThePeppersAndTellNothingOfThem(t *testing.T) {
 	}
 }
 
+// TestKeyedSumChangesWithAnyPiece: with what they are, in which order and number, and
+// with the pepper; and with nothing else.
+func TestKeyedSumChangesWithAnyPiece(t *testing.T) {
+	t.Parallel()
+	file := bytes.Repeat([]byte("a"), 32)
+	peppers, err := tokenstore.NewPeppers(file, bytes.Repeat([]byte("b"), 32))
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, second := peppers.IDs()[0], peppers.IDs()[1]
+	sum := func(p *tokenstore.Peppers, id tokenstore.PepperID, pieces ...string) string {
+		k := p.KeyedSum(id)
+		for _, piece := range pieces {
+			k.Add([]byte(piece))
+		}
+		if once := k.Sum(); !bytes.Equal(once, k.Sum()) {
+			t.Error("asking for the sum changes it")
+		}
+		return string(k.Sum())
+	}
+	seen := map[string][]string{}
+	for _, pieces := range [][]string{{}, {""}, {"", ""}, {"a", "b"}, {"b", "a"}, {"ab"}, {"a", "b", ""}, {"a", "a"}, {"a"}, {"a\x00"}} {
+		s := sum(peppers, first, pieces...)
+		if other, is := seen[s]; is {
+			t.Errorf("%q and %q have the same sum", pieces, other)
+		}
+		seen[s] = pieces
+	}
+	if seen[sum(peppers, second, "a", "b")] != nil {
+		t.Error("another pepper makes the same sum")
+	}
+	alone, err := tokenstore.NewPeppers(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if seen[sum(alone, first, "a", "b")] == nil {
+		t.Error("the same pepper makes another sum")
+	}
+	if alone.KeyedSum(second) != nil || (*tokenstore.Peppers)(nil).KeyedSum(first) != nil || alone.KeyedSum(tokenstore.PepperID{}) != nil {
+		t.Error("there is a sum without the pepper")
+	}
+}
+
 // foreignStore leads from stored digests to tokens.
 type foreignStore map[tokenstore.Digest]*tokenstore.Token
 
