@@ -51,8 +51,7 @@ func describedFaces(w *admintest.World) http.Handler {
 			Explain: func(context.Context, native.Question) (native.Explanation, error) {
 				return native.Explanation{Decision: "deny", Code: "no_route", Reason: "no route", Steps: []native.Step{{Step: "route", Detail: "none matches"}}}, nil
 			},
-			Backup: func(_ context.Context, to io.Writer, begin func(int64)) error {
-				begin(int64(len("a backup")))
+			Backup: func(_ context.Context, to io.Writer) error {
 				_, err := io.WriteString(to, "a backup")
 				return err
 			},

@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -35,9 +34,9 @@ type Options struct {
 	// Explain answers `POST /v1/explain`. nil: there is no such path.
 	Explain func(ctx context.Context, q Question) (Explanation, error)
 
-	// Backup writes a backup of the whole store, for `GET /v1/backup`, and tells begin
-	// its length before the first byte. nil: there is no such path.
-	Backup func(ctx context.Context, w io.Writer, begin func(bytes int64)) error
+	// Backup writes a backup of the whole store, for `GET /v1/backup`. nil: there is no
+	// such path.
+	Backup func(ctx context.Context, w io.Writer) error
 
 	// Import takes the tokens in the body of `POST /v1/import`, one JSON object on
 	// each line. nil: there is no such path.
@@ -155,8 +154,8 @@ func (f *Face) Register(r *mux.Router) {
 	r.PathPrefix("/v1/").Handler(f.face.NoPath())
 }
 
-// backup streams a backup. One that breaks off breaks the connection, is shorter than
-// was said, and lacks the end by which a whole one is known.
+// backup streams a backup. One that breaks off breaks the connection, and lacks the end
+// by which a whole one is known.
 func (f *Face) backup(w http.ResponseWriter, r *http.Request, c admin.Caller) error {
 	if !f.backups.TryLock() {
 		return &admin.Error{Kind: admin.KindUnavailable, Detail: "Another backup is being made.", RetryAfter: backupRetry}
@@ -166,8 +165,7 @@ func (f *Face) backup(w http.ResponseWriter, r *http.Request, c admin.Caller) er
 		return err
 	}
 	w.Header().Set("Content-Type", "application/octet-stream")
-	begin := func(bytes int64) { w.Header().Set("Content-Length", strconv.FormatInt(bytes, 10)) }
-	if err := f.options.Backup(r.Context(), w, begin); err != nil {
+	if err := f.options.Backup(r.Context(), w); err != nil {
 		return &admin.Error{Kind: admin.KindInternal, Cause: err}
 	}
 	return nil

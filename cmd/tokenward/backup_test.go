@@ -1,35 +1,44 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"io"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"tokenward/tokenstore/boltstore"
 )
 
 func TestBackupKeepsItsPace(t *testing.T) {
-	for name, piece := range map[string]int{"small pieces": 32 << 10, "large pieces": 8 << 20} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				w := &pacedWriter{ctx: t.Context(), w: io.Discard}
-				<-time.After(time.Hour) // is not made up for
-				began, sent := time.Now(), 0
-				for sent < 4*backupPace {
-					n, err := w.Write(make([]byte, piece))
-					if err != nil {
-						t.Fatal(err)
+	for name, test := range map[string]struct {
+		m    boltstore.Manifest
+		want time.Duration
+	}{
+		"a million tokens":            {boltstore.Manifest{Tokens: 1_000_000, Bytes: 600e6}, 8700 * time.Millisecond},
+		"a million large ones":        {boltstore.Manifest{Tokens: 1_000_000, Bytes: 900e6}, 8700 * time.Millisecond},
+		"a thousand":                  {boltstore.Manifest{Tokens: 1000, Bytes: 600e3}, 9 * time.Millisecond},
+		"few tokens in a large file":  {boltstore.Manifest{Tokens: 10, Bytes: 600e6}, 4 * time.Second},
+		"none in the smallest of all": {boltstore.Manifest{Bytes: 32 << 10}, 0},
+	} {
+		for _, part := range []int64{64 << 10, 10 << 20} {
+			t.Run(name, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					p := pacer{ctx: t.Context()}
+					<-time.After(time.Hour) // is not made up for
+					began := time.Now()
+					for done := int64(0); done < test.m.Bytes; {
+						done = min(test.m.Bytes, done+part)
+						if err := p.wait(&test.m, done); err != nil {
+							t.Fatal(err)
+						}
 					}
-					sent += n
-				}
-				want := time.Duration(sent) * time.Second / backupPace
-				if took := time.Since(began); took < want-pauseLeast || took > want+pauseLeast {
-					t.Errorf("%d bytes took %v, want %v", sent, took, want)
-				}
+					if took := time.Since(began); took < test.want-pauseLeast || took > test.want+pauseLeast {
+						t.Errorf("took %v, want %v", took, test.want)
+					}
+				})
 			})
-		})
+		}
 	}
 }
 
@@ -37,11 +46,10 @@ func TestPacedBackupEndsWithItsCaller(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		time.AfterFunc(time.Second, cancel)
-		var out bytes.Buffer
-		w := &pacedWriter{ctx: ctx, w: &out}
+		p := pacer{ctx: ctx}
 		began := time.Now()
-		if n, err := w.Write(make([]byte, 10*backupPace)); n != out.Len() || !errors.Is(err, context.Canceled) || time.Since(began) != time.Second {
-			t.Errorf("%d bytes, %v after %v", n, err, time.Since(began))
+		if err := p.wait(&boltstore.Manifest{Tokens: 1_000_000, Bytes: 600e6}, 600e6); !errors.Is(err, context.Canceled) || time.Since(began) != time.Second {
+			t.Errorf("%v after %v", err, time.Since(began))
 		}
 	})
 }

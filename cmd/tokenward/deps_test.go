@@ -84,7 +84,7 @@ var house = map[string]room{
 	"tokenstore/boltstore": {
 		what:    "durable local copy; on a single node also the writer",
 		ours:    []string{"tokenstore"},
-		outside: []string{"go.etcd.io/bbolt"},
+		outside: []string{"go.etcd.io/bbolt", "github.com/cespare/xxhash/v2"}, // the latter for the sums of a backup's pieces
 		never:   []ban{noHTTP, noSockets, noTLS, noEtcd, noCluster},
 	},
 	"tokenstore/etcdstore": {

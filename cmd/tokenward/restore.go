@@ -37,7 +37,7 @@ func newRestoreCommand() *cobra.Command {
 		Use:   "restore --config FILE BACKUP",
 		Short: "Put a backup in the place of the token store",
 		Long: "Prove a backup and put it in the place where the configuration names the store: its\n" +
-			"length, checksum and seal, its layout, every record and every index. The server must\n" +
+			"length, checksums and seal, its layout, every record and every index. The server must\n" +
 			"be stopped. A store that is there is moved aside, and only with --replace.\n\n" +
 			"What was revoked, disabled or narrowed after the backup was made would come back to\n" +
 			"life with it. The audit log knows: it is proven first, and then all of that is listed\n" +

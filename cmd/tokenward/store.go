@@ -17,6 +17,7 @@ import (
 	"tokenward/admin/mailtrap"
 	"tokenward/audit"
 	"tokenward/tokenstore"
+	"tokenward/tokenstore/boltstore"
 	"tokenward/tokenstore/usage"
 )
 
@@ -242,9 +243,9 @@ func readPeppers(paths []string) (*tokenstore.Peppers, error) {
 	return peppers, nil
 }
 
-// backup writes a backup of the store. begin is told its length before, or nil.
-func (v *vault) backup(ctx context.Context, w io.Writer, begin func(bytes int64)) error {
-	_, err := v.store.Backup(ctx, w, v.now(), begin)
+// backup writes a backup of the store, as fast as pace lets it, which may be nil.
+func (v *vault) backup(ctx context.Context, w io.Writer, pace func(m *boltstore.Manifest, done int64) error) error {
+	_, err := v.store.Backup(ctx, w, v.now(), pace)
 	return err
 }
 

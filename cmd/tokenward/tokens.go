@@ -50,7 +50,7 @@ type tokens interface {
 	Stamp(ctx context.Context) error
 
 	// Backup writes all tokens, as of one moment.
-	Backup(ctx context.Context, w io.Writer, now time.Time, begin func(bytes int64)) (boltstore.Manifest, error)
+	Backup(ctx context.Context, w io.Writer, now time.Time, pace func(m *boltstore.Manifest, done int64) error) (boltstore.Manifest, error)
 	Stats() boltstore.Stats
 
 	// Wake receives when events may wait in the outbox, which Source names.
@@ -169,14 +169,14 @@ func (p *part) Stamp(ctx context.Context) error {
 var errNoCopy = errors.New("this node holds no copy of the tokens (tokenstore.etcd.mirror is on_demand): ask one that does for a backup")
 
 // Backup implements tokens: of the copy, once it is in step.
-func (p *part) Backup(ctx context.Context, w io.Writer, now time.Time, begin func(bytes int64)) (boltstore.Manifest, error) {
+func (p *part) Backup(ctx context.Context, w io.Writer, now time.Time, pace func(m *boltstore.Manifest, done int64) error) (boltstore.Manifest, error) {
 	if p.copy == nil {
 		return boltstore.Manifest{}, errNoCopy
 	}
 	if p.Stale() {
 		return boltstore.Manifest{}, etcdstore.ErrStale
 	}
-	return p.copy.Backup(ctx, w, now, begin)
+	return p.copy.Backup(ctx, w, now, pace)
 }
 
 // Stats implements tokens: of the copy, and of this node's outbox in etcd.

@@ -1,17 +1,15 @@
 package boltstore
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"crypto/hmac"
-	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
+	"os"
 	"strings"
 	"time"
 
@@ -21,19 +19,21 @@ import (
 )
 
 // A backup is a line that says what it is, the store's file as it was at one
-// instant, and a line that proves the two:
+// instant, in pieces, and a line that proves the two:
 //
-//	tokenward backup {"version":1,"store":"…","schema":1,…,"bytes":N}
-//	N bytes
-//	end SHA256 SEAL
+//	tokenward backup {"version":2,"store":"…","schema":1,…,"bytes":N}
+//	the pieces of a file of N bytes
+//	end DIGEST SEAL
 //
-// SHA256 is of everything before the last line. SEAL is, where the store has a
-// pepper, a MAC under its key, and else "-": with it nobody without the pepper
-// can take a token out of a backup either. What is cut off has no last line.
+// A piece leaves out what is empty in the file (see piece.go) and has a sum of its
+// own. DIGEST is the SHA-256 of the first line and of the sums. SEAL is, where the
+// store has a pepper, a MAC under it, of DIGEST and of a keyed sum of the pieces, and
+// else "-": with it nobody without the pepper can take a token out of a backup
+// either. What is cut off has no last line.
 const (
 	backupMark    = "tokenward backup "
 	backupEnd     = "end "
-	backupVersion = 1
+	backupVersion = 2
 
 	maxBackupHead = 4096
 	maxBackupTail = 1024
@@ -48,7 +48,8 @@ type Manifest struct {
 	LastID  tokenstore.ID `json:"last_id"`  // the last id that was given out
 	LastSeq uint64        `json:"last_seq"` // the last event that was put into the outbox
 	Tokens  uint64        `json:"tokens"`
-	Bytes   int64         `json:"bytes"` // length of the file
+	Pepper  string        `json:"pepper,omitempty"` // the id of the one that seals it
+	Bytes   int64         `json:"bytes"`            // length of the store's file
 }
 
 // ErrBackup says that bytes are no whole backup.
@@ -56,9 +57,10 @@ var ErrBackup = errors.New("the backup is damaged or was cut off: use another co
 
 // Backup writes a backup of the store to w, as it is at one instant, while
 // changes go on. The file grows meanwhile by what is changed: a slow w costs
-// space. now stands in the manifest. begin, unless it is nil, is told how many
-// bytes there will be, before the first of them.
-func (s *Store) Backup(ctx context.Context, w io.Writer, now time.Time, begin func(bytes int64)) (Manifest, error) {
+// space. now stands in the manifest. pace, unless it is nil, is called after each
+// part of the file with how many bytes of it are written: it may wait, and ends the
+// backup with its error.
+func (s *Store) Backup(ctx context.Context, w io.Writer, now time.Time, pace func(m *Manifest, done int64) error) (Manifest, error) {
 	m := Manifest{Version: backupVersion, Store: s.id, Time: now.UTC()}
 	var failed error // of w, which is not the store's fault
 	err := s.view(func(tx *bolt.Tx) error {
@@ -71,24 +73,19 @@ func (s *Store) Backup(ctx context.Context, w io.Writer, now time.Time, begin fu
 		m.LastID = tokenstore.ID(tx.Bucket(bucketTokens).Sequence())
 		m.LastSeq = tx.Bucket(bucketOutbox).Sequence()
 		m.Tokens = states[1] + states[2] + states[3]
-		head, err := json.Marshal(m)
+		if ids := s.peppers.IDs(); len(ids) > 0 {
+			m.Pepper = ids[0].String()
+		}
+		out, err := newBackupWriter(ctx, w, &m, s.peppers)
 		if err != nil {
 			return err
 		}
-		if begin != nil {
-			begin(backupBytes(s.peppers, head, m.Bytes))
-		}
-		sum := sha256.New()
-		out := &backupWriter{ctx: ctx, w: w, sum: sum}
-		if _, err := fmt.Fprintf(out, "%s%s\n", backupMark, head); err != nil {
-			failed = err
-			return err
-		}
+		out.pace, out.file = pace, s.file
 		if n, err := tx.WriteTo(out); err != nil || n != m.Bytes {
 			failed = errors.Join(err, out.err)
 			return errors.Join(err, fmt.Errorf("%d of %d bytes were written", n, m.Bytes))
 		}
-		_, failed = io.WriteString(w, backupTail(s.peppers, sum.Sum(nil)))
+		failed = out.finish(s.peppers)
 		return failed
 	})
 	if err != nil {
@@ -97,67 +94,205 @@ func (s *Store) Backup(ctx context.Context, w io.Writer, now time.Time, begin fu
 	return m, nil
 }
 
-// backupWriter hashes what it writes, and breaks off when ctx ends.
+// backupWriter makes a backup of the file that is written to it, and breaks off when
+// ctx ends.
 type backupWriter struct {
-	ctx context.Context //nolint:containedctx // lives as long as one call
-	w   io.Writer
-	sum hash.Hash
-	err error
+	ctx  context.Context //nolint:containedctx // lives as long as one call
+	w    io.Writer
+	pace func(m *Manifest, done int64) error
+	m    *Manifest
+	file *os.File // the store's
+
+	free     []uint64 // pages that nothing of that instant is in and that lie ahead, in order
+	pageSize int64
+
+	proof backupProof
+	raw   []byte // of the next piece, as far as it is there
+	out   []byte // pieces that are to be written
+	done  int64  // bytes of the file that are written, or in out
+	err   error
 }
 
-func (b *backupWriter) Write(p []byte) (int, error) {
-	if b.err = b.ctx.Err(); b.err != nil {
-		return 0, b.err
+// backupPart is how many bytes are written at once, or a piece more: enough for the
+// calls to cost little beside the copying, and little enough to stay in the
+// processor's cache.
+const backupPart = 128 << 10
+
+func newBackupWriter(ctx context.Context, w io.Writer, m *Manifest, peppers *tokenstore.Peppers) (*backupWriter, error) {
+	head, err := json.Marshal(m)
+	if err != nil {
+		return nil, err
 	}
-	b.sum.Write(p)
-	n, err := b.w.Write(p)
-	b.err = err
-	return n, err
+	b := &backupWriter{ctx: ctx, w: w, m: m, raw: make([]byte, 0, pieceBytes), out: make([]byte, 0, backupPart+maxPiece)}
+	b.out = fmt.Appendf(b.out, "%s%s\n", backupMark, head)
+	b.proof = newBackupProof(b.out, keyedSum(peppers, m.Pepper))
+	return b, nil
 }
 
-// backupPiece is what a backup reads, hashes and writes at once: enough for the calls
-// to cost little beside the copying, and little enough to stay in the processor's
-// cache. 128 and 256 KiB cost as much or more.
-const backupPiece = 64 << 10
-
-// ReadFrom writes all of r.
-func (b *backupWriter) ReadFrom(r io.Reader) (int64, error) {
-	return io.CopyBuffer(onlyWriter{b}, r, make([]byte, backupPiece))
+// Write takes the next bytes of the file. The first are a header page, as
+// [bolt.Tx.WriteTo] makes it.
+func (b *backupWriter) Write(p []byte) (int, error) {
+	if b.done == 0 && len(b.raw) == 0 {
+		if b.err = b.findFree(p); b.err != nil {
+			return 0, b.err
+		}
+	}
+	n, err := b.ReadFrom(bytes.NewReader(p))
+	return int(n), err
 }
 
-// onlyWriter keeps io.CopyBuffer from asking for ReadFrom again.
-type onlyWriter struct{ io.Writer }
-
-// backupBytes is the length of a backup of a file. A seal has one length, whatever
-// it is of.
-func backupBytes(peppers *tokenstore.Peppers, head []byte, file int64) int64 {
-	return int64(len(backupMark)+len(head)+len("\n")) + file + int64(len(backupTail(peppers, make([]byte, sha256.Size))))
+// findFree reads which pages are free. bolt keeps the list in the file, with every
+// commit, and would overwrite them in a copy of it: what they hold is of no use, and
+// may be what was deleted.
+func (b *backupWriter) findFree(page []byte) error {
+	h, _, ok := parseMeta(page[pageHeaderLen:])
+	if !ok || h.pageSize != uint64(len(page)) {
+		return errPage
+	}
+	w := walker{f: b.file, header: h, seen: map[uint64]bool{}}
+	if err := w.freelist(); err != nil {
+		return err
+	}
+	b.free, b.pageSize = w.free, int64(len(page))
+	return nil
 }
 
-func backupTail(peppers *tokenstore.Peppers, sum []byte) string {
-	return backupEnd + hex.EncodeToString(sum) + " " + backupSeal(peppers, sum) + "\n"
+// clearFree empties what is there of free pages.
+func (b *backupWriter) clearFree() {
+	end := b.done + int64(len(b.raw))
+	for len(b.free) > 0 && int64(b.free[0])*b.pageSize < end { //nolint:gosec // a page of the file
+		from := int64(b.free[0])*b.pageSize - b.done //nolint:gosec // likewise
+		to := from + b.pageSize
+		clear(b.raw[max(0, from):min(to, int64(len(b.raw)))])
+		if b.done+to > end {
+			return // the rest of it is to come
+		}
+		b.free = b.free[1:]
+	}
 }
 
-// backupSeal is over more than the sum, which no record begins with.
-func backupSeal(peppers *tokenstore.Peppers, sum []byte) string {
+// ReadFrom takes the next bytes of the file, all that r has.
+func (b *backupWriter) ReadFrom(r io.Reader) (total int64, err error) {
+	for b.err == nil {
+		n, err := io.ReadFull(r, b.raw[len(b.raw):cap(b.raw)])
+		b.raw = b.raw[:len(b.raw)+n]
+		total += int64(n)
+		if len(b.raw) == cap(b.raw) {
+			b.err = b.pack()
+		}
+		switch {
+		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+			return total, b.err
+		case err != nil:
+			return total, err
+		}
+	}
+	return total, b.err
+}
+
+// pack makes a piece of what is there, and writes pieces where they are enough.
+func (b *backupWriter) pack() error {
+	b.clearFree()
+	begin := len(b.out)
+	b.out = appendPiece(b.out, b.raw, b.proof.pieces)
+	b.proof.add(b.out[begin:])
+	b.done += int64(len(b.raw))
+	b.raw = b.raw[:0]
+	if len(b.out) < backupPart {
+		return nil
+	}
+	return b.write()
+}
+
+func (b *backupWriter) write() error {
+	if err := b.ctx.Err(); err != nil {
+		return err
+	}
+	_, err := b.w.Write(b.out)
+	b.out = b.out[:0]
+	if err == nil && b.pace != nil {
+		err = b.pace(b.m, b.done)
+	}
+	return err
+}
+
+// finish writes what is left, and the last line.
+func (b *backupWriter) finish(peppers *tokenstore.Peppers) error {
+	if len(b.raw) > 0 {
+		if err := b.pack(); err != nil {
+			return err
+		}
+	}
+	digest, keyed := b.proof.sums()
+	b.out = fmt.Appendf(b.out, "%s%x %s\n", backupEnd, digest, backupSeal(peppers, digest, keyed))
+	return b.write()
+}
+
+// sealed is what the seal of a backup is over. No record begins so.
+func sealed(digest, keyed []byte) []byte {
+	return append(append([]byte(backupMark), digest...), keyed...)
+}
+
+func backupSeal(peppers *tokenstore.Peppers, digest, keyed []byte) string {
 	if peppers == nil {
 		return "-"
 	}
-	sealed := peppers.Seal(append([]byte(backupMark), sum...))
-	return hex.EncodeToString(sealed[len(backupMark)+len(sum):])
+	text := sealed(digest, keyed)
+	return hex.EncodeToString(peppers.Seal(text)[len(text):])
 }
 
-// ReadBackup copies the store's file out of a backup and proves it: its length,
-// its checksum and, with peppers, its seal. What it wrote to w must not be used
-// unless it returns without an error.
+// keyedSum returns the sum under a pepper, or nil where it is not configured, which
+// the seal then shows.
+func keyedSum(peppers *tokenstore.Peppers, id string) *tokenstore.KeyedSum {
+	raw, err := hex.DecodeString(id)
+	if err != nil || len(raw) != len(tokenstore.PepperID{}) {
+		return nil
+	}
+	return peppers.KeyedSum(tokenstore.PepperID(raw))
+}
+
+// ReadBackup copies the store's file out of a backup and proves it: its length, its
+// sums and, with peppers, its seal. A piece is written once its own sum is right; the
+// whole must not be used unless ReadBackup returns without an error.
 func ReadBackup(r io.Reader, w io.Writer, peppers *tokenstore.Peppers) (Manifest, error) {
-	return readBackup(r, w, func(sum []byte, seal string) error { return checkSeal(peppers, sum, seal) })
+	in := newPieceReader(r)
+	m, head, err := readManifest(in)
+	if err != nil {
+		return m, err
+	}
+	proof := newBackupProof(head, keyedSum(peppers, m.Pepper))
+	raw := make([]byte, pieceBytes)
+	err = readPieces(in, &m, &proof, func(piece []byte, length int) error {
+		unpackPiece(raw[:length], piece)
+		_, err := w.Write(raw[:length])
+		return err
+	})
+	if err != nil {
+		return m, err
+	}
+	digest, keyed := proof.sums()
+	seal, err := readTail(in, digest)
+	if err != nil {
+		return m, err
+	}
+	return m, checkSeal(peppers, &m, digest, keyed, seal)
 }
 
-// CheckBackup reads a backup and checks its length and its checksum, which takes
-// no pepper and does not show whether somebody made it up.
+// CheckBackup reads a backup and checks its length and its sums, which takes no
+// pepper and does not show whether somebody made it up.
 func CheckBackup(r io.Reader) (Manifest, error) {
-	return readBackup(r, io.Discard, func([]byte, string) error { return nil })
+	in := newPieceReader(r)
+	m, head, err := readManifest(in)
+	if err != nil {
+		return m, err
+	}
+	proof := newBackupProof(head, nil)
+	if err := readPieces(in, &m, &proof, func([]byte, int) error { return nil }); err != nil {
+		return m, err
+	}
+	digest, _ := proof.sums()
+	_, err = readTail(in, digest)
+	return m, err
 }
 
 // IsBackup reports whether f begins as a backup does, and goes back to its start.
@@ -171,98 +306,83 @@ func IsBackup(f io.ReadSeeker) (bool, error) {
 	return string(head) == backupMark, err
 }
 
-func readBackup(r io.Reader, w io.Writer, check func(sum []byte, seal string) error) (Manifest, error) {
-	in := bufio.NewReaderSize(r, 1<<20)
-	sum := sha256.New()
-	m, head, err := readManifest(in)
-	if err != nil {
-		return m, err
-	}
-	sum.Write(head)
-	if n, err := copyBytes(io.MultiWriter(w, sum), in, m.Bytes); err != nil {
-		if errors.Is(err, io.EOF) {
-			return m, fmt.Errorf("%w (it ends after %d of %d bytes)", ErrBackup, n, m.Bytes)
+// readPieces reads and checks the pieces, and hands each to use with how many bytes
+// of the file it stands for.
+func readPieces(in *pieceReader, m *Manifest, proof *backupProof, use func(piece []byte, length int) error) error {
+	for at := int64(0); at < m.Bytes; at += pieceBytes {
+		length := int(min(pieceBytes, m.Bytes-at))
+		piece, err := in.piece(length, proof.pieces)
+		if err != nil {
+			return fmt.Errorf("%w, %d of %d bytes into the store", err, at, m.Bytes)
 		}
-		return m, fmt.Errorf("copy backup: %w", err)
+		proof.add(piece)
+		if err := use(piece, length); err != nil {
+			return fmt.Errorf("copy backup: %w", err)
+		}
 	}
-	tail, err := io.ReadAll(io.LimitReader(in, maxBackupTail+1))
-	if err != nil {
-		return m, fmt.Errorf("read backup: %w", err)
-	}
-	return m, checkTail(string(tail), sum.Sum(nil), check)
+	return nil
 }
 
-// copyBytes is io.CopyN without a buffer between.
-func copyBytes(w io.Writer, in *bufio.Reader, length int64) (done int64, err error) {
-	for done < length {
-		if _, err := in.Peek(1); err != nil {
-			return done, err
-		}
-		p, err := in.Peek(int(min(int64(in.Buffered()), length-done)))
-		if err != nil {
-			return done, err
-		}
-		if _, err := w.Write(p); err != nil {
-			return done, err
-		}
-		n, err := in.Discard(len(p))
-		if done += int64(n); err != nil {
-			return done, err
-		}
-	}
-	return done, nil
-}
-
-func readManifest(in *bufio.Reader) (m Manifest, head []byte, err error) {
-	for len(head) < maxBackupHead {
-		c, err := in.ReadByte()
-		if err != nil {
-			break // whatever there is, is judged
-		}
-		if head = append(head, c); c == '\n' {
-			break
-		}
+func readManifest(in *pieceReader) (m Manifest, head []byte, err error) {
+	if head, err = in.line(maxBackupHead); err != nil {
+		return m, nil, err
 	}
 	text, ok := bytes.CutPrefix(head, []byte(backupMark))
 	if !ok {
 		return m, nil, errors.New("the file is no backup: name one that `tokenward backup` made")
 	}
-	dec := json.NewDecoder(bytes.NewReader(text))
-	dec.DisallowUnknownFields()
-	switch err := dec.Decode(&m); {
+	err = json.Unmarshal(text, &m)
+	switch {
 	case m.Version > backupVersion:
 		return m, nil, fmt.Errorf("the backup has version %d, this program reads %d: use the newer program that made it", m.Version, backupVersion)
-	case err != nil || m.Version != backupVersion || m.Bytes < 0 || m.Store == "":
-		return m, nil, ErrBackup
+	case m.Version == 1:
+		return m, nil, fmt.Errorf("the backup has version 1, of before the first release, and this program reads %d: restore it with the program that made it, and make a new one with this", backupVersion)
+	case err != nil || m.Version != backupVersion || m.Bytes <= 0 || m.Bytes%blockBytes != 0 || m.Store == "":
+		return m, nil, fmt.Errorf("%w (its first line is wrong)", ErrBackup)
 	}
-	return m, head, nil
+	if same, err := json.Marshal(m); err != nil || !bytes.Equal(append(same, '\n'), text) {
+		return m, nil, fmt.Errorf("%w (its first line is wrong)", ErrBackup)
+	}
+	return m, bytes.Clone(head), nil
 }
 
-func checkTail(tail string, sum []byte, check func(sum []byte, seal string) error) error {
-	fields := strings.Split(strings.TrimSuffix(tail, "\n"), " ")
-	if len(fields) != 3 || fields[0]+" " != backupEnd || !strings.HasSuffix(tail, "\n") {
-		return fmt.Errorf("%w (its end is missing)", ErrBackup)
+// readTail reads the last line and returns the seal.
+func readTail(in *pieceReader, digest []byte) (seal string, err error) {
+	tail, err := in.line(maxBackupTail)
+	if err != nil {
+		return "", err
 	}
-	if fields[1] != hex.EncodeToString(sum) {
-		return fmt.Errorf("%w (its checksum is wrong)", ErrBackup)
+	fields := strings.Split(strings.TrimSuffix(string(tail), "\n"), " ")
+	if len(fields) != 3 || fields[0]+" " != backupEnd || !bytes.HasSuffix(tail, []byte("\n")) {
+		return "", fmt.Errorf("%w (its end is missing)", ErrBackup)
 	}
-	return check(sum, fields[2])
+	if fields[1] != hex.EncodeToString(digest) {
+		return "", fmt.Errorf("%w (its checksum is wrong)", ErrBackup)
+	}
+	more, err := in.line(1)
+	if err != nil {
+		return "", err
+	}
+	if len(more) > 0 {
+		return "", fmt.Errorf("%w (something follows its end)", ErrBackup)
+	}
+	return fields[2], nil
 }
 
-func checkSeal(peppers *tokenstore.Peppers, sum []byte, seal string) error {
+func checkSeal(peppers *tokenstore.Peppers, m *Manifest, digest, keyed []byte, seal string) error {
 	switch {
-	case peppers == nil && seal != "-":
+	case peppers == nil && (seal != "-" || m.Pepper != ""):
 		return errors.New("the backup is sealed with a pepper, and tokenstore.pepper_files is empty: name the file in it")
 	case peppers == nil:
 		return nil
 	}
-	bytesOfSeal, err := hex.DecodeString(seal)
-	if err != nil {
+	raw, err := hex.DecodeString(seal)
+	if err != nil || m.Pepper == "" || hex.EncodeToString(raw) != seal {
 		return fmt.Errorf("%w (it is not sealed)", ErrBackup)
 	}
-	want := append([]byte(backupMark), sum...)
-	body, err := peppers.Unseal(append(bytes.Clone(want), bytesOfSeal...))
-	if err != nil || !hmac.Equal(body, want) {
+	want := sealed(digest, keyed)
+	body, err := peppers.Unseal(append(bytes.Clone(want), raw...))
+	if err != nil || keyed == nil || !hmac.Equal(body, want) {
 		return errors.New("the backup is not sealed by a configured pepper: it is of another store, or was written by something else")
 	}
 	return nil

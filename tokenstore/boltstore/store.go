@@ -85,6 +85,7 @@ const (
 type Store struct {
 	path     string
 	db       *bolt.DB
+	file     *os.File // which db closes
 	peppers  *tokenstore.Peppers
 	onChange func(tokenstore.Change)
 	clock    func() time.Time // nil: commits bear no time
@@ -124,11 +125,12 @@ func Open(o Options) (*Store, error) {
 }
 
 func open(o Options) (*Store, error) {
-	db, err := openBolt(o.Path, o.LockTimeout, o.ReadOnly)
+	db, file, err := openBoltFile(o.Path, o.LockTimeout, o.ReadOnly)
 	if err != nil {
 		return nil, err
 	}
 	s := newStore(db, o)
+	s.file = file
 	if err := s.begin(); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
@@ -279,7 +281,13 @@ func syncDir(dir string) error {
 }
 
 // openBolt opens the file at path if it is a sound bolt file.
-func openBolt(path string, lockTimeout time.Duration, readOnly bool) (db *bolt.DB, err error) {
+func openBolt(path string, lockTimeout time.Duration, readOnly bool) (*bolt.DB, error) {
+	db, _, err := openBoltFile(path, lockTimeout, readOnly)
+	return db, err
+}
+
+// openBoltFile is openBolt, and returns the file as well, which is db's to close.
+func openBoltFile(path string, lockTimeout time.Duration, readOnly bool) (db *bolt.DB, file *os.File, err error) {
 	defer recovering(path, &err)()
 	if lockTimeout == 0 {
 		lockTimeout = time.Second
@@ -290,20 +298,22 @@ func openBolt(path string, lockTimeout time.Duration, readOnly bool) (db *bolt.D
 		FreelistType:    bolt.FreelistArrayType, // the map is sorted anew for each commit: 2 ms with 14,000 free pages
 		InitialMmapSize: mapBytes,
 		OpenFile: func(path string, flag int, mode fs.FileMode) (*os.File, error) {
-			return openSound(path, flag&^os.O_CREATE, mode)
+			var err error
+			file, err = openSound(path, flag&^os.O_CREATE, mode)
+			return file, err
 		},
 	})
 	if errors.Is(err, bolterrors.ErrTimeout) {
-		return nil, lockedError(path)
+		return nil, nil, lockedError(path)
 	}
 	if err != nil && (errors.Is(err, bolterrors.ErrInvalid) || errors.Is(err, bolterrors.ErrChecksum) || errors.Is(err, bolterrors.ErrVersionMismatch)) {
-		return nil, damaged(path, err.Error())
+		return nil, nil, damaged(path, err.Error())
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	db.AllocSize = growBytes
-	return db, nil
+	return db, file, nil
 }
 
 // anchor puts on the disk the state that was read. A commit that a crash, or a failed
