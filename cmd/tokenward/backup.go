@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"net/http"
+	"net/http/httptrace"
 	"os"
 	"path/filepath"
 	"time"
@@ -189,15 +191,45 @@ func (b *backupCommand) fromServer(cmd *cobra.Command, w io.Writer) error {
 	return c.stream(cmd.Context(), call{doing: "make a backup", method: http.MethodGet, path: "/backup"}, "application/octet-stream", w)
 }
 
-// stream makes a call whose answer is no JSON, and copies it to w.
+// streamPart is how much of a stream is waited for before it is read, for as long as
+// streamPause brings so much.
+const (
+	streamPart  = 4 << 20 // bytes
+	streamPause = 5 * time.Second
+)
+
+// timedReader puts a timer off with each read.
+type timedReader struct {
+	r     io.Reader
+	timer *time.Timer
+}
+
+func (t *timedReader) Read(p []byte) (int, error) {
+	n, err := t.r.Read(p)
+	t.timer.Reset(streamPause)
+	return n, err
+}
+
+// stream makes a call whose answer is no JSON and long, and copies it to w. The
+// connection is closed behind it, and so the end is heard of even while more is
+// waited for.
 func (c *client) stream(ctx context.Context, one call, media string, w io.Writer) error {
-	one.media = media
-	resp, err := c.open(ctx, one, "")
+	one.media, one.last = media, true
+	var conn net.Conn
+	resp, err := c.open(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GotConn: func(info httptrace.GotConnInfo) { conn = info.Conn },
+	}), one, "")
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
-	if _, err := io.Copy(w, resp.Body); err != nil {
+	body := io.Reader(resp.Body)
+	if resp.Close && wakeFor(conn, streamPart) {
+		each := time.AfterFunc(streamPause, func() { wakeFor(conn, 1) })
+		defer each.Stop()
+		body = &timedReader{body, each}
+	}
+	if _, err := io.Copy(w, body); err != nil {
 		return &lostError{c, one, err}
 	}
 	return nil

@@ -8,8 +8,10 @@ import (
 	"syscall"
 )
 
-// filePiece is what goes to the disk, and comes from it, at once.
-const filePiece = 1 << 20 // bytes
+// filePiece is what goes to the disk, and comes from it, at once: four times as many
+// pages as one request to a virtual disk takes, of at most 254. Waiting for more and
+// smaller pieces costs a quarter of the command's processor time.
+const filePiece = 4 * 960 << 10 // bytes
 
 // backupFile writes a new file from its start, and reads it again, past the page
 // cache where the system and the file system know how: through it, half a gigabyte

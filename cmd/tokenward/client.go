@@ -162,6 +162,7 @@ type call struct {
 	body   map[string]any // nil: none
 	raw    []byte         // a body of rawMedia, in the place of body
 	match  uint64         // the revision for If-Match; 0: any
+	last   bool           // the connection is closed behind the answer
 	once   bool           // it bears an idempotency key, so that it can be repeated
 	media  string         // the answer's media type; "": JSON
 
@@ -256,6 +257,7 @@ func (c *client) request(ctx context.Context, one call, key string) (*http.Reque
 	if body != nil {
 		req.Header.Set("Content-Type", media)
 	}
+	req.Close = one.last
 	if one.match != 0 {
 		req.Header.Set("If-Match", `"`+strconv.FormatUint(one.match, 10)+`"`)
 	}
