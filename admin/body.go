@@ -28,21 +28,31 @@ const (
 // ReadBody reads the request's body. One over MaxBodyBytes is KindTooLarge, from
 // its announced length without reading any of it.
 func ReadBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
-	tooLarge := &Error{Kind: KindTooLarge, Detail: fmt.Sprintf("The body must be at most %d bytes.", MaxBodyBytes)}
 	if r.ContentLength > MaxBodyBytes {
-		return nil, tooLarge
+		return nil, BodyError(&http.MaxBytesError{Limit: MaxBodyBytes})
 	}
 	if e := r.Header.Get("Content-Encoding"); e != "" && !strings.EqualFold(e, "identity") {
 		return nil, refuse(KindMediaType, "The body must not be encoded.")
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, MaxBodyBytes))
-	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		return nil, tooLarge
-	}
 	if err != nil {
-		return nil, refuse(KindMalformed, "The body could not be read.")
+		return nil, BodyError(err)
 	}
 	return body, nil
+}
+
+// BodyError says why a body could not be read to its end.
+func BodyError(err error) *Error {
+	if e, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return refuse(KindTooLarge, fmt.Sprintf("The body must be at most %d bytes.", e.Limit))
+	}
+	if e, ok := errors.AsType[interface {
+		error
+		Timeout() bool
+	}](err); ok && e.Timeout() {
+		return refuse(KindBodyTimeout, "The body stopped arriving: send the request again.")
+	}
+	return refuse(KindMalformed, "The body could not be read.")
 }
 
 // ReadJSON reads a body that is empty or one JSON object. A body that claims to

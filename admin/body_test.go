@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -195,6 +197,20 @@ func TestBodyThatBreaksOffIsMalformed(t *testing.T) {
 	if _, err := admin.ReadJSON(httptest.NewRecorder(), whole); err != nil {
 		t.Errorf("a body of just the bound: %v", err)
 	}
+}
+
+// A client that stalls is told to send it again, not that it wrote something wrong.
+func TestBodyThatStallsIsATimeout(t *testing.T) {
+	r := httptest.NewRequest("POST", "/", io.MultiReader(strings.NewReader("{"), stalledReader{}))
+	if _, err := admin.ReadJSON(httptest.NewRecorder(), r); err == nil || kindOf(err) != admin.KindBodyTimeout {
+		t.Error(err)
+	}
+}
+
+type stalledReader struct{}
+
+func (stalledReader) Read([]byte) (int, error) {
+	return 0, &net.OpError{Op: "read", Err: os.ErrDeadlineExceeded}
 }
 
 type brokenReader struct{}

@@ -3,6 +3,7 @@ package admin_test
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -663,4 +664,43 @@ func TestAllAPIsAtOnce(t *testing.T) {
 			t.Errorf("token %d is left %v", id, got)
 		}
 	}
+}
+
+// TestStalledBodyIsATimeoutInEachShape, and the connection is not used again.
+func TestStalledBodyIsATimeoutInEachShape(t *testing.T) {
+	w := admintest.New(t)
+	caller := w.Cast().Admin
+	h := allFaces(w)
+	for _, d := range dialects() {
+		c := d.calls[toCreate]
+		if c == nil {
+			continue
+		}
+		one := c(homeOf(w.Token(caller.ID)), 0)
+		r := httptest.NewRequest(one.method, one.target, io.MultiReader(strings.NewReader(one.body[:9]), stalledReader{}))
+		r.Header.Set("Authorization", "Bearer "+caller.Secret.Reveal())
+		r.Header.Set("Content-Type", "application/json")
+		rec := httptest.NewRecorder()
+		h.ServeHTTP(rec, r)
+		refused := httptest.NewRecorder()
+		r = httptest.NewRequest(one.method, one.target, strings.NewReader("{"))
+		r.Header.Set("Authorization", "Bearer "+caller.Secret.Reveal())
+		h.ServeHTTP(refused, r)
+		if rec.Code != http.StatusRequestTimeout || rec.Header().Get("Connection") != "close" {
+			t.Errorf("%s: %d %v", d.name, rec.Code, rec.Header())
+		}
+		if got, want := rec.Header().Get("Content-Type"), refused.Header().Get("Content-Type"); got != want || !slices.Equal(membersOf(t, rec), membersOf(t, refused)) {
+			t.Errorf("%s: %s %s does not look as other refusals do: %s", d.name, got, rec.Body, refused.Body)
+		}
+	}
+}
+
+// membersOf are the names in a JSON object.
+func membersOf(t *testing.T, rec *httptest.ResponseRecorder) []string {
+	t.Helper()
+	var object map[string]any
+	if err := json.Unmarshal(rec.Body.Bytes(), &object); err != nil {
+		t.Fatalf("%s: %v", rec.Body, err)
+	}
+	return slices.Sorted(maps.Keys(object))
 }

@@ -34,6 +34,7 @@ const (
 	KindMalformed                  // the body or query cannot be read
 	KindMediaType                  // the body is not JSON
 	KindTooLarge                   // the body is over MaxBodyBytes
+	KindBodyTimeout                // the body stopped arriving
 	KindInvalid                    // fields are wrong; Error.Fields names them
 	KindConflict                   // the token's state does not allow it
 	KindPrecondition               // the token is not at the revision the caller wants to change
@@ -62,6 +63,7 @@ var kindCodes = [...]string{
 	KindMalformed:      "bad_request",
 	KindMediaType:      "unsupported_media_type",
 	KindTooLarge:       "body_too_large",
+	KindBodyTimeout:    "body_timeout",
 	KindInvalid:        "invalid",
 	KindConflict:       "conflict",
 	KindPrecondition:   "precondition_failed",

@@ -141,7 +141,7 @@ func (f *Face) fail(a *answer, r *http.Request, e *Error) {
 		panic(http.ErrAbortHandler)
 	}
 	a.reset()
-	if e.Kind == KindTooLarge {
+	if e.Kind == KindTooLarge || e.Kind == KindBodyTimeout {
 		a.Header().Set("Connection", "close") // the rest of the body is not read
 	}
 	if e.RetryAfter > 0 {

@@ -245,6 +245,7 @@ var status = map[admin.Kind]int{
 	admin.KindMalformed:      http.StatusBadRequest,
 	admin.KindMediaType:      http.StatusUnsupportedMediaType,
 	admin.KindTooLarge:       http.StatusRequestEntityTooLarge,
+	admin.KindBodyTimeout:    http.StatusRequestTimeout,
 	admin.KindInvalid:        http.StatusUnprocessableEntity,
 	admin.KindConflict:       http.StatusConflict,
 	admin.KindPrecondition:   http.StatusPreconditionFailed,

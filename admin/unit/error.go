@@ -34,6 +34,7 @@ var wireErrors = map[admin.Kind]wireError{
 	admin.KindMalformed:      {http.StatusBadRequest, "invalid_value"},
 	admin.KindMediaType:      {http.StatusUnsupportedMediaType, "unsupported_media_type"},
 	admin.KindTooLarge:       {http.StatusRequestEntityTooLarge, "payload_too_large"},
+	admin.KindBodyTimeout:    {http.StatusRequestTimeout, "request_timeout"},
 	admin.KindInvalid:        {http.StatusBadRequest, "invalid_value"},
 	admin.KindConflict:       {http.StatusConflict, "conflict"},
 	admin.KindPrecondition:   {http.StatusPreconditionFailed, "precondition_failed"},

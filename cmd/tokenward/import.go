@@ -267,6 +267,9 @@ func (v *vault) importBody(ctx context.Context, c admin.Caller, body io.Reader, 
 			refused = append(refused, native.ImportRefusal{Line: e.Line, Detail: e.Detail})
 			continue
 		}
+		if e := admin.BodyError(err); err != nil && e.Kind != admin.KindMalformed {
+			return native.ImportAnswer{}, e
+		}
 		if err != nil {
 			return native.ImportAnswer{}, &admin.Error{Kind: admin.KindMalformed, Detail: "The body cannot be read: " + err.Error() + "."}
 		}
