@@ -31,8 +31,10 @@ func ReadBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	if r.ContentLength > MaxBodyBytes {
 		return nil, BodyError(&http.MaxBytesError{Limit: MaxBodyBytes})
 	}
-	if e := r.Header.Get("Content-Encoding"); e != "" && !strings.EqualFold(e, "identity") {
-		return nil, refuse(KindMediaType, "The body must not be encoded.")
+	for _, e := range r.Header.Values("Content-Encoding") {
+		if e != "" && !strings.EqualFold(e, "identity") {
+			return nil, refuse(KindMediaType, "The body must not be encoded.")
+		}
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, MaxBodyBytes))
 	if err != nil {
@@ -57,7 +59,7 @@ func BodyError(err error) *Error {
 
 // ReadJSON reads a body that is empty or one JSON object. A body that claims to
 // be something else than JSON is KindMediaType, unless it is empty: an empty
-// body reads as an empty object, whatever it claims to be.
+// body reads as an empty object, whatever it claims to be, once.
 func ReadJSON(w http.ResponseWriter, r *http.Request) (*Object, error) {
 	body, err := ReadBody(w, r)
 	if err != nil {
@@ -69,11 +71,24 @@ func ReadJSON(w http.ResponseWriter, r *http.Request) (*Object, error) {
 	return ParseObject(body)
 }
 
+// ContentType returns what the body claims to be; nothing where it claims nothing. Two
+// claims are KindMalformed: others on the way may go by the second.
+func ContentType(r *http.Request) (string, error) {
+	claimed := r.Header.Values("Content-Type")
+	switch len(claimed) {
+	case 0:
+		return "", nil
+	case 1:
+		return claimed[0], nil
+	}
+	return "", refuse(KindMalformed, "Content-Type is given twice: send it once.")
+}
+
 // RequireJSON refuses a body that claims to be something else than JSON.
 func RequireJSON(r *http.Request, body []byte) error {
-	claimed := r.Header.Get("Content-Type")
-	if claimed == "" || len(body) == 0 {
-		return nil
+	claimed, err := ContentType(r)
+	if err != nil || claimed == "" || len(body) == 0 {
+		return err
 	}
 	media, _, err := mime.ParseMediaType(claimed)
 	if err != nil || media != "application/json" && media != "text/json" && !strings.HasSuffix(media, "+json") {

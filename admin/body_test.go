@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"strings"
@@ -185,6 +186,27 @@ func TestBodiesThatClaimToBeSomethingElse(t *testing.T) {
 	}
 	if err := read("application/json", "gzip", "{}"); err == nil || kindOf(err) != admin.KindMediaType {
 		t.Errorf("encoded: %v", err)
+	}
+}
+
+// TestBodyThatClaimsTwoThingsIsRefused: what stands before us may go by the other.
+func TestBodyThatClaimsTwoThingsIsRefused(t *testing.T) {
+	for _, c := range []struct {
+		header http.Header
+		want   admin.Kind
+	}{
+		{http.Header{"Content-Type": {"application/json", "text/plain"}}, admin.KindMalformed},
+		{http.Header{"Content-Type": {"text/plain", "application/json"}}, admin.KindMalformed},
+		{http.Header{"Content-Type": {"application/json", "application/json"}}, admin.KindMalformed},
+		{http.Header{"Content-Type": {"", "application/json"}}, admin.KindMalformed},
+		{http.Header{"Content-Type": {"application/json, text/plain"}}, admin.KindMediaType},
+		{http.Header{"Content-Encoding": {"identity", "gzip"}}, admin.KindMediaType},
+	} {
+		r := httptest.NewRequest("POST", "/", strings.NewReader("{}"))
+		r.Header = c.header
+		if _, err := admin.ReadJSON(httptest.NewRecorder(), r); err == nil || kindOf(err) != c.want {
+			t.Errorf("%v: %v, want %v", c.header, err, c.want)
+		}
 	}
 }
 

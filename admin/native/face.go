@@ -391,7 +391,11 @@ func readForm(w http.ResponseWriter, r *http.Request) (tokenstore.Secret, error)
 	if err != nil {
 		return tokenstore.Secret{}, err
 	}
-	if media, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";"); !strings.EqualFold(strings.TrimSpace(media), "application/x-www-form-urlencoded") {
+	claimed, err := admin.ContentType(r)
+	if err != nil {
+		return tokenstore.Secret{}, err
+	}
+	if media, _, _ := strings.Cut(claimed, ";"); !strings.EqualFold(strings.TrimSpace(media), "application/x-www-form-urlencoded") {
 		return tokenstore.Secret{}, &admin.Error{Kind: admin.KindMediaType, Detail: "The body must be a form: application/x-www-form-urlencoded."}
 	}
 	form, err := url.ParseQuery(string(body))

@@ -224,6 +224,21 @@ func TestBodyOverTheBoundIsRefused(t *testing.T) {
 	}
 }
 
+func TestBodyThatClaimsTwoThingsIsRefused(t *testing.T) {
+	w := admintest.New(t)
+	cast := w.Cast()
+	taken := func(context.Context, admin.Caller, io.Reader, admin.ImportOptions) (native.ImportAnswer, error) {
+		return native.ImportAnswer{}, nil
+	}
+	h := admintest.Handler(native.New(w.Service, w.Gate(), w.Log, native.Options{Import: taken}))
+	for path, own := range map[string]string{"/v1/tokens": "application/json", "/v1/introspect": "application/x-www-form-urlencoded", "/v1/import": "application/x-ndjson"} {
+		r := admintest.Send(t, h, cast.Root, "POST", path, "token=x", "Content-Type", own, "Content-Type", "text/plain")
+		if p := readProblem(t, path, r); r.Code != 400 || !strings.Contains(p.Detail, "Content-Type is given twice") {
+			t.Errorf("%s: %d %s", path, r.Code, r.Body)
+		}
+	}
+}
+
 type list struct {
 	Items []struct{ ID tokenstore.ID }
 	Next  *string

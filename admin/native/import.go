@@ -50,7 +50,11 @@ func (a *ImportAnswer) Add(b ImportAnswer) {
 const maxImportBytes = 16 << 20
 
 func (f *Face) importTokens(w http.ResponseWriter, r *http.Request, c admin.Caller) error {
-	if media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || media != "application/x-ndjson" {
+	claimed, err := admin.ContentType(r)
+	if err != nil {
+		return err
+	}
+	if media, _, err := mime.ParseMediaType(claimed); err != nil || media != "application/x-ndjson" {
 		return &admin.Error{Kind: admin.KindMediaType, Detail: "The body must be application/x-ndjson: one JSON object on each line."}
 	}
 	query, err := url.ParseQuery(r.URL.RawQuery)
