@@ -48,6 +48,11 @@ func (f *Face) report(w http.ResponseWriter, r *http.Request, c admin.Caller) er
 			q.Findings = append(q.Findings, admin.Finding(name))
 		}
 	}
+	for _, name := range []string{"cursor", "limit"} {
+		if values.Has(name) {
+			values.fault(name, "is not taken here: a report comes whole, so leave it out")
+		}
+	}
 	if err := values.faults(); err != nil {
 		return err
 	}
