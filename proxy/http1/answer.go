@@ -373,8 +373,13 @@ func (f *forward) moreAnswer() error {
 		pc.in = stream{blk: f.c.srv.mem.get(largeBlock)}
 	}
 	space := b.src.space()
-	if len(space) == 0 {
-		return f.fail(StageBody, asAnswer(errHeaderBytes))
+	if len(space) == 0 { // only a trailer section is held back
+		old := pc.in.blk
+		if !pc.in.grow(&f.c.srv.mem, pc.limits.HeaderBytes) {
+			return f.fail(StageBody, asAnswer(errHeaderBytes))
+		}
+		f.c.srv.mem.put(old)
+		space = pc.in.space()
 	}
 	n, err := f.c.read(pc.rd, space)
 	b.src.w += n

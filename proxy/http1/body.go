@@ -161,8 +161,16 @@ func (x *Exchange) readBody() error {
 		c.in = stream{blk: blk, w: n}
 		space = c.in.space()
 	}
-	if len(space) == 0 {
-		return errHeaderBytes // only a trailer section is held back
+	if len(space) == 0 { // only a trailer section is held back
+		old := c.in.blk
+		if !c.in.grow(&c.srv.mem, c.srv.limits.HeaderBytes) {
+			return errHeaderBytes
+		}
+		if x.headBlk == nil {
+			x.headBlk, old = old, nil
+		}
+		c.srv.mem.put(old)
+		space = c.in.space()
 	}
 	n, err := c.read(c.rd, space)
 	c.in.w += n

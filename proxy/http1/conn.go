@@ -102,6 +102,18 @@ func (s *stream) space() []byte {
 	return s.blk.data[s.w:]
 }
 
+// grow moves what is buffered into a block that holds a section of as many bytes,
+// which the caller then reads on. The old block is the caller's. It reports false if
+// the present one would have held it.
+func (s *stream) grow(mem *memory, bytes int) bool {
+	if len(s.blk.data)-s.base > bytes {
+		return false
+	}
+	blk := mem.get(max(largeBlock, bytes+bodyBlock))
+	*s = stream{blk: blk, w: copy(blk.data, s.buffered())}
+	return true
+}
+
 // outcome is how a connection's goroutine ended.
 type outcome int
 

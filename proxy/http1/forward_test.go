@@ -1,6 +1,7 @@
 package http1
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -414,6 +415,84 @@ func TestTrailersAreFiltered(t *testing.T) {
 	for side, h := range map[string]http.Header{"request": <-got, "answer": resp.Trailer} {
 		if len(h) != 1 || h.Get("X-Ok") != "1" {
 			t.Errorf("%s's trailers: %v", side, h)
+		}
+	}
+}
+
+// Trailers may be as long as heads, whichever way they go and however long the head was.
+func TestTrailersHaveTheBoundOfHeads(t *testing.T) {
+	const bound = 32 << 10
+	trailer := func(n int) string { return "X-Long: " + strings.Repeat("x", n-len("X-Long: \r\n\r\n")) + "\r\n\r\n" }
+	for _, c := range []struct {
+		name   string
+		n      int
+		head   int
+		status int
+	}{
+		{"beyond the first block", 20 << 10, 0, 200},
+		{"at the bound", bound, 0, 200},
+		{"after a long head", bound, 20 << 10, 200},
+		{"beyond the bound", bound + 1, 0, 431},
+		{"beyond the bound after a long head", bound + 1, 20 << 10, 431},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			head := "POST / HTTP/1.1\r\nHost: h\r\nX-Head: " + strings.Repeat("x", c.head) + "\r\nTransfer-Encoding: chunked\r\n\r\n"
+			send := func(addr string) *client {
+				return dial(t, addr).send(head).send("3\r\nabc\r\n0\r\n" + trailer(c.n))
+			}
+
+			got := make(chan int, 1)
+			up := scripted(t, func(_ int, c *client) {
+				r, err := http.ReadRequest(bufio.NewReaderSize(c.nc, 2*bound)) // net/http takes no longer trailer than its buffer
+				if err != nil {
+					return
+				}
+				if _, err := io.Copy(io.Discard, r.Body); err != nil {
+					return
+				}
+				got <- len(r.Trailer.Get("X-Long"))
+				c.reply("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc")
+			})
+			addr := start(t, &Server{Handler: forwarding(upstreamTo(t, up.addr()), nil)})
+			resp, err := http.ReadResponse(send(addr).br, nil)
+			if err != nil || resp.StatusCode != c.status {
+				t.Fatalf("forwarded: %+v, %v", resp, err)
+			}
+			if c.status == 200 && <-got != c.n-len("X-Long: \r\n\r\n") {
+				t.Error("the upstream got another trailer")
+			}
+
+			had := make(chan int, 1)
+			read := start(t, &Server{Handler: Adapter(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if _, err := io.Copy(io.Discard, r.Body); err != nil {
+					w.WriteHeader(431)
+				}
+				had <- len(r.Trailer.Get("X-Long"))
+			}))})
+			resp, err = http.ReadResponse(send(read).br, nil)
+			if err != nil || resp.StatusCode != c.status {
+				t.Fatalf("read: %+v, %v", resp, err)
+			}
+			if n := <-had; c.status == 200 && n != c.n-len("X-Long: \r\n\r\n") {
+				t.Errorf("the handler got a trailer of %d bytes", n)
+			}
+		})
+	}
+	for n, whole := range map[int]bool{20 << 10: true, 2 * bound: true, 2*bound + 1: false} { // an upstream's may be twice as long
+		up := scripted(t, func(_ int, c *client) {
+			if _, err := http.ReadRequest(c.br); err == nil {
+				c.reply("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n" + trailer(n))
+			}
+		})
+		addr := start(t, &Server{Handler: forwarding(upstreamTo(t, up.addr()), nil)})
+		q := dial(t, addr).send("GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+		resp, err := http.ReadResponse(bufio.NewReaderSize(q.nc, 4*bound), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = io.Copy(io.Discard, resp.Body)
+		if got := resp.Trailer.Get("X-Long"); (err == nil) != whole || whole && len(got) != n-len("X-Long: \r\n\r\n") {
+			t.Errorf("answer with %d bytes: %d, %v", n, len(got), err)
 		}
 	}
 }
