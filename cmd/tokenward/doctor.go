@@ -156,7 +156,8 @@ func (d *doctor) openStore(ctx context.Context) {
 		d.fine("store", "sound: %d active, %d disabled, %d revoked tokens, %d bytes; %s", st.Active, st.Disabled, st.Revoked, st.FileBytes, sealed)
 	}
 	if waiting := s.Stats().Outbox; waiting > 0 {
-		d.fault("outbox", counted(waiting, "event")+" wait for the audit log", "start the server: it writes them; if they stay, its log says why")
+		// A restore and a kill leave some behind; it is no fault, for nothing is lost.
+		d.fine("outbox", "waiting for the audit log: %s, which the server writes there when it starts; if they stay, its log says why", counted(waiting, "event"))
 	} else {
 		d.fine("outbox", "no event waits")
 	}
