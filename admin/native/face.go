@@ -201,6 +201,7 @@ func (f *Face) create(w http.ResponseWriter, r *http.Request, c admin.Caller) er
 	if err != nil {
 		return err
 	}
+	f.tellUnknown(w, spec.Scopes)
 	return f.writeMade(w, http.StatusCreated, made)
 }
 
@@ -250,7 +251,33 @@ func (f *Face) update(w http.ResponseWriter, r *http.Request, c admin.Caller) er
 			return err
 		}
 	}
+	f.tellUnknown(w, p.scopes)
 	return f.writeToken(w, t)
+}
+
+// UnknownScopesHeader names, separated by spaces, scopes that were asked for and that
+// nothing in the configuration knows: most often a slip of the pen. At most
+// maxUnknownTold are named.
+const UnknownScopesHeader = "Tokenward-Unknown-Scopes"
+
+const maxUnknownTold = 10
+
+// tellUnknown says which of the scopes that a request named nothing will ever ask for.
+// Where the configuration knows no scope at all, it says nothing.
+func (f *Face) tellUnknown(w http.ResponseWriter, scopes []string) {
+	known := f.service.Vocabulary()
+	if len(known.Scopes) == 0 {
+		return
+	}
+	var unknown []string
+	for _, s := range scopes {
+		if !known.KnowsScope(s) && len(unknown) < maxUnknownTold {
+			unknown = append(unknown, s)
+		}
+	}
+	if len(unknown) > 0 {
+		w.Header().Set(UnknownScopesHeader, strings.Join(unknown, " "))
+	}
 }
 
 func (f *Face) rotate(w http.ResponseWriter, r *http.Request, c admin.Caller) error {

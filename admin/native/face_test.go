@@ -224,6 +224,45 @@ func TestBodyOverTheBoundIsRefused(t *testing.T) {
 	}
 }
 
+// A slip in a scope makes a token that cannot do what it is for, and nobody learns.
+func TestUnknownScopesAreTold(t *testing.T) {
+	w := admintest.New(t)
+	cast := w.Cast()
+	h := admintest.Described(t, serve(w))
+	told := func(method, path, scopes string) string {
+		r := admintest.Send(t, h, cast.Root, method, path, `{"name":"x","scopes":`+scopes+`}`, "Content-Type", "application/json", "Idempotency-Key", "k"+scopes)
+		if r.Code/100 != 2 {
+			t.Fatalf("%s %s: %d %s", method, scopes, r.Code, r.Body)
+		}
+		return r.Header().Get(native.UnknownScopesHeader)
+	}
+	many := `["a0"`
+	for i := range 40 {
+		many += fmt.Sprintf(`,"b%d"`, i)
+	}
+	for scopes, want := range map[string]string{
+		`["accounts","cards-*","*","user:api-token:*","user:api-token:read"]`: "",
+		`["acounts"]`:                  "acounts",
+		`["acounts","cards","card-*"]`: "acounts card-*",
+		`["accounts:*"]`:               "accounts:*",
+		`[]`:                           "",
+		many + "]":                     "a0 b0 b1 b2 b3 b4 b5 b6 b7 b8",
+	} {
+		for range 2 { // the repetition is told the same
+			if got := told("POST", "/v1/tokens", scopes); got != want {
+				t.Errorf("%s: %q, want %q", scopes, got, want)
+			}
+		}
+		if got := told("PATCH", "/v1/tokens/"+cast.Plain.ID.String(), scopes); got != want {
+			t.Errorf("change to %s: %q, want %q", scopes, got, want)
+		}
+	}
+	w.Service.SetVocabulary(admin.Vocabulary{})
+	if got := told("POST", "/v1/tokens", `["anything"]`); got != "" {
+		t.Errorf("without any known scope: %q", got)
+	}
+}
+
 func TestBodyThatClaimsTwoThingsIsRefused(t *testing.T) {
 	w := admintest.New(t)
 	cast := w.Cast()

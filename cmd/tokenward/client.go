@@ -169,6 +169,8 @@ type call struct {
 	rawMedia string
 
 	field fieldNames // how errors name the fields of the body; nil: by their names
+
+	told func(http.Header) // is told the header of a success; nil: nobody
 }
 
 // maxAnswer bounds an answer that is read whole: a revocation may name a
@@ -196,6 +198,9 @@ func (c *client) attempt(ctx context.Context, one call, key string) ([]byte, err
 		return nil, err
 	}
 	defer resp.Body.Close()
+	if one.told != nil {
+		one.told(resp.Header)
+	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	if err != nil {
 		return nil, &lostError{c, one, err}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"tokenward/admin/native"
 	"tokenward/tokenstore"
 )
 
@@ -101,9 +102,15 @@ func (t *tokenCommand) one(cmd *cobra.Command, one call, say func(*tokenView) st
 }
 
 func (t *tokenCommand) oneOf(cmd *cobra.Command, c *client, one call, say func(*tokenView) string) error {
+	var unknown string
+	one.told = func(h http.Header) { unknown = h.Get(native.UnknownScopesHeader) }
 	answer, err := c.do(cmd.Context(), one)
 	if err != nil {
 		return err
+	}
+	if unknown != "" {
+		fmt.Fprintf(cmd.ErrOrStderr(), "warning: no route and no enforce.known_scopes knows the scope %s: nothing will ever ask for it. "+
+			"If it is a slip, put it right with `tokenward token update`; if not, name it in enforce.known_scopes\n", shownText(strings.ReplaceAll(unknown, " ", ", ")))
 	}
 	if t.asJSON {
 		_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s\n", answer)
