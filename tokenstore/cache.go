@@ -120,7 +120,7 @@ func weigh(_ Digest, e entry) uint32 {
 // state: judging it is the caller's. A hit does no I/O and does not allocate.
 func (c *Cache) Find(ctx context.Context, text []byte) (Match, error) {
 	formats := c.formats.Load()
-	class := formats.Classify(text)
+	class := formats.glance(text)
 	switch class {
 	case ClassBroken:
 		return Match{}, ErrBrokenSecret
@@ -140,6 +140,9 @@ func (c *Cache) Find(ctx context.Context, text []byte) (Match, error) {
 			}
 			count.outdated.Add(1)
 		}
+	}
+	if class == ClassOurs && !inAlphabet(text) { // which no secret that is kept can be
+		return Match{}, ErrBrokenSecret
 	}
 	count.misses.Add(1)
 	if class == ClassForeign {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"math/rand/v2"
 	"runtime"
 	"sync"
@@ -326,6 +327,7 @@ func TestGarbageTouchesNeitherCacheNorStore(t *testing.T) {
 		{"short", good[:20], tokenstore.ErrBrokenSecret},
 		{"long", append(append([]byte{}, good...), '0'), tokenstore.ErrBrokenSecret},
 		{"wrong checksum", append(append([]byte{}, good[:len(good)-1]...), '!'), tokenstore.ErrBrokenSecret},
+		{"right checksum of no base62", outsideAlphabet(), tokenstore.ErrBrokenSecret},
 		{"another prefix", append([]byte("x"), good...), tokenstore.ErrNotFound},
 	} {
 		if _, err := cache.Find(t.Context(), test.text); !errors.Is(err, test.want) {
@@ -335,6 +337,19 @@ func TestGarbageTouchesNeitherCacheNorStore(t *testing.T) {
 	if s := cache.Stats(); s.Hits+s.Misses != 0 {
 		t.Errorf("garbage was counted as lookups: %+v", s)
 	}
+}
+
+// outsideAlphabet makes a text that is a secret in all but one of its characters.
+func outsideAlphabet() []byte {
+	const base62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+	text := []byte("tw_0123456789abcdef-ABCDEFGHIJ01234")
+	crc := crc32.ChecksumIEEE(text)
+	sum := make([]byte, 6)
+	for i := range sum {
+		sum[len(sum)-1-i] = base62[crc%62]
+		crc /= 62
+	}
+	return append(text, sum...)
 }
 
 func TestStoreErrorIsNotTakenForUnknownSecret(t *testing.T) {

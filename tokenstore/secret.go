@@ -162,16 +162,25 @@ func (f *Formats) Foreign(s Scheme) bool { return s.Valid() && f.foreign[s] }
 // Prefixes returns the recorded prefixes in order.
 func (f *Formats) Prefixes() []string { return slices.Clone(f.prefixes) }
 
-// Classify judges the text by its form alone, so that garbage is refused
-// without a look at cache or store. It takes time that depends on the text's
-// public parts only, and does not allocate.
+// Classify judges the text by its form alone. It takes time that depends on the
+// text's public parts only, and does not allocate.
 func (f *Formats) Classify(text []byte) Class {
+	class := f.glance(text)
+	if class == ClassOurs && !inAlphabet(text) {
+		return ClassBroken
+	}
+	return class
+}
+
+// glance is Classify but for the characters of the text: enough for garbage to be
+// refused without a look at cache or store, and for a text that the cache knows.
+func (f *Formats) glance(text []byte) Class {
 	if len(text) == 0 {
 		return ClassBroken
 	}
 	for _, p := range f.prefixes {
 		if len(text) > len(p) && text[len(p)] == '_' && string(text[:len(p)]) == p {
-			if wellFormed(text, len(p)) {
+			if len(text) == len(p)+1+bodyLen && checked(text) {
 				return ClassOurs
 			}
 			return ClassBroken
@@ -180,20 +189,21 @@ func (f *Formats) Classify(text []byte) Class {
 	return ClassForeign
 }
 
-func wellFormed(text []byte, prefixLen int) bool {
-	if len(text) != prefixLen+1+bodyLen {
-		return false
-	}
+// checked reports whether the text ends in the checksum of what stands before. The
+// value of a character that is no digit is larger than any digit's.
+func checked(text []byte) bool {
 	split := len(text) - checksumLen
 	var sum uint64 // 62⁶ is more than 32 bits
 	for _, c := range text[split:] {
 		sum = sum*62 + uint64(base62Value[c])
 	}
-	if sum != uint64(crc32.ChecksumIEEE(text[:split])) {
-		return false // garbage is refused before its characters are looked at
-	}
+	return sum == uint64(crc32.ChecksumIEEE(text[:split]))
+}
+
+// inAlphabet reports whether the body of a text of the right length is one.
+func inAlphabet(text []byte) bool {
 	all := uint8(0)
-	for _, c := range text[prefixLen+1:] {
+	for _, c := range text[len(text)-bodyLen:] {
 		all |= base62Value[c]
 	}
 	return all < notBase62
