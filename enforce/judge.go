@@ -189,10 +189,14 @@ func judgeItem(either []resource, t *tokenstore.Token, q *canon.Request, v *vars
 		case !ok:
 			return AmbiguousQuery
 		case result == Allowed || len(id) == 0:
-		case t.Resources.Allows(either[i].typ, id, level):
-			result = Allowed
-		case t.Resources.Allows(either[i].typ, id, tokenstore.LevelRead):
-			result = LevelTooLow
+		default:
+			switch granted := t.Resources.Level(either[i].typ, id); {
+			case granted == 0:
+			case granted >= level:
+				result = Allowed
+			default:
+				result = LevelTooLow
+			}
 		}
 	}
 	return result
@@ -204,7 +208,7 @@ func judgeItem(either []resource, t *tokenstore.Token, q *canon.Request, v *vars
 func (res *resource) appendID(dst []byte, t *tokenstore.Token, q *canon.Request, v *vars) ([]byte, bool) {
 	if len(res.template) == 1 && res.template[0].kind == partPath { // nearly always
 		s := v[res.template[0].v]
-		if raw := q.Path[s.start:s.end]; bytes.IndexByte(raw, '%') < 0 {
+		if raw := q.Path[s.start:s.end]; q.Plain || bytes.IndexByte(raw, '%') < 0 {
 			return raw, true
 		}
 	}

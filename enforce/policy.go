@@ -41,7 +41,7 @@ type Policy struct {
 
 // node is one segment of the tree of all paths.
 type node struct {
-	literals map[string]*node
+	literals literals
 	param    *node
 	end      []*Route // routes whose path ends here
 	tail     []*Route // routes whose path goes on here with {x...}
@@ -245,15 +245,54 @@ func (n *node) child(s segment) *node {
 		}
 		return n.param
 	}
-	if n.literals == nil {
-		n.literals = make(map[string]*node)
-	}
-	next := n.literals[s.literal]
+	next := n.literals.get([]byte(s.literal))
 	if next == nil {
 		next = &node{}
-		n.literals[s.literal] = next
+		n.literals.add(s.literal, next)
 	}
 	return next
+}
+
+// literals are nodes by the text of their segment. A few of them are compared one by
+// one, which takes a fraction of what a map does.
+type literals struct {
+	few  []literal
+	many map[string]*node // in place of few
+}
+
+type literal struct {
+	text string
+	node *node
+}
+
+const fewLiterals = 4
+
+func (l *literals) get(text []byte) *node {
+	if l.many != nil {
+		return l.many[string(text)]
+	}
+	for i := range l.few {
+		if l.few[i].text == string(text) {
+			return l.few[i].node
+		}
+	}
+	return nil
+}
+
+// add adds a text that is not there yet.
+func (l *literals) add(text string, n *node) {
+	switch {
+	case l.many != nil:
+		l.many[text] = n
+	case len(l.few) < fewLiterals:
+		l.few = append(l.few, literal{text, n})
+	default:
+		l.many = map[string]*node{text: n}
+		for _, one := range l.few {
+			l.many[one.text] = one.node
+		}
+		l.few = nil
+	}
 }
 
 // span is where a variable's value stands in the path.
@@ -270,7 +309,7 @@ func (p *Policy) RouteFor(method []byte, q *canon.Request) *Route {
 		return nil
 	}
 	var v vars
-	m := matcher{method: method, path: q.Path, vars: &v}
+	m := matcher{method: method, path: q.Path, vars: &v, encoded: !q.Plain}
 	route := m.from(&p.root, 1, 0)
 	if route.irregular(q) != 0 {
 		return nil
@@ -292,14 +331,14 @@ func (p *Policy) match(q *canon.Request, v *vars) *Route {
 	if len(q.Path) == 0 || q.Path[0] != '/' {
 		return nil
 	}
-	m := matcher{method: q.Method, path: q.Path, vars: v, encoded: bytes.IndexByte(q.Path, '%') >= 0}
+	m := matcher{method: q.Method, path: q.Path, vars: v, encoded: !q.Plain}
 	return m.from(&p.root, 1, 0)
 }
 
 type matcher struct {
 	method, path []byte
 	vars         *vars
-	encoded      bool // some segment is percent-encoded
+	encoded      bool // some segment may be percent-encoded
 }
 
 // from matches the segments from path[start:] on below n; nvars variables are
@@ -335,11 +374,8 @@ const maxDecoded = 256
 // literal is the child of n for a literal segment. A percent-encoded one is
 // decoded first.
 func (m *matcher) literal(n *node, raw []byte) *node {
-	if n.literals == nil {
-		return nil
-	}
 	if !m.encoded || bytes.IndexByte(raw, '%') < 0 {
-		return n.literals[string(raw)]
+		return n.literals.get(raw)
 	}
 	if len(raw) > 3*maxDecoded {
 		return nil
@@ -349,7 +385,7 @@ func (m *matcher) literal(n *node, raw []byte) *node {
 	if !ok {
 		return nil
 	}
-	return n.literals[string(decoded)]
+	return n.literals.get(decoded)
 }
 
 // pick chooses among routes of one path: a named method beats any.

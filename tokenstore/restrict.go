@@ -62,19 +62,27 @@ type Resources struct {
 // Restricted reports whether only the grants count.
 func (r *Resources) Restricted() bool { return !r.All }
 
-// Allows reports whether the resource can be reached at level. The id is a
-// slice because a request's path holds it: comparing copies nothing.
+// Allows reports whether the resource can be reached at level.
 func (r *Resources) Allows(typ string, id []byte, level Level) bool {
+	granted := r.Level(typ, id)
+	return granted > 0 && granted >= level
+}
+
+// Level returns the highest level at which the resource can be reached, zero if it
+// cannot. The id is a slice because a request's path holds it: comparing copies
+// nothing.
+func (r *Resources) Level(typ string, id []byte) Level {
 	if r.All {
-		return true
+		return LevelWrite
 	}
+	level := Level(0)
 	for i := range r.Grants {
 		g := &r.Grants[i]
-		if g.Level >= level && g.Type == typ && (g.ID == string(id) || g.ID == AnyID) {
-			return true
+		if g.Level > level && g.Type == typ && (g.ID == string(id) || g.ID == AnyID) {
+			level = g.Level
 		}
 	}
-	return false
+	return level
 }
 
 // covers reports whether everything that inner reaches, r reaches at the same

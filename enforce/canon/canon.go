@@ -48,6 +48,8 @@ type Request struct {
 	// Path starts with a slash; percent-encoded unreserved characters are decoded, everything else stands as received.
 	// It is "*" when Asterisk is set. Split it at '/', compare segments with [EqualDecoded].
 	Path []byte
+	// Plain says that Path has no percent-encoded byte, so that its segments are what they stand for.
+	Plain bool
 	// Query is what follows the question mark, byte for byte, without the parameters that carry credentials.
 	Query []byte
 	// HasQuery tells "/a?" from "/a".
@@ -182,7 +184,7 @@ func (q *Request) reset(r *Rules, h *Head) {
 func (q *Request) wipe() {
 	q.Method, q.Authority, q.Path, q.Query = nil, nil, nil, nil
 	q.target, q.claimed, q.protocols, q.subcarrier = nil, nil, nil, ""
-	q.HasQuery, q.Asterisk, q.Secure, q.Upgrade = false, false, false, false
+	q.Plain, q.HasQuery, q.Asterisk, q.Secure, q.Upgrade = false, false, false, false, false
 	q.Irregular = 0
 	q.dispositions = q.dispositions[:0]
 	q.rules, q.fields = nil, nil

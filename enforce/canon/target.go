@@ -124,6 +124,7 @@ func appendTarget(dst, path, query []byte, hasQuery bool) []byte {
 // canonicalPath returns raw itself if nothing is to be done, which is the common case, else a copy in scratch.
 func (q *Request) canonicalPath(raw []byte) ([]byte, Verdict) {
 	if is(raw, classPath) && !bytes.Contains(raw, slashDot) && !bytes.Contains(raw, doubleSlash) {
+		q.Plain = true
 		return raw, Accepted
 	}
 	path, irregular, v := appendCanonicalPath(q.pathBuf[:0], raw)
@@ -140,6 +141,7 @@ func (q *Request) canonicalPath(raw []byte) ([]byte, Verdict) {
 		return nil, DotSegment
 	}
 	q.Irregular |= irregular | deepIrregular
+	q.Plain = bytes.IndexByte(path, '%') < 0
 	return path, Accepted
 }
 

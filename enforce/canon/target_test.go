@@ -66,6 +66,9 @@ func TestPathIsCanonical(t *testing.T) {
 		if q.Irregular != c.irregular {
 			t.Errorf("%s: irregular %v, want %v", c.target, q.Irregular, c.irregular)
 		}
+		if q.Plain != !strings.Contains(string(q.Path), "%") {
+			t.Errorf("%s: plain %v", c.target, q.Plain)
+		}
 		if got := string(q.TargetWithCredentials()); got != c.want {
 			t.Errorf("%s: observed as %s, want %s", c.target, got, c.want)
 		}
