@@ -114,3 +114,32 @@ func TestExplainKnowsWhatIsNotJudged(t *testing.T) {
 		}
 	}
 }
+
+// TestExplainSaysHowToAskTheServer that has the store, in a line that works.
+func TestExplainSaysHowToAskTheServer(t *testing.T) {
+	dir := t.TempDir()
+	path := writeFile(t, filepath.Join(dir, "tokenward.yaml"), fmt.Sprintf("tokenstore: {path: %s/t.db}\naudit: {path: %s/a.jsonl}\nroutes:\n  - {match: GET /a}\n", dir, dir), 0o600)
+	cfg, err := loadConfig(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.DiscardHandler)
+	if _, _, err := initialise(t.Context(), cfg, log, false); err != nil {
+		t.Fatal(err)
+	}
+	v, err := openVault(t.Context(), cfg, log, time.Now, opening{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := v.close(); err != nil {
+			t.Error(err)
+		}
+	})
+	cmd := newExplainCommand()
+	cmd.SetArgs([]string{"--config", path, "--token-id", "1", "GET", "/a"})
+	err = cmd.ExecuteContext(t.Context())
+	if err == nil || !strings.Contains(err.Error(), `-H "Content-Type: application/json"`) {
+		t.Errorf("a store in use: %v", err)
+	}
+}
