@@ -147,7 +147,8 @@ func (a *app) backup(ctx context.Context, w io.Writer) error {
 	return a.vault.backup(ctx, w, p.wait)
 }
 
-// pacer spreads a backup over its time. What takes longer by itself is not made up for.
+// pacer spreads a backup over its time. Of what takes longer by itself, no more than
+// lagMost is made up for.
 type pacer struct {
 	ctx  context.Context //nolint:containedctx // lives as long as one call
 	done int64           // bytes of the file
@@ -158,12 +159,18 @@ type pacer struct {
 // for each, on both sides, costs more with smaller ones.
 const pauseLeast = 20 * time.Millisecond
 
+// lagMost is as long as a disk may keep the command waiting, now and then, without the
+// backup taking longer for it. What is made up for goes as fast as it can.
+const lagMost = 250 * time.Millisecond
+
 // wait returns once the backup may go on from where it has done so many bytes of the
 // file, or its context has ended.
 func (p *pacer) wait(m *boltstore.Manifest, done int64) error {
 	now := time.Now()
-	if p.due.Before(now.Add(-pauseLeast)) {
+	if p.due.IsZero() {
 		p.due = now
+	} else if latest := now.Add(-lagMost); p.due.Before(latest) {
+		p.due = latest
 	}
 	whole := max(float64(m.Tokens)*float64(backupToken), float64(m.Bytes)/backupBytes*float64(time.Second))
 	p.due = p.due.Add(time.Duration(whole * float64(done-p.done) / float64(m.Bytes)))

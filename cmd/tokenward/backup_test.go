@@ -42,6 +42,34 @@ func TestBackupKeepsItsPace(t *testing.T) {
 	}
 }
 
+// TestBackupMakesUpForShortDelays: of a long one, for a part.
+func TestBackupMakesUpForShortDelays(t *testing.T) {
+	m := boltstore.Manifest{Tokens: 1_000_000, Bytes: 600e6}
+	for name, test := range map[string]struct{ delay, late time.Duration }{
+		"short": {lagMost / 2, 0},
+		"long":  {time.Hour, time.Hour - lagMost},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := pacer{ctx: t.Context()}
+				began := time.Now()
+				for done := int64(1e6); done <= m.Bytes; done += 1e6 {
+					if done == 300e6 {
+						<-time.After(test.delay)
+					}
+					if err := p.wait(&m, done); err != nil {
+						t.Fatal(err)
+					}
+				}
+				want := 1_000_000*backupToken + test.late
+				if took := time.Since(began); took < want-pauseLeast || took > want+pauseLeast {
+					t.Errorf("took %v, want %v", took, want)
+				}
+			})
+		})
+	}
+}
+
 func TestPacedBackupEndsWithItsCaller(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
