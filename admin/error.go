@@ -101,7 +101,15 @@ type Error struct {
 	Scope      string                  // KindScope: the scope that is missing
 	Allow      []string                // KindMethod: the methods the path takes
 	RetryAfter time.Duration           // when to come back; 0: not said
+	Limits     Limits                  // KindRateLimited: what refused
 	Cause      error
+}
+
+// Limits are the values of the header fields that tell a refused client of the
+// limit (draft-ietf-httpapi-ratelimit-headers). The zero Limits tells nothing.
+type Limits struct {
+	Policy string // RateLimit-Policy
+	Left   string // RateLimit
 }
 
 func (e *Error) Error() string {

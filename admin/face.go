@@ -147,6 +147,10 @@ func (f *Face) fail(a *answer, r *http.Request, e *Error) {
 	if e.RetryAfter > 0 {
 		a.Header().Set("Retry-After", strconv.Itoa(max(1, int((e.RetryAfter+999e6)/1e9))))
 	}
+	if e.Limits != (Limits{}) {
+		a.Header().Set("RateLimit-Policy", e.Limits.Policy)
+		a.Header().Set("RateLimit", e.Limits.Left)
+	}
 	if len(e.Allow) > 0 {
 		a.Header().Set("Allow", strings.Join(e.Allow, ", "))
 	}

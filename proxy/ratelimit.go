@@ -44,6 +44,12 @@ func (g *Guard) tellLimits(p *passage) {
 		canon.Field{Name: nameRateLimit, Value: text[middle:]})
 }
 
+// LimitFields returns the values of RateLimit-Policy and RateLimit for an answer
+// that says what is left of these limits.
+func LimitFields(left []enforce.Left) (policy, remains string) {
+	return string(appendPolicies(nil, left)), string(appendRemains(nil, left))
+}
+
 // appendPolicies appends the value of RateLimit-Policy, a list of structured fields
 // (draft-ietf-httpapi-ratelimit-headers, section 3).
 func appendPolicies(dst []byte, left []enforce.Left) []byte {

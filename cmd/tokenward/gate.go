@@ -119,9 +119,21 @@ var gateKinds = map[enforce.Reason]admin.Kind{
 	enforce.TooManyFailures:     admin.KindRateLimited,
 }
 
+// gateError is a refusal of the engine, with all that the proxy's listener would
+// tell of it in header fields.
 func gateError(d *enforce.Decision) *admin.Error {
-	return &admin.Error{Kind: gateKinds[d.Reason], Detail: d.Detail(), RetryAfter: d.RetryAfter, Cause: d.Cause}
+	e := &admin.Error{Kind: gateKinds[d.Reason], Detail: d.Detail(), RetryAfter: d.RetryAfter, Cause: d.Cause}
+	if e.Kind == admin.KindUnavailable {
+		e.RetryAfter = storeRetry
+	}
+	if d.Limited.Name != "" {
+		e.Limits.Policy, e.Limits.Left = proxy.LimitFields([]enforce.Left{d.Limited})
+	}
+	return e
 }
+
+// storeRetry is when to ask again while tokens cannot be looked up.
+const storeRetry = time.Second
 
 const headerRequestID = "X-Request-Id"
 
