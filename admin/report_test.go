@@ -33,7 +33,7 @@ func TestReportTellsWhatIsWorthLookingAt(t *testing.T) {
 	if _, err := k.service.Revoke(t.Context(), operator, admin.Target{ID: revoked.ID}, false); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := k.service.Update(t.Context(), operator, admin.Target{ID: forever.ID}, 0, func(f *admin.Fields) tokenstore.Faults {
+	if _, err := k.service.Update(t.Context(), operator, admin.Target{ID: forever.ID}, func(f *admin.Fields) tokenstore.Faults {
 		f.Scopes = []string{"accounts", "cards"}
 		return nil
 	}); err != nil {

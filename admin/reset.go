@@ -48,6 +48,9 @@ func (s *Service) Reset(ctx context.Context, c Caller, target Target, spec Reset
 		if made, err = spec.Once.replay(tx, c, now); err != nil || made.Replayed {
 			return err
 		}
+		if err := target.at(old); err != nil {
+			return err
+		}
 		if err := renewable(old, now); err != nil {
 			return err
 		}
@@ -141,6 +144,9 @@ func (s *Service) Rotate(ctx context.Context, c Caller, target Target, spec Rota
 		if made, err = spec.Once.replay(tx, c, now); err != nil || made.Replayed {
 			return err
 		}
+		if err := target.at(before); err != nil {
+			return err
+		}
 		if err := renewable(before, now); err != nil {
 			return err
 		}
@@ -196,8 +202,8 @@ const minSilence = time.Minute
 
 // FinishRotation ends the old secret of a rotation now. Without one it changes
 // nothing and succeeds. It needs visibility and the right to write.
-func (s *Service) FinishRotation(ctx context.Context, c Caller, target Target, revision uint64) (*tokenstore.Token, error) {
-	return s.edit(ctx, c, verbFinish, target, revision, func(t *tokenstore.Token, _ time.Time) error {
+func (s *Service) FinishRotation(ctx context.Context, c Caller, target Target) (*tokenstore.Token, error) {
+	return s.edit(ctx, c, verbFinish, target, func(t *tokenstore.Token, _ time.Time) error {
 		if t.State == tokenstore.StateRevoked {
 			return refuse(KindConflict, "The token has been revoked.")
 		}

@@ -40,6 +40,9 @@ func (s *Service) Revoke(ctx context.Context, c Caller, target Target, descendan
 				return err
 			}
 		}
+		if err := target.at(t); err != nil {
+			return err
+		}
 		done.Token = t
 		if t.State == tokenstore.StateRevoked {
 			return nil

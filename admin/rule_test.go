@@ -69,25 +69,25 @@ var verbs = []verb{
 		return drop(s.Rotate(ctx, c, at(id), admin.RotateSpec{}))
 	}},
 	{"finish", func(s *admin.Service, c admin.Caller, id tokenstore.ID) error {
-		return drop(s.FinishRotation(ctx, c, at(id), 0))
+		return drop(s.FinishRotation(ctx, c, at(id)))
 	}},
 	{"narrow", func(s *admin.Service, c admin.Caller, id tokenstore.ID) error {
-		return drop(s.Update(ctx, c, at(id), 0, func(f *admin.Fields) tokenstore.Faults {
+		return drop(s.Update(ctx, c, at(id), func(f *admin.Fields) tokenstore.Faults {
 			f.Name, f.Scopes = "narrowed", []string{"accounts"}
 			return nil
 		}))
 	}},
 	{"widen", func(s *admin.Service, c admin.Caller, id tokenstore.ID) error {
-		return drop(s.Update(ctx, c, at(id), 0, func(f *admin.Fields) tokenstore.Faults {
+		return drop(s.Update(ctx, c, at(id), func(f *admin.Fields) tokenstore.Faults {
 			f.Scopes = append(f.Scopes, "accounts-write")
 			return nil
 		}))
 	}},
 	{"disable", func(s *admin.Service, c admin.Caller, id tokenstore.ID) error {
-		return drop(s.Disable(ctx, c, at(id), 0))
+		return drop(s.Disable(ctx, c, at(id)))
 	}},
 	{"enable", func(s *admin.Service, c admin.Caller, id tokenstore.ID) error {
-		return drop(s.Enable(ctx, c, at(id), 0))
+		return drop(s.Enable(ctx, c, at(id)))
 	}},
 	{"revoke", func(s *admin.Service, c admin.Caller, id tokenstore.ID) error {
 		return drop(s.Revoke(ctx, c, at(id), false))
@@ -403,9 +403,9 @@ func TestCallerRevokedMeanwhileGetsNothingDone(t *testing.T) {
 			case "revoke":
 				_, err = w.Service.Revoke(ctx, admin.Operator(""), at(cast.Admin.ID), false)
 			case "disable":
-				_, err = w.Service.Disable(ctx, admin.Operator(""), at(cast.Admin.ID), 0)
+				_, err = w.Service.Disable(ctx, admin.Operator(""), at(cast.Admin.ID))
 			case "narrow":
-				_, err = w.Service.Update(ctx, admin.Operator(""), at(cast.Admin.ID), 0, func(f *admin.Fields) tokenstore.Faults {
+				_, err = w.Service.Update(ctx, admin.Operator(""), at(cast.Admin.ID), func(f *admin.Fields) tokenstore.Faults {
 					f.Scopes = []string{"accounts"}
 					return nil
 				})

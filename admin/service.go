@@ -250,12 +250,24 @@ type Target struct {
 	Account uint64 // if not 0: a token of another account is not found
 	Owner   uint64 // likewise
 	Revoked bool   // revoked tokens are found too, which only the native API does
+
+	// Revisions are those at which the token may be changed; at another the answer
+	// is KindPrecondition. nil: at any; empty: at none.
+	Revisions []uint64
 }
 
 func (t Target) holds(token *tokenstore.Token) bool {
 	return (t.Account == 0 || token.Account == t.Account) &&
 		(t.Owner == 0 || token.Owner == t.Owner) &&
 		(t.Revoked || token.State != tokenstore.StateRevoked)
+}
+
+// at refuses, as an error, a change of a token that has moved on.
+func (t Target) at(token *tokenstore.Token) error {
+	if t.Revisions == nil || slices.Contains(t.Revisions, token.Revision) {
+		return nil
+	}
+	return refuse(KindPrecondition, "The token has been changed meanwhile: read it again.")
 }
 
 // change makes one audited change. fn gets the caller as the transaction sees

@@ -128,10 +128,10 @@ func TestRotateGivesASecondSecretAndFinishEndsTheFirst(t *testing.T) {
 		t.Errorf("rotate while rotating: %s", got)
 	}
 	old := w.Caller(cast.Peer)
-	if got := kindOf(drop(w.Service.FinishRotation(ctx, old, at(cast.Peer.ID), 0))); got != admin.KindGrace {
+	if got := kindOf(drop(w.Service.FinishRotation(ctx, old, at(cast.Peer.ID)))); got != admin.KindGrace {
 		t.Errorf("the old secret finishes: %s", got)
 	}
-	if _, err := w.Service.FinishRotation(ctx, w.Caller(fresh), at(cast.Peer.ID), 0); err != nil {
+	if _, err := w.Service.FinishRotation(ctx, w.Caller(fresh), at(cast.Peer.ID)); err != nil {
 		t.Fatal(err)
 	}
 	if got := len(w.Token(cast.Peer.ID).Secrets); got != 1 {
@@ -165,7 +165,7 @@ func TestDeadlineOfTheOldSecretLiesAhead(t *testing.T) {
 	}
 }
 
-func TestUpdateHonoursTheRevision(t *testing.T) {
+func TestNoVerbChangesATokenThatHasMovedOn(t *testing.T) {
 	w := admintest.New(t)
 	cast := w.Cast()
 	root := w.Caller(cast.Root)
@@ -173,15 +173,32 @@ func TestUpdateHonoursTheRevision(t *testing.T) {
 		return func(f *admin.Fields) tokenstore.Faults { f.Name = name; return nil }
 	}
 	revision := w.Token(cast.Peer.ID).Revision
-	after, err := w.Service.Update(ctx, root, at(cast.Peer.ID), revision, rename("one"))
+	known := admin.Target{ID: cast.Peer.ID, Revisions: []uint64{revision}}
+	after, err := w.Service.Update(ctx, root, known, rename("one"))
 	if err != nil || after.Revision != revision+1 || after.Name != "one" {
 		t.Fatalf("%+v, %v", after, err)
 	}
-	if got := kindOf(drop(w.Service.Update(ctx, root, at(cast.Peer.ID), revision, rename("two")))); got != admin.KindPrecondition {
-		t.Errorf("outdated: %s", got)
+	for verb, err := range map[string]error{
+		"update":  drop(w.Service.Update(ctx, root, known, rename("two"))),
+		"finish":  drop(w.Service.FinishRotation(ctx, root, known)),
+		"disable": drop(w.Service.Disable(ctx, root, known)),
+		"enable":  drop(w.Service.Enable(ctx, root, known)),
+		"rotate":  drop(w.Service.Rotate(ctx, root, known, admin.RotateSpec{})),
+		"reset":   drop(w.Service.Reset(ctx, root, known, admin.ResetSpec{})),
+		"revoke":  drop(w.Service.Revoke(ctx, root, known, true)),
+	} {
+		if got := kindOf(err); got != admin.KindPrecondition {
+			t.Errorf("%s of a token that has moved on: %s", verb, got)
+		}
+	}
+	if got := kindOf(drop(w.Service.Revoke(ctx, w.Caller(cast.Foreign), known, false))); got != admin.KindNotFound {
+		t.Errorf("an outdated revision of what is not seen: %s", got)
+	}
+	if got := w.Token(cast.Peer.ID); got.Revision != after.Revision {
+		t.Errorf("something was changed: %+v", got)
 	}
 	w.Events()
-	same, err := w.Service.Update(ctx, root, at(cast.Peer.ID), 0, rename("one"))
+	same, err := w.Service.Update(ctx, root, at(cast.Peer.ID), rename("one"))
 	if err != nil || same.Revision != after.Revision || len(w.Events()) != 0 {
 		t.Errorf("a change to nothing left a trace: %v", err)
 	}
@@ -206,7 +223,7 @@ func TestUpdateJudgesTheResult(t *testing.T) {
 		"a successor of the replaced": {cast.Root, cast.Replaced, func(f *admin.Fields) { f.Expiry = tokenstore.Never() }, admin.KindConflict},
 		"no limits":                   {cast.Limited, cast.Limited, func(f *admin.Fields) { f.Limits = tokenstore.Limits{} }, admin.KindWider},
 	} {
-		_, err := w.Service.Update(ctx, w.Caller(tt.by), at(tt.target.ID), 0, func(f *admin.Fields) tokenstore.Faults { tt.merge(f); return nil })
+		_, err := w.Service.Update(ctx, w.Caller(tt.by), at(tt.target.ID), func(f *admin.Fields) tokenstore.Faults { tt.merge(f); return nil })
 		if got := kindOf(err); err == nil || got != tt.want {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -221,10 +238,10 @@ func TestBringingTheBeginForwardWidens(t *testing.T) {
 	begin := func(at time.Time) func(*admin.Fields) tokenstore.Faults {
 		return func(f *admin.Fields) tokenstore.Faults { f.NotBefore = at; return nil }
 	}
-	if _, err := w.Service.Update(ctx, w.Caller(cast.Admin), at(h.ID), 0, begin(later.Add(time.Hour))); err != nil {
+	if _, err := w.Service.Update(ctx, w.Caller(cast.Admin), at(h.ID), begin(later.Add(time.Hour))); err != nil {
 		t.Errorf("put off: %v", err)
 	}
-	if got := kindOf(drop(w.Service.Update(ctx, w.Caller(cast.Admin), at(h.ID), 0, begin(time.Time{})))); got != admin.KindWider {
+	if got := kindOf(drop(w.Service.Update(ctx, w.Caller(cast.Admin), at(h.ID), begin(time.Time{})))); got != admin.KindWider {
 		t.Errorf("brought forward: %s", got)
 	}
 }
@@ -235,10 +252,10 @@ func TestRevokedIsFinal(t *testing.T) {
 	target := admin.Target{ID: cast.Ended.ID, Revoked: true}
 	root := w.Caller(cast.Root)
 	for name, err := range map[string]error{
-		"enable":  drop(w.Service.Enable(ctx, root, target, 0)),
-		"disable": drop(w.Service.Disable(ctx, root, target, 0)),
-		"finish":  drop(w.Service.FinishRotation(ctx, root, target, 0)),
-		"update":  drop(w.Service.Update(ctx, root, target, 0, func(*admin.Fields) tokenstore.Faults { return nil })),
+		"enable":  drop(w.Service.Enable(ctx, root, target)),
+		"disable": drop(w.Service.Disable(ctx, root, target)),
+		"finish":  drop(w.Service.FinishRotation(ctx, root, target)),
+		"update":  drop(w.Service.Update(ctx, root, target, func(*admin.Fields) tokenstore.Faults { return nil })),
 	} {
 		if kindOf(err) != admin.KindConflict {
 			t.Errorf("%s: %v", name, err)
@@ -400,7 +417,7 @@ func TestRefusalsCannotFillTheOutbox(t *testing.T) {
 	w.Events()
 	attack := func(n int) {
 		for range n {
-			_, _ = w.Service.Disable(ctx, w.Caller(cast.Foreign), at(cast.Peer.ID), 0)
+			_, _ = w.Service.Disable(ctx, w.Caller(cast.Foreign), at(cast.Peer.ID))
 		}
 	}
 	attack(1000)
@@ -414,7 +431,7 @@ func TestRefusalsCannotFillTheOutbox(t *testing.T) {
 		t.Errorf("%+v", events)
 	}
 	w.Clock.Advance(time.Hour)
-	if _, err := w.Service.Disable(ctx, w.Caller(cast.Admin), at(cast.Peer.ID), 0); err != nil {
+	if _, err := w.Service.Disable(ctx, w.Caller(cast.Admin), at(cast.Peer.ID)); err != nil {
 		t.Error(err)
 	}
 }
@@ -552,7 +569,7 @@ func TestRefusalsWaitWhileTheAuditLogLagsBehind(t *testing.T) {
 	}
 	refused := func() int {
 		before, _ := memory.Pending(tokenstore.MaxOutbox)
-		if _, err := service.Disable(ctx, admin.Operator(""), at(404), 0); kindOf(err) != admin.KindNotFound {
+		if _, err := service.Disable(ctx, admin.Operator(""), at(404)); kindOf(err) != admin.KindNotFound {
 			t.Fatal(err)
 		}
 		after, _ := memory.Pending(tokenstore.MaxOutbox)

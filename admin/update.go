@@ -23,14 +23,13 @@ type Fields struct {
 
 // Update merges a change into the target: merge gets the fields as they are and
 // alters what it wants to. It may be called more than once and must have no
-// other effect; the faults it returns refuse the change with KindInvalid. If
-// revision is not 0 and not the target's, the answer is KindPrecondition.
+// other effect; the faults it returns refuse the change with KindInvalid.
 //
 // Needs visibility and the right to write, and unless the token only becomes
 // narrower, domination of what it becomes. A change to nothing succeeds and
 // leaves no trace.
-func (s *Service) Update(ctx context.Context, c Caller, target Target, revision uint64, merge func(*Fields) tokenstore.Faults) (*tokenstore.Token, error) {
-	return s.edit(ctx, c, verbUpdate, target, revision, func(t *tokenstore.Token, now time.Time) error {
+func (s *Service) Update(ctx context.Context, c Caller, target Target, merge func(*Fields) tokenstore.Faults) (*tokenstore.Token, error) {
+	return s.edit(ctx, c, verbUpdate, target, func(t *tokenstore.Token, now time.Time) error {
 		if t.State == tokenstore.StateRevoked {
 			return refuse(KindConflict, "The token has been revoked.")
 		}
@@ -60,18 +59,18 @@ func (s *Service) Update(ctx context.Context, c Caller, target Target, revision 
 
 // Disable makes the target refused until it is enabled again. Needs visibility
 // and the right to write. Disabling twice succeeds.
-func (s *Service) Disable(ctx context.Context, c Caller, target Target, revision uint64) (*tokenstore.Token, error) {
-	return s.setState(ctx, c, verbDisable, target, revision, tokenstore.StateDisabled)
+func (s *Service) Disable(ctx context.Context, c Caller, target Target) (*tokenstore.Token, error) {
+	return s.setState(ctx, c, verbDisable, target, tokenstore.StateDisabled)
 }
 
 // Enable undoes Disable. Needs the right to write and domination of the target.
 // Enabling what is enabled succeeds, and needs the same.
-func (s *Service) Enable(ctx context.Context, c Caller, target Target, revision uint64) (*tokenstore.Token, error) {
-	return s.setState(ctx, c, verbEnable, target, revision, tokenstore.StateActive)
+func (s *Service) Enable(ctx context.Context, c Caller, target Target) (*tokenstore.Token, error) {
+	return s.setState(ctx, c, verbEnable, target, tokenstore.StateActive)
 }
 
-func (s *Service) setState(ctx context.Context, c Caller, verb audit.Word, target Target, revision uint64, state tokenstore.State) (*tokenstore.Token, error) {
-	return s.edit(ctx, c, verb, target, revision, func(t *tokenstore.Token, _ time.Time) error {
+func (s *Service) setState(ctx context.Context, c Caller, verb audit.Word, target Target, state tokenstore.State) (*tokenstore.Token, error) {
+	return s.edit(ctx, c, verb, target, func(t *tokenstore.Token, _ time.Time) error {
 		if t.State == tokenstore.StateRevoked {
 			return refuse(KindConflict, "The token has been revoked, which is final.")
 		}
@@ -81,7 +80,7 @@ func (s *Service) setState(ctx context.Context, c Caller, verb audit.Word, targe
 }
 
 // edit changes one token by alter, which may run more than once.
-func (s *Service) edit(ctx context.Context, c Caller, verb audit.Word, target Target, revision uint64, alter func(t *tokenstore.Token, now time.Time) error) (*tokenstore.Token, error) {
+func (s *Service) edit(ctx context.Context, c Caller, verb audit.Word, target Target, alter func(t *tokenstore.Token, now time.Time) error) (*tokenstore.Token, error) {
 	var after *tokenstore.Token
 	err := s.change(ctx, c, verb, auditTarget(target), func(tx tokenstore.Tx, m *manager, now time.Time) error {
 		before, err := m.find(target, tx.Token)
@@ -91,8 +90,8 @@ func (s *Service) edit(ctx context.Context, c Caller, verb audit.Word, target Ta
 		if err := m.mayWrite(); err != nil {
 			return err
 		}
-		if revision != 0 && revision != before.Revision {
-			return refuse(KindPrecondition, "The token has been changed meanwhile: read it again.")
+		if err := target.at(before); err != nil {
+			return err
 		}
 		after = before.Clone()
 		if err := alter(after, now); err != nil {

@@ -160,7 +160,7 @@ func TestSweepForgetsWhatEndedLongAgoAndNothingElse(t *testing.T) {
 	soon := tokenstore.EndsAt(k.clock.Now().Add(time.Hour))
 	expired, living, disabled := k.create(t, soon), k.create(t, tokenstore.Never()), k.create(t, tokenstore.Never())
 	revoked, replaced := k.create(t, tokenstore.Never()), k.create(t, tokenstore.Never())
-	if _, err := k.service.Disable(t.Context(), operator, admin.Target{ID: disabled.ID}, 0); err != nil {
+	if _, err := k.service.Disable(t.Context(), operator, admin.Target{ID: disabled.ID}); err != nil {
 		t.Fatal(err)
 	}
 	k.clock.Advance(time.Hour)

@@ -290,7 +290,7 @@ func (w *World) Cast() *Cast {
 	c.Replaced = add("replaced", admin.Spec{})
 	c.Rotated = add("rotated", admin.Spec{})
 	operator := admin.Operator("")
-	_, err1 := w.Service.Disable(ctx, operator, admin.Target{ID: c.Disabled.ID}, 0)
+	_, err1 := w.Service.Disable(ctx, operator, admin.Target{ID: c.Disabled.ID})
 	_, err2 := w.Service.Revoke(ctx, operator, admin.Target{ID: c.Ended.ID}, false)
 	_, err3 := w.Service.Reset(ctx, operator, admin.Target{ID: c.Replaced.ID}, admin.ResetSpec{})
 	_, err4 := w.Service.Rotate(ctx, operator, admin.Target{ID: c.Rotated.ID}, admin.RotateSpec{})

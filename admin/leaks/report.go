@@ -242,7 +242,7 @@ func (h *Handler) end(r *http.Request, one *reported, list []reported) (known bo
 	case h.options.Action == Revoke:
 		_, err = h.service.Revoke(ctx, c, target, false)
 	default:
-		_, err = h.service.Disable(ctx, c, target, 0)
+		_, err = h.service.Disable(ctx, c, target)
 	}
 	if err == nil && h.options.Reported != nil {
 		h.options.Reported(m.Token)

@@ -187,6 +187,14 @@ func target(r *http.Request, c admin.Caller) (admin.Target, error) {
 	return admin.Target{ID: id, Revoked: true}, nil
 }
 
+// changeTarget reads the id of the path for a call that changes the token, and at
+// which revisions it may.
+func changeTarget(r *http.Request, c admin.Caller) (admin.Target, error) {
+	t, err := target(r, c)
+	t.Revisions = ifMatch(r)
+	return t, err
+}
+
 func (f *Face) create(w http.ResponseWriter, r *http.Request, c admin.Caller) error {
 	body, once, err := f.readOnce(w, r, http.StatusCreated)
 	if err != nil {
@@ -218,11 +226,7 @@ func (f *Face) get(w http.ResponseWriter, r *http.Request, c admin.Caller) error
 }
 
 func (f *Face) update(w http.ResponseWriter, r *http.Request, c admin.Caller) error {
-	target, err := target(r, c)
-	if err != nil {
-		return err
-	}
-	revision, err := ifMatch(r)
+	target, err := changeTarget(r, c)
 	if err != nil {
 		return err
 	}
@@ -242,7 +246,7 @@ func (f *Face) update(w http.ResponseWriter, r *http.Request, c admin.Caller) er
 	if err := q.faults(); err != nil {
 		return err
 	}
-	t, err := f.service.Update(r.Context(), c, target, revision, p.merge)
+	t, err := f.service.Update(r.Context(), c, target, p.merge)
 	if err != nil {
 		return err
 	}
@@ -281,7 +285,7 @@ func (f *Face) tellUnknown(w http.ResponseWriter, scopes []string) {
 }
 
 func (f *Face) rotate(w http.ResponseWriter, r *http.Request, c admin.Caller) error {
-	target, err := target(r, c)
+	target, err := changeTarget(r, c)
 	if err != nil {
 		return err
 	}
@@ -303,7 +307,7 @@ func (f *Face) rotate(w http.ResponseWriter, r *http.Request, c admin.Caller) er
 }
 
 func (f *Face) reset(w http.ResponseWriter, r *http.Request, c admin.Caller) error {
-	target, err := target(r, c)
+	target, err := changeTarget(r, c)
 	if err != nil {
 		return err
 	}
@@ -323,13 +327,9 @@ func (f *Face) reset(w http.ResponseWriter, r *http.Request, c admin.Caller) err
 }
 
 // change is a call without a body that changes one token.
-func (f *Face) change(verb func(context.Context, admin.Caller, admin.Target, uint64) (*tokenstore.Token, error)) admin.Handler {
+func (f *Face) change(verb func(context.Context, admin.Caller, admin.Target) (*tokenstore.Token, error)) admin.Handler {
 	return func(w http.ResponseWriter, r *http.Request, c admin.Caller) error {
-		target, err := target(r, c)
-		if err != nil {
-			return err
-		}
-		revision, err := ifMatch(r)
+		target, err := changeTarget(r, c)
 		if err != nil {
 			return err
 		}
@@ -348,7 +348,7 @@ func (f *Face) change(verb func(context.Context, admin.Caller, admin.Target, uin
 		if err := q.faults(); err != nil {
 			return err
 		}
-		t, err := verb(r.Context(), c, target, revision)
+		t, err := verb(r.Context(), c, target)
 		if err != nil {
 			return err
 		}
@@ -362,7 +362,7 @@ func (f *Face) change(verb func(context.Context, admin.Caller, admin.Target, uin
 }
 
 func (f *Face) revoke(w http.ResponseWriter, r *http.Request, c admin.Caller) error {
-	target, err := target(r, c)
+	target, err := changeTarget(r, c)
 	if err != nil {
 		return err
 	}
@@ -513,21 +513,23 @@ func idempotencyKey(r *http.Request) (key string, given bool, err error) {
 	return key, true, nil
 }
 
-// ifMatch reads If-Match: one strong entity tag, which is a revision, or `*`.
-func ifMatch(r *http.Request) (revision uint64, err error) {
-	values := r.Header.Values("If-Match")
-	if len(values) == 0 || len(values) == 1 && values[0] == "*" {
-		return 0, nil
+// ifMatch returns the revisions that If-Match allows, by RFC 9110 section 13.1.1:
+// nil if it allows any. What is no entity tag of a token, a weak one included, is
+// the tag of no revision.
+func ifMatch(r *http.Request) []uint64 {
+	lines := r.Header.Values("If-Match")
+	if len(lines) == 0 || len(lines) == 1 && lines[0] == "*" {
+		return nil
 	}
-	if len(values) == 1 {
-		if tag, ok := strings.CutPrefix(values[0], `"`); ok {
-			tag, ok = strings.CutSuffix(tag, `"`)
-			if revision, number := tokenstore.ParseNumber(tag); ok && number {
-				return revision, nil
-			}
+	revisions := []uint64{}
+	for tag := range strings.SplitSeq(strings.Join(lines, ","), ",") {
+		text, begins := strings.CutPrefix(strings.Trim(tag, " \t"), `"`)
+		text, ends := strings.CutSuffix(text, `"`)
+		if n, ok := tokenstore.ParseNumber(text); begins && ends && ok {
+			revisions = append(revisions, n)
 		}
 	}
-	return 0, &admin.Error{Kind: admin.KindPrecondition, Detail: "If-Match is not the ETag of this token: read the token again."}
+	return revisions
 }
 
 func (f *Face) renderMade(made admin.Made) token {

@@ -339,7 +339,7 @@ func (m *model) lose(texts ...string) {
 
 func (m *model) finish() {
 	if w := m.any(); w != nil {
-		after, err := m.service.FinishRotation(m.t.Context(), m.caller(), w.target(), 0)
+		after, err := m.service.FinishRotation(m.t.Context(), m.caller(), w.target())
 		if m.did(w, err, m.alterable(w), after) {
 			m.lose(w.texts[1:]...)
 			w.texts = w.texts[:1]
@@ -375,7 +375,7 @@ func (m *model) reset() {
 
 func (m *model) disable() {
 	if w := m.any(); w != nil {
-		after, err := m.service.Disable(m.t.Context(), m.caller(), w.target(), 0)
+		after, err := m.service.Disable(m.t.Context(), m.caller(), w.target())
 		if m.did(w, err, m.alterable(w), after) && after.State != tokenstore.StateDisabled {
 			m.t.Errorf("disabled, it is %v", after.State)
 		}
@@ -384,7 +384,7 @@ func (m *model) disable() {
 
 func (m *model) enable() {
 	if w := m.any(); w != nil {
-		after, err := m.service.Enable(m.t.Context(), m.caller(), w.target(), 0)
+		after, err := m.service.Enable(m.t.Context(), m.caller(), w.target())
 		if m.did(w, err, m.alterable(w), after) && after.State != tokenstore.StateActive {
 			m.t.Errorf("enabled, it is %v", after.State)
 		}
@@ -441,7 +441,7 @@ func (m *model) update() {
 	}
 	scopes, end := [][]string{{"a"}, {"b"}, {"a", "b"}}[m.rng.IntN(3)], *m.end()
 	should := m.alterable(w) && (end.Never || end.At.After(w.want.NotBefore)) && (w.want.ReplacedBy == 0 || end.NotLater(w.want.Expiry))
-	after, err := m.service.Update(m.t.Context(), m.caller(), w.target(), 0, func(f *admin.Fields) tokenstore.Faults {
+	after, err := m.service.Update(m.t.Context(), m.caller(), w.target(), func(f *admin.Fields) tokenstore.Faults {
 		f.Scopes, f.Expiry = scopes, end
 		return nil
 	})
