@@ -459,7 +459,11 @@ func (v Value) Bool() (value, ok bool) {
 func (v Value) Time() (time.Time, bool) {
 	s, ok := v.v.(string)
 	if ok {
-		if t, ok := ParseTime(s); ok {
+		switch t, ok := ParseTime(s); {
+		case ok && t.IsZero(): // what a Go program takes for no time at all
+			v.Fault("must lie between the years 1970 and 9999")
+			return time.Time{}, false
+		case ok:
 			return t, true
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/gorilla/mux"
 
@@ -282,7 +283,7 @@ type threeNodes struct{}
 func (threeNodes) WaitAll(context.Context) ([]string, error) { return nil, nil }
 
 func (threeNodes) Members(context.Context) ([]native.Node, int64, error) {
-	now := storetest.Epoch
+	now := native.Time{Time: storetest.Epoch.In(time.FixedZone("", 3600)).Add(time.Nanosecond)}
 	return []native.Node{
 		{Name: "a", Version: "1", Mirror: "full", OnStale: "deny", Revision: 7, AgeMS: new(int64(5)), SaidAt: &now, Started: &now},
 		{Name: "b", Version: "1", Mirror: "on_demand", OnStale: "serve", Revision: 7},

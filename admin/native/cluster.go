@@ -21,15 +21,15 @@ type Cluster interface {
 
 // Node is what one node of a cluster says of itself.
 type Node struct {
-	Name     string     `json:"name"`
-	Version  string     `json:"version"`
-	Mirror   string     `json:"mirror"` // full or on_demand
-	OnStale  string     `json:"on_stale"`
-	Revision int64      `json:"revision"`
-	AgeMS    *int64     `json:"age_ms"` // of what it holds, as it said; null: it does not know
-	SaidAt   *time.Time `json:"said_at"`
-	Started  *time.Time `json:"started_at"`
-	Stopped  bool       `json:"stopped"` // in good order, and may start again from its copy
+	Name     string `json:"name"`
+	Version  string `json:"version"`
+	Mirror   string `json:"mirror"` // full or on_demand
+	OnStale  string `json:"on_stale"`
+	Revision int64  `json:"revision"`
+	AgeMS    *int64 `json:"age_ms"` // of what it holds, as it said; null: it does not know
+	SaidAt   *Time  `json:"said_at"`
+	Started  *Time  `json:"started_at"`
+	Stopped  bool   `json:"stopped"` // in good order, and may start again from its copy
 }
 
 // waitPatience bounds how long an answer waits for other nodes.

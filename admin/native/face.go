@@ -88,10 +88,10 @@ type Seen struct {
 
 // Left is what is left of one of the token's limits.
 type Left struct {
-	Limit    string     `json:"limit"` // rate, quota, uses or concurrent
-	Per      string     `json:"per,omitempty"`
-	Left     uint64     `json:"left"`
-	ResetsAt *time.Time `json:"resets_at"`
+	Limit    string `json:"limit"` // rate, quota, uses or concurrent
+	Per      string `json:"per,omitempty"`
+	Left     uint64 `json:"left"`
+	ResetsAt *Time  `json:"resets_at"`
 }
 
 // Face serves the API.

@@ -382,12 +382,15 @@ func TestWhoamiTellsWhatTheListenerSaw(t *testing.T) {
 		Seen: func(_ *http.Request, c admin.Caller) native.Seen {
 			return native.Seen{
 				Peer: netip.MustParseAddr("10.0.0.1"), Hop: "x-forwarded-for, from a trusted proxy",
-				Left: []native.Left{{Limit: "rate", Left: uint64(c.Token.ID)}},
+				Left: []native.Left{
+					{Limit: "rate", Left: uint64(c.Token.ID)},
+					{Limit: "quota", Per: "month", Left: 3, ResetsAt: &native.Time{Time: time.Date(2026, 12, 1, 1, 0, 0, 0, time.FixedZone("", 3600))}},
+				},
 			}
 		},
 	}))
 	r := admintest.Send(t, h, cast.Admin, "GET", "/v1/whoami", "")
-	for _, want := range []string{`"address":"192.0.2.1"`, `"peer":"10.0.0.1"`, `"hop":"x-forwarded-for, from a trusted proxy"`, `"left":[{"limit":"rate","left":2,"resets_at":null}]`} {
+	for _, want := range []string{`"address":"192.0.2.1"`, `"peer":"10.0.0.1"`, `"hop":"x-forwarded-for, from a trusted proxy"`, `"left":[{"limit":"rate","left":2,"resets_at":null},{"limit":"quota","per":"month","left":3,"resets_at":"2026-12-01T00:00:00.000Z"}]`} {
 		if !strings.Contains(r.Body.String(), want) {
 			t.Errorf("no %s in %s", want, r.Body)
 		}

@@ -194,6 +194,12 @@ func prefixTexts(ps []netip.Prefix) []string {
 	return texts
 }
 
+// Time is an instant on the wire: in UTC, with milliseconds.
+type Time struct{ time.Time }
+
+// MarshalJSON implements json.Marshaler.
+func (t Time) MarshalJSON() ([]byte, error) { return []byte(`"` + timeText(t.Time) + `"`), nil }
+
 func timeText(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000Z") }
 
 func expiryText(e tokenstore.Expiry) *string {

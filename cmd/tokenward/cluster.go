@@ -54,10 +54,10 @@ func (o others) Members(ctx context.Context) ([]native.Node, int64, error) {
 			one.AgeMS = new(n.Age.Milliseconds())
 		}
 		if !n.At.IsZero() {
-			one.SaidAt = new(n.At.UTC())
+			one.SaidAt = &native.Time{Time: n.At}
 		}
 		if !n.Started.IsZero() {
-			one.Started = new(n.Started.UTC())
+			one.Started = &native.Time{Time: n.Started}
 		}
 		nodes = append(nodes, one)
 	}
@@ -155,9 +155,9 @@ func up(n *native.Node, now time.Time) string {
 }
 
 // since is how long ago a node says that something was, by two clocks.
-func since(t *time.Time, now time.Time) string {
+func since(t *native.Time, now time.Time) string {
 	if t == nil {
 		return "unknown"
 	}
-	return max(0, now.Sub(*t)).Round(time.Second).String()
+	return max(0, now.Sub(t.Time)).Round(time.Second).String()
 }

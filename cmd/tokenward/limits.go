@@ -151,8 +151,7 @@ func (g *gate) left(t *tokenstore.Token) []native.Left {
 			continue // of its owner's or account's other tokens too
 		}
 		if l.Reset > 0 {
-			at := now.Add(l.Reset).UTC().Truncate(time.Millisecond)
-			one.ResetsAt = &at
+			one.ResetsAt = &native.Time{Time: now.Add(l.Reset)}
 		}
 		out = append(out, one)
 	}
