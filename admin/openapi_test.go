@@ -46,7 +46,7 @@ func describedFaces(w *admintest.World) http.Handler {
 		reports{w},
 		unit.New(w.Service, g, w.Log),
 		fynn.New(w.Service, g, w.Log),
-		mailtrap.New(w.Service, g, w.Log, mailtrap.Options{Requests: mailtrap.DefaultRequests}),
+		mailtrap.New(w.Service, g, w.Log, mailtrap.Options{Limiter: mailtrap.NewLimiter(mailtrap.DefaultRequests)}),
 		native.New(w.Service, g, w.Log, native.Options{
 			CursorKey: []byte("of this test"),
 			Explain: func(context.Context, native.Question) (native.Explanation, error) {

@@ -35,25 +35,21 @@ type Options struct {
 	// about its end; 0: it never ends. It gives way to the caller's own expiry.
 	Lifetime time.Duration
 
-	// Requests is how many requests a token may make of this API in each Window;
-	// 0: any number, and no X-RateLimit headers.
-	Requests int
+	// Limiter bounds the requests of each token, and is shared by all faces that a
+	// token can reach. nil: any number, and no X-RateLimit headers.
+	Limiter *Limiter
 }
 
 // Face serves the contract.
 type Face struct {
 	service *admin.Service
 	options Options
-	limiter *limiter // nil: no limit
 	face    admin.Face
 }
 
 // New returns the face over service, behind gate.
 func New(service *admin.Service, gate admin.Gate, log *slog.Logger, options Options) *Face {
 	f := &Face{service: service, options: options}
-	if options.Requests > 0 {
-		f.limiter = newLimiter(options.Requests)
-	}
 	f.face = admin.Face{Name: Name, Gate: gate, Log: log, Refuse: writeError, Admit: f.admit}
 	return f
 }
@@ -87,14 +83,15 @@ func (f *Face) Register(r *mux.Router) {
 // admit sets what every answer of this API bears and counts the request.
 func (f *Face) admit(w http.ResponseWriter, c admin.Caller, known bool) error {
 	w.Header().Set("X-Mailtrap-Version", "v2")
-	if f.limiter == nil {
+	l := f.options.Limiter
+	if l == nil {
 		return nil
 	}
-	remaining, err := f.options.Requests, error(nil)
+	remaining, err := l.limit, error(nil)
 	if known {
-		remaining, err = f.limiter.take(c.Token.ID, f.service.Now())
+		remaining, err = l.take(c.Token.ID, f.service.Now())
 	}
-	w.Header().Set("X-RateLimit-Limit", strconv.Itoa(f.options.Requests))
+	w.Header().Set("X-RateLimit-Limit", strconv.Itoa(l.limit))
 	w.Header().Set("X-RateLimit-Remaining", strconv.Itoa(remaining))
 	return err
 }

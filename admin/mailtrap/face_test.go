@@ -23,7 +23,7 @@ import (
 
 // serve returns the contract with n requests in a window.
 func serve(w *admintest.World, n int) http.Handler {
-	return admintest.Handler(mailtrap.New(w.Service, w.Gate(), w.Log, mailtrap.Options{Requests: n}))
+	return admintest.Handler(mailtrap.New(w.Service, w.Gate(), w.Log, mailtrap.Options{Limiter: mailtrap.NewLimiter(n)}))
 }
 
 func TestContract(t *testing.T) {
@@ -56,7 +56,7 @@ func TestSuccessesHaveTheVendorsForm(t *testing.T) {
 func TestEveryKindHasItsAnswer(t *testing.T) {
 	for _, kind := range admin.Kinds() {
 		w := admintest.New(t)
-		face := mailtrap.New(w.Service, failing{kind}, w.Log, mailtrap.Options{Requests: 1})
+		face := mailtrap.New(w.Service, failing{kind}, w.Log, mailtrap.Options{Limiter: mailtrap.NewLimiter(1)})
 		r := admintest.Send(t, admintest.Handler(face), admintest.Holder{}, "GET", "/api/api_tokens", "")
 		if r.Code < 400 || r.Code == 500 && kind != admin.KindInternal && kind != admin.KindOutcomeUnknown {
 			t.Errorf("%s: status %d", kind, r.Code)
@@ -209,6 +209,22 @@ func TestBodyOverTheBoundIsRefusedBeforeItIsRead(t *testing.T) {
 			t.Errorf("announced %d: status %d after %d bytes", announced, recorder.Code, body.read)
 		}
 		checkShape(t, "too large", recorder)
+	}
+}
+
+// TestTwoListenersDoNotDoubleTheLimit asks the faces of two listeners in turn.
+func TestTwoListenersDoNotDoubleTheLimit(t *testing.T) {
+	w := admintest.New(t)
+	cast := w.Cast()
+	options := mailtrap.Options{Limiter: mailtrap.NewLimiter(3)}
+	faces := []http.Handler{
+		admintest.Handler(mailtrap.New(w.Service, w.Gate(), w.Log, options)),
+		admintest.Handler(mailtrap.New(w.Service, w.Gate(), w.Log, options)),
+	}
+	for i, want := range []int{200, 200, 200, 429, 429} {
+		if r := admintest.Send(t, faces[i%2], cast.Admin, "GET", "/api/api_tokens", ""); r.Code != want {
+			t.Errorf("request %d: %d, want %d", i+1, r.Code, want)
+		}
 	}
 }
 

@@ -13,9 +13,9 @@ import (
 // below its limit, and none is let through above it.
 const maxCounted = 1 << 16
 
-// limiter counts the requests of each token in windows that begin for all
+// Limiter counts the requests of each token in windows that begin for all
 // tokens at once, so that a window's counts are forgotten together.
-type limiter struct {
+type Limiter struct {
 	limit int
 
 	mu     sync.Mutex // guards all below
@@ -24,12 +24,17 @@ type limiter struct {
 	others int
 }
 
-func newLimiter(limit int) *limiter {
-	return &limiter{limit: limit, counts: make(map[tokenstore.ID]int)}
+// NewLimiter returns a limiter of how many requests a token may make in each
+// Window; nil, which is no limit, for 0.
+func NewLimiter(requests int) *Limiter {
+	if requests <= 0 {
+		return nil
+	}
+	return &Limiter{limit: requests, counts: make(map[tokenstore.ID]int)}
 }
 
 // take counts one request and returns how many more the window has room for.
-func (l *limiter) take(id tokenstore.ID, now time.Time) (remaining int, err error) {
+func (l *Limiter) take(id tokenstore.ID, now time.Time) (remaining int, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if window := now.Truncate(Window); !window.Equal(l.window) {

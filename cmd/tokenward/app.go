@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"tokenward/admin"
+	"tokenward/admin/mailtrap"
 	"tokenward/audit"
 	"tokenward/enforce"
 	"tokenward/enforce/canon"
@@ -46,7 +47,8 @@ type app struct {
 	guard    *proxy.Guard
 
 	upstreams *upstreamSet
-	leaks     http.Handler // takes reports of leaked secrets; nil: nobody does
+	leaks     http.Handler      // takes reports of leaked secrets; nil: nobody does
+	mailtrap  *mailtrap.Limiter // of that API, on both listeners
 
 	stopStreams func() // the cutting of streams, waiting for its end
 	counts      countKeeping
@@ -67,7 +69,7 @@ type app struct {
 // nothing yet. On an error nothing stays open.
 func newApp(ctx context.Context, cfg *Config, log *slog.Logger, now func() time.Time) (_ *app, err error) {
 	debug.SetGCPercent(gcPercent)
-	a := &app{cfg: cfg, log: log, now: now}
+	a := &app{cfg: cfg, log: log, now: now, mailtrap: mailtrap.NewLimiter(cfg.Admin.Mailtrap.Requests)}
 	a.registry = metrics.New(metricsOptions())
 	a.health = metrics.NewHealth("store", "audit", "listeners")
 	if a.vault, err = openOrBootstrap(ctx, cfg, log, now, a.observeAudit); err != nil {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"net/url"
@@ -10,6 +11,10 @@ import (
 	"time"
 
 	"tokenward/admin"
+	"tokenward/admin/fynn"
+	"tokenward/admin/mailtrap"
+	"tokenward/admin/native"
+	"tokenward/admin/unit"
 	"tokenward/enforce"
 	"tokenward/enforce/canon"
 	"tokenward/proxy/identity"
@@ -165,7 +170,36 @@ type AdminConfig struct {
 	DefaultAccount uint64 `yaml:"default_account" reload:"no"`
 	DefaultOwner   uint64 `yaml:"default_owner" reload:"no"`
 
-	Leaks LeaksConfig `yaml:"leaks"`
+	Leaks    LeaksConfig    `yaml:"leaks"`
+	Mailtrap MailtrapConfig `yaml:"mailtrap"`
+	// SecretPrefix begins the new secrets of single token APIs.
+	SecretPrefix SecretPrefixConfig `yaml:"secret_prefix"`
+}
+
+// MailtrapConfig is what the contract of that API leaves to the operator.
+type MailtrapConfig struct {
+	// Requests is how many a token may make in 10 seconds, on both listeners
+	// together; 0: any number.
+	Requests int `yaml:"requests" reload:"no"`
+	// DefaultLifetime is how long a token lives whose creation or reset says
+	// nothing about its end: 1m to 1825d; 0: it never ends.
+	DefaultLifetime time.Duration `yaml:"default_lifetime" reload:"no"`
+}
+
+// SecretPrefixConfig is how the secrets of each token API begin; where it is
+// empty, as tokenstore.secret_prefix says.
+type SecretPrefixConfig struct {
+	Unit     string `yaml:"unit" reload:"no"`
+	Fynn     string `yaml:"fynn" reload:"no"`
+	Mailtrap string `yaml:"mailtrap" reload:"no"`
+	Native   string `yaml:"native" reload:"no"`
+}
+
+// byAPI has the prefixes that are set, by the names of the token APIs.
+func (c *SecretPrefixConfig) byAPI() map[string]string {
+	all := map[string]string{unit.Name: c.Unit, fynn.Name: c.Fynn, mailtrap.Name: c.Mailtrap, native.Name: c.Native}
+	maps.DeleteFunc(all, func(_, prefix string) bool { return prefix == "" })
+	return all
 }
 
 // LeaksConfig configures the endpoint for reports of leaked secrets.
@@ -290,6 +324,8 @@ func defaultConfig() *Config {
 			DefaultAccount: 1,
 			DefaultOwner:   1,
 			Leaks:          LeaksConfig{Action: "disable"},
+			Mailtrap:       MailtrapConfig{Requests: mailtrap.DefaultRequests},
+			SecretPrefix:   SecretPrefixConfig{Fynn: fynn.DefaultPrefix},
 		},
 		Metrics: MetricsConfig{Listen: "127.0.0.1:8082"},
 		TokenStore: TokenStoreConfig{
@@ -421,6 +457,7 @@ func (c *Config) serviceOptions() admin.Options {
 		Owner:      c.Admin.DefaultOwner,
 		ResetGrace: c.TokenStore.ResetGrace,
 		Prefix:     c.TokenStore.SecretPrefix,
+		Prefixes:   c.Admin.SecretPrefix.byAPI(),
 	}
 }
 

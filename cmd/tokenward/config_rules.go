@@ -176,6 +176,8 @@ func (d *decoder) checkBounds(c *Config) {
 	d.duration("proxy.timeouts.stall", t.Stall, time.Millisecond, day, true)
 	d.duration("proxy.timeouts.drain", t.Drain, time.Millisecond, day, true)
 	d.duration("tokenstore.reset_grace", c.TokenStore.ResetGrace, time.Second, 90*day, true)
+	d.duration("admin.mailtrap.default_lifetime", c.Admin.Mailtrap.DefaultLifetime, time.Minute, 5*365*day, true)
+	d.count("admin.mailtrap.requests", int64(c.Admin.Mailtrap.Requests), 0, 1_000_000)
 
 	d.count("proxy.limits.header_bytes", int64(l.HeaderBytes), 1024, 1<<20)
 	d.count("proxy.limits.header_count", int64(l.HeaderCount), 1, 10_000)
@@ -311,8 +313,15 @@ func (d *decoder) once(path string, list []string) {
 }
 
 func (d *decoder) checkStore(c *Config) {
+	const mend = "write 2 to 16 lower-case letters and digits, a letter first, such as tw"
 	if d.sound("tokenstore.secret_prefix") && !tokenstore.ValidPrefix(c.TokenStore.SecretPrefix) {
-		d.report("tokenstore.secret_prefix", ruleName, quote(c.TokenStore.SecretPrefix)+" is no prefix of secrets", "write 2 to 16 lower-case letters and digits, a letter first, such as tw")
+		d.report("tokenstore.secret_prefix", ruleName, quote(c.TokenStore.SecretPrefix)+" is no prefix of secrets", mend)
+	}
+	apis := c.Admin.SecretPrefix.byAPI()
+	for _, api := range slices.Sorted(maps.Keys(apis)) {
+		if key := "admin.secret_prefix." + api; d.sound(key) && !tokenstore.ValidPrefix(apis[api]) {
+			d.report(key, ruleName, quote(apis[api])+" is no prefix of secrets", mend+`; or "" to have that of tokenstore.secret_prefix`)
+		}
 	}
 	files := []struct{ key, path string }{{"tokenstore.path", c.TokenStore.Path}, {"audit.path", c.Audit.Path}}
 	for i, path := range c.TokenStore.PepperFiles {

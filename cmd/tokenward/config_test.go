@@ -6,6 +6,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -721,4 +722,18 @@ func generalPath(path string) string {
 		}
 	}
 	return b.String()
+}
+
+// TestTokenAPIsAreConfigured holds what the contracts leave to the operator.
+func TestTokenAPIsAreConfigured(t *testing.T) {
+	if got := defaultConfig().serviceOptions().Prefixes; !maps.Equal(got, map[string]string{"fynn": "api"}) {
+		t.Errorf("by default, secrets begin %v", got)
+	}
+	c := mustParse(t, "admin:\n  secret_prefix: {unit: un, fynn: '', native: nt}\n  mailtrap: {requests: 0, default_lifetime: 365d}\n")
+	if got := c.serviceOptions().Prefixes; !maps.Equal(got, map[string]string{"unit": "un", "native": "nt"}) {
+		t.Errorf("secrets begin %v", got)
+	}
+	if m := c.Admin.Mailtrap; m.Requests != 0 || m.DefaultLifetime != 365*24*time.Hour {
+		t.Errorf("%+v", m)
+	}
 }

@@ -36,7 +36,7 @@ func (a *app) newFace(name string, g *gate) face {
 	case fynn.Name:
 		return fynn.New(service, g, log)
 	case mailtrap.Name:
-		return mailtrap.New(service, g, log, mailtrap.Options{Requests: mailtrap.DefaultRequests})
+		return mailtrap.New(service, g, log, mailtrap.Options{Lifetime: a.cfg.Admin.Mailtrap.DefaultLifetime, Limiter: a.mailtrap})
 	case native.Name:
 		return native.New(service, g, log, a.nativeOptions(g))
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -15,7 +16,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"tokenward/admin/fynn"
 	"tokenward/admin/leaks"
 	"tokenward/tokenstore"
 )
@@ -34,18 +34,17 @@ func (f *prefixFlags) add(cmd *cobra.Command) {
 // all lists the prefixes that the flags, or else the configuration, name.
 func (f *prefixFlags) all() ([]string, error) {
 	prefixes := slices.Clone(f.prefixes)
+	cfg := defaultConfig()
 	if f.config != "" {
-		cfg, err := loadConfig(f.config)
+		loaded, err := loadConfig(f.config)
 		if err != nil {
 			return nil, err
 		}
+		cfg = loaded
+	}
+	if f.config != "" || len(prefixes) == 0 {
 		prefixes = append(prefixes, cfg.TokenStore.SecretPrefix)
-	}
-	if len(prefixes) == 0 {
-		prefixes = append(prefixes, defaultConfig().TokenStore.SecretPrefix)
-	}
-	if len(f.prefixes) == 0 {
-		prefixes = append(prefixes, apiPrefixes()[fynn.Name])
+		prefixes = slices.AppendSeq(prefixes, maps.Values(cfg.Admin.SecretPrefix.byAPI()))
 	}
 	slices.Sort(prefixes)
 	return slices.Compact(prefixes), nil

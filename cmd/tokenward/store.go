@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"tokenward/admin"
-	"tokenward/admin/fynn"
 	"tokenward/admin/mailtrap"
 	"tokenward/audit"
 	"tokenward/tokenstore"
@@ -135,7 +134,6 @@ func (v *vault) connect(ctx context.Context, cfg *Config, log *slog.Logger, o op
 	}
 	opts := cfg.serviceOptions()
 	opts.Usage, opts.Node = v.usage.Of, v.nodeOf()
-	opts.Prefixes = apiPrefixes()
 	opts.AccountTypes = mailtrap.AccountTypes()
 	opts.RecordPrefix = v.recordPrefix
 	opts.Formats, opts.RecordForeign = v.store.Formats, v.recordForeign
@@ -258,6 +256,3 @@ func (v *vault) probe() error {
 	_, err := v.store.Count(context.Background(), tokenstore.Query{AllAccounts: true})
 	return err
 }
-
-// apiPrefixes are how the secrets of single APIs begin, as their clients expect.
-func apiPrefixes() map[string]string { return map[string]string{fynn.Name: "api"} }
