@@ -102,15 +102,14 @@ const (
 
 // openOrBootstrap opens the store for serving. Where the environment gives a root
 // secret and there is no store yet, it makes one. A store that was never
-// initialised is refused with what to type.
+// initialised is refused with what to type. One that was needs no root secret, so
+// that what is wrong with the environment's keeps nothing from starting: the
+// secret is taken away after the first start, and the variable often later.
 func openOrBootstrap(ctx context.Context, cfg *Config, log *slog.Logger, now func() time.Time, observe func(audit.Progress)) (_ *vault, err error) {
-	secret, err := bootstrapSecret()
-	if err != nil {
-		return nil, err
-	}
+	secret, unusable := bootstrapSecret()
 	v, err := openVault(ctx, cfg, log, now, opening{create: !secret.IsZero(), serve: true, observe: observe})
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(unusable, err)
 	}
 	defer func() {
 		if err != nil {
@@ -121,6 +120,10 @@ func openOrBootstrap(ctx context.Context, cfg *Config, log *slog.Logger, now fun
 	switch {
 	case err != nil:
 		return nil, err
+	case unusable != nil && !initialised:
+		return nil, unusable
+	case unusable != nil:
+		log.Warn("the root secret given by the environment cannot be read, and is not needed: the store is initialised already; remove it from the environment", "error", unusable)
 	case initialised && !secret.IsZero():
 		log.Warn("the root secret given by the environment is ignored: the store is initialised already; remove it from the environment", "variable", envBootstrapFile+" or "+envBootstrapToken)
 	case !initialised && secret.IsZero():
@@ -149,7 +152,7 @@ func bootstrapSecret() (tokenstore.Secret, error) {
 		}
 		b, err := os.ReadFile(path) //nolint:gosec // the operator names it
 		if err != nil {
-			return tokenstore.Secret{}, fmt.Errorf("%s: %w", envBootstrapFile, err)
+			return tokenstore.Secret{}, fmt.Errorf("%s cannot be read: put a file with a root secret there, or unset the variable: %w", envBootstrapFile, err)
 		}
 		text, from = strings.TrimSpace(string(b)), path
 		if text == "" {
