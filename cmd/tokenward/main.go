@@ -36,12 +36,12 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	switch {
 	case err == nil:
 		return exitFine
-	case errors.As(err, new(usageError)) || strings.HasPrefix(err.Error(), "unknown command"):
-		fmt.Fprintf(stderr, "tokenward: %v\nType `tokenward help` for what there is.\n", err)
+	case errors.As(err, new(usageError)):
+		fmt.Fprintf(stderr, "tokenward: %v\nType `%s --help` for what there is.\n", err, cmd.CommandPath())
 		return exitUsage
 	}
 	fmt.Fprintf(stderr, "tokenward: %v\n", err)
@@ -62,9 +62,11 @@ func newRootCommand() *cobra.Command {
 			"New here? `tokenward demo` shows it at work in one minute.",
 		SilenceUsage:  true,
 		SilenceErrors: true,
+		Version:       readBuildInfo().String(),
 		Args:          cobra.NoArgs,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
+	root.SetVersionTemplate("{{.Version}}\n")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(newServeCommand(), newInitCommand(), newCheckCommand(), newExplainCommand(), newHealthCommand(), newTokenCommand(), newReportCommand(), newAuditCommand(), newPatternCommand(), newScanCommand(), newBackupCommand(), newRestoreCommand(), newDoctorCommand(), newMigrateCommand(), newClusterCommand(), newDemoCommand(), newCompletionCommand(), newVersionCommand())
 	useUsageErrors(root)
@@ -106,7 +108,7 @@ func useUsageErrors(cmd *cobra.Command) {
 	if check := cmd.Args; check != nil {
 		cmd.Args = func(cmd *cobra.Command, args []string) error {
 			if err := check(cmd, args); err != nil {
-				return usageError{err}
+				return usageError{wrongArguments(cmd, args, err)}
 			}
 			return nil
 		}
@@ -114,4 +116,38 @@ func useUsageErrors(cmd *cobra.Command) {
 	for _, sub := range cmd.Commands() {
 		useUsageErrors(sub)
 	}
+}
+
+// wrongArguments says in our words what cobra's checks of arguments find; errors
+// of our own checks stay as they are. Cobra calls every argument that is too many
+// an unknown command, and repeats it, though it may be a secret.
+func wrongArguments(cmd *cobra.Command, args []string, err error) error {
+	switch text := err.Error(); {
+	case strings.HasPrefix(text, "unknown command") && cmd.HasSubCommands():
+		return unknownCommand(cmd, args[0])
+	case strings.HasPrefix(text, "unknown command") && cmd.Flags().Lookup("config") != nil:
+		return fmt.Errorf("%q takes flags only: a configuration is named with --config FILE", cmd.CommandPath())
+	case strings.HasPrefix(text, "unknown command"):
+		return fmt.Errorf("%q takes flags only", cmd.CommandPath())
+	case strings.HasPrefix(text, "accepts "), strings.HasPrefix(text, "requires "):
+		return fmt.Errorf("the arguments are not those that it takes: write %s", strings.TrimSuffix(cmd.UseLine(), " [flags]"))
+	}
+	return err
+}
+
+// unknownCommand tells of a command that is not below cmd, and of those that may
+// be meant.
+func unknownCommand(cmd *cobra.Command, name string) error {
+	if strings.Trim(name, "abcdefghijklmnopqrstuvwxyz-") != "" {
+		return fmt.Errorf("%q has no such command", cmd.CommandPath())
+	}
+	cmd.SuggestionsMinimumDistance = 2
+	var meant []string
+	for _, sub := range cmd.SuggestionsFor(name) {
+		meant = append(meant, fmt.Sprintf("`%s %s`", cmd.CommandPath(), sub))
+	}
+	if len(meant) == 0 {
+		return fmt.Errorf("%q has no command %q", cmd.CommandPath(), name)
+	}
+	return fmt.Errorf("%q has no command %q: did you mean %s?", cmd.CommandPath(), name, strings.Join(meant, " or "))
 }

@@ -9,8 +9,9 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// version is set by the linker for releases: -X main.version=1.2.3.
-var version = "development"
+// version and revision are set by the linker for releases: -X main.version=1.2.3.
+// A build where the repository is knows its revision by itself.
+var version, revision = "development", "unknown"
 
 // buildInfo says which program this is.
 type buildInfo struct {
@@ -21,7 +22,7 @@ type buildInfo struct {
 }
 
 func readBuildInfo() buildInfo {
-	b := buildInfo{Version: version, Revision: "unknown", Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
+	b := buildInfo{Version: version, Revision: revision, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
 	if info, ok := debug.ReadBuildInfo(); ok {
 		for _, s := range info.Settings {
 			if s.Key == "vcs.revision" {
@@ -30,6 +31,10 @@ func readBuildInfo() buildInfo {
 		}
 	}
 	return b
+}
+
+func (b buildInfo) String() string {
+	return fmt.Sprintf("tokenward %s (revision %s, %s, %s)", b.Version, b.Revision, b.Go, b.Platform)
 }
 
 func newVersionCommand() *cobra.Command {
@@ -43,7 +48,7 @@ func newVersionCommand() *cobra.Command {
 			if asJSON {
 				return json.NewEncoder(cmd.OutOrStdout()).Encode(b)
 			}
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "tokenward %s (revision %s, %s, %s)\n", b.Version, b.Revision, b.Go, b.Platform)
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), b)
 			return err
 		},
 	}
