@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
+	"syscall"
 
 	"tokenward/proxy"
 )
@@ -48,9 +50,22 @@ func newServerTLS(key string, t TLSConfig) (*proxy.ServerTLS, error) {
 func listen(ctx context.Context, key, address string) (net.Listener, error) {
 	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w\nIf the port is taken, find by whom with `ss -ltnp`, or choose another", key, err)
+		return nil, fmt.Errorf("%s: %w%s", key, err, listenMend(err))
 	}
 	return ln, nil
+}
+
+// listenMend is what to do about an address that cannot be listened on.
+func listenMend(err error) string {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return "\nThe port is taken: find by whom with `ss -ltnp`, or choose another"
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return "\nThis machine does not have the address: `ip address` shows those that it has; leave the host away to listen on all"
+	case errors.Is(err, fs.ErrPermission):
+		return "\nPorts below 1024 are not for every user: choose a higher one, or give the program CAP_NET_BIND_SERVICE"
+	}
+	return ""
 }
 
 func secured(l net.Listener, t *proxy.ServerTLS) net.Listener {

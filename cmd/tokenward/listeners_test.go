@@ -19,11 +19,32 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"tokenward/tokenstore"
 )
+
+func TestAddressThatCannotBeListenedOnSaysWhatToDo(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = taken.Close() })
+	for _, test := range []struct{ address, mend string }{
+		{taken.Addr().String(), "The port is taken"},
+		{"192.0.2.1:0", "This machine does not have the address"}, // RFC 5737: nobody's
+	} {
+		if _, err := listen(t.Context(), "proxy.listen", test.address); err == nil || !strings.Contains(err.Error(), test.mend) {
+			t.Errorf("%s: %v, want %q", test.address, err, test.mend)
+		}
+	}
+	refused := &net.OpError{Op: "listen", Err: os.NewSyscallError("bind", syscall.EACCES)}
+	if mend := listenMend(refused); !strings.Contains(mend, "CAP_NET_BIND_SERVICE") {
+		t.Errorf("a port below 1024: %q", mend)
+	}
+}
 
 // TestTransportKeysAreObeyed starts the program with TLS behind PROXY protocol and
 // two upstreams, of which the first is down, and looks at it from outside.
