@@ -76,6 +76,10 @@ func (v *vault) cursorKey() []byte {
 	return mac.Sum(nil)
 }
 
+// pathCluster is where a node of a cluster tells of all; other servers have no
+// such path.
+const pathCluster = "/cluster"
+
 func newClusterCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "cluster",
@@ -101,7 +105,7 @@ func newClusterStatusCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			one := call{doing: "show the cluster", method: http.MethodGet, path: "/cluster"}
+			one := call{doing: "show the cluster", method: http.MethodGet, path: pathCluster}
 			answer, err := c.do(cmd.Context(), one)
 			if err != nil {
 				return err

@@ -50,6 +50,9 @@ func askHealth(ctx context.Context, out io.Writer, url string) error {
 	if err != nil {
 		return fmt.Errorf("read answer of %s: %w", url, err)
 	}
+	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusServiceUnavailable {
+		return fmt.Errorf("%s does not answer as tokenward's metrics listener does, but with %s: give its address, metrics.listen, with --metrics URL", url, resp.Status)
+	}
 	fmt.Fprintln(out, strings.TrimSpace(string(body)))
 	if resp.StatusCode != http.StatusOK {
 		return errors.New("the server is not ready: the checks above that are failing say why")

@@ -7,6 +7,7 @@ import (
 	"hash/fnv"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"syscall"
 )
@@ -41,9 +42,11 @@ func openSound(path string, flag int, mode fs.FileMode) (*os.File, error) {
 	f, err := os.OpenFile(path, flag, mode) //nolint:gosec // the operator named it
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("there is no token store at %s: mend tokenstore.path, or make a store with `tokenward init --config F`: %w", path, fs.ErrNotExist)
+		return nil, fmt.Errorf("there is no token store at %s: mend tokenstore.path, or make a store with `tokenward init --config F`: %w", whole(path), fs.ErrNotExist)
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("%s cannot be read and written by this user: run as its owner, or change the owner with `chown`: %w", path, fs.ErrPermission)
+	case errors.Is(err, syscall.EROFS):
+		return nil, readOnlyError(path)
 	case errors.Is(err, syscall.EISDIR):
 		return nil, notRegular(path, fs.ModeDir)
 	case err != nil:
@@ -53,6 +56,20 @@ func openSound(path string, flag int, mode fs.FileMode) (*os.File, error) {
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
+}
+
+// whole is path from the root on: a program that was started in another folder
+// than usual finds nothing at a relative path.
+func whole(path string) string {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return path
+	}
+	return abs
+}
+
+func readOnlyError(path string) error {
+	return fmt.Errorf("%s lies on a file system that is mounted read-only: mount it for writing, or name another place in tokenstore.path: %w", whole(path), syscall.EROFS)
 }
 
 func notRegular(path string, mode fs.FileMode) error {

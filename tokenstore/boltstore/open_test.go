@@ -288,6 +288,17 @@ func TestCreateNeverTouchesWhatIsThere(t *testing.T) {
 	}
 }
 
+// TestMissingStoreIsNamedFromTheRoot: who starts the program in another folder
+// must see where it looked, before making a second store there.
+func TestMissingStoreIsNamedFromTheRoot(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	_, err := Open(Options{Path: "tokens.db"})
+	if err == nil || !strings.Contains(err.Error(), "there is no token store at "+filepath.Join(dir, "tokens.db")+":") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestCreateSaysWhatTheDirectoryLacks(t *testing.T) {
 	_, err := Create(Options{Path: filepath.Join(t.TempDir(), "no", "tokens.db")})
 	if err == nil || !strings.Contains(err.Error(), "make it with `mkdir -p") {
