@@ -79,7 +79,7 @@ func check(path string, stdin io.Reader, textOnly bool, now time.Time) (checkRep
 	if !textOnly {
 		faults, warnings := cfg.checkFiles(now)
 		r.Warnings = append(r.Warnings, warnings...)
-		if len(faults) > 0 {
+		if faults = append(faults, cfg.checkWritable()...); len(faults) > 0 {
 			e := newConfigError(path, nil, faults)
 			r.Faults = e.Faults
 			return r, e

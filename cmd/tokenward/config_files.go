@@ -3,10 +3,12 @@ package main
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"tokenward/tokenstore"
@@ -48,6 +50,18 @@ func (c *Config) checkFiles(now time.Time) (faults, warnings []configFault) {
 	f.folder("tokenstore.path", c.TokenStore.Path)
 	f.folder("audit.path", c.Audit.Path)
 	return f.faults, f.warnings
+}
+
+// checkWritable looks at whether this user can write what a server writes. It
+// belongs to `check` alone: a server learns it by opening the files, and a reload,
+// which opens none, must not fail because a disk does.
+func (c *Config) checkWritable() []configFault {
+	f := fileChecker{}
+	if e := &c.TokenStore.Etcd; !e.Enabled() || e.Mirror == "full" {
+		f.writable("tokenstore.path", c.TokenStore.Path)
+	}
+	f.writable("audit.path", c.Audit.Path)
+	return f.faults
 }
 
 type fileChecker struct {
@@ -198,6 +212,20 @@ func (f *fileChecker) folder(key, path string) {
 	}
 	if info.Mode().Perm()&0o002 != 0 && info.Mode()&fs.ModeSticky == 0 {
 		f.warn(key, "everybody on this machine can write to the folder "+quote(parent), "keep the file in a folder of the server's own")
+	}
+}
+
+// writable makes sure that the file at path can be written, or made where it is
+// not there yet.
+func (f *fileChecker) writable(key, path string) {
+	if !exists(path) {
+		path = filepath.Dir(path)
+	}
+	switch err := writable(path); {
+	case errors.Is(err, fs.ErrPermission):
+		f.fault(key, "this user cannot write "+quote(path), "check as the user that the server runs as, or change the owner with `chown`")
+	case errors.Is(err, syscall.EROFS):
+		f.fault(key, quote(path)+" lies on a file system that is mounted read-only", "mount it for writing, or name another place")
 	}
 }
 
