@@ -437,7 +437,11 @@ func (g *Guard) countFailure(code string, p *passage, err error) {
 		g.Failed(code)
 	}
 	g.failures.Do(func() {
-		g.Log.Warn("the upstream did not answer as it should; see tokenward_upstream_failures_total for how often", "code", code, "error", err, "request_id", p.id.String())
+		attrs := []any{"code", code, "upstream", p.lane.upstreams.names(), "error", err}
+		if mend := upstreamMend(err); mend != "" {
+			attrs = append(attrs, "mend", mend)
+		}
+		g.Log.Warn("the upstream did not answer as it should; see tokenward_upstream_failures_total for how often", append(attrs, "request_id", p.id.String())...)
 	})
 }
 

@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -294,6 +295,33 @@ func (g *Guard) unanswered(u *Upstream, err error) {
 	if u.health.failed(g.Now()) {
 		g.Log.Warn("an upstream is left out for a while: it did not answer several times in a row", "upstream", u.name, "error", err)
 	}
+}
+
+// names are the list's upstreams, in order; none of the nil list.
+func (us *Upstreams) names() []string {
+	if us == nil {
+		return nil
+	}
+	names := make([]string, 0, len(us.list))
+	for _, u := range us.list {
+		names = append(names, u.name)
+	}
+	return names
+}
+
+// upstreamMend is what to do about a failure of TLS with an upstream, which goes
+// on until somebody does it; "" of any other failure.
+func upstreamMend(err error) string {
+	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
+		return "its certificate is from an authority that is not trusted here: name that one in upstream_tls.ca_file"
+	}
+	if _, ok := errors.AsType[x509.HostnameError](err); ok {
+		return "its certificate bears another name: write that one into upstream_tls.server_name, or into the URL"
+	}
+	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+		return "it does not speak TLS: write http:// in its URL"
+	}
+	return ""
 }
 
 // speaksHTTP2 reports whether the list speaks HTTP/2 from the first byte. The nil

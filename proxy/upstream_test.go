@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -266,13 +267,14 @@ func TestUpstreamIsWhoItsCertificateSays(t *testing.T) {
 		name  string
 		files proxy.ClientTLSFiles
 		ok    bool
+		mend  string // that the log names
 	}{
-		{"all is right", proxy.ClientTLSFiles{CAFile: a.file, CertFile: cert, KeyFile: key, ServerName: "upstream.example"}, true},
-		{"name of the URL", proxy.ClientTLSFiles{CAFile: a.file, CertFile: cert, KeyFile: key}, true}, // 127.0.0.1 is in it
-		{"another authority", proxy.ClientTLSFiles{CAFile: other.file, CertFile: cert, KeyFile: key, ServerName: "upstream.example"}, false},
-		{"the system's authorities", proxy.ClientTLSFiles{CertFile: cert, KeyFile: key, ServerName: "upstream.example"}, false},
-		{"another name", proxy.ClientTLSFiles{CAFile: a.file, CertFile: cert, KeyFile: key, ServerName: "evil.example"}, false},
-		{"no client certificate", proxy.ClientTLSFiles{CAFile: a.file, ServerName: "upstream.example"}, false},
+		{"all is right", proxy.ClientTLSFiles{CAFile: a.file, CertFile: cert, KeyFile: key, ServerName: "upstream.example"}, true, ""},
+		{"name of the URL", proxy.ClientTLSFiles{CAFile: a.file, CertFile: cert, KeyFile: key}, true, ""}, // 127.0.0.1 is in it
+		{"another authority", proxy.ClientTLSFiles{CAFile: other.file, CertFile: cert, KeyFile: key, ServerName: "upstream.example"}, false, "ca_file"},
+		{"the system's authorities", proxy.ClientTLSFiles{CertFile: cert, KeyFile: key, ServerName: "upstream.example"}, false, "ca_file"},
+		{"another name", proxy.ClientTLSFiles{CAFile: a.file, CertFile: cert, KeyFile: key, ServerName: "evil.example"}, false, "server_name"},
+		{"no client certificate", proxy.ClientTLSFiles{CAFile: a.file, ServerName: "upstream.example"}, false, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			config, err := proxy.NewClientTLS(c.files)
@@ -282,12 +284,43 @@ func TestUpstreamIsWhoItsCertificateSays(t *testing.T) {
 			for _, d := range doors {
 				w := newWorld(t, canon.Options{})
 				w.rules.Default.Upstreams = upstreamsAt(t, config, upstream)
+				var out safeBuffer
+				w.guard.Log = slog.New(slog.NewTextHandler(&out, nil))
 				resp, body := ask(t, d.open(t, w), request("GET", "/echo/", w.secrets["full"], ""))
 				if ok := resp.StatusCode == 200; ok != c.ok || !ok && resp.StatusCode != 502 {
 					t.Errorf("%s: %d %s", d.name, resp.StatusCode, body)
 				}
+				said := out.String()
+				if !c.ok && !strings.Contains(said, "upstream=["+upstream.String()+"]") {
+					t.Errorf("%s: the log does not name the upstream: %s", d.name, said)
+				}
+				if strings.Contains(said, "mend=") != (c.mend != "") || !strings.Contains(said, c.mend) {
+					t.Errorf("%s: the log does not say to mend %q: %s", d.name, c.mend, said)
+				}
 			}
 		})
+	}
+}
+
+// TestUpstreamWithoutTLSIsNamed: the log says what to do about an https URL of a
+// server that speaks none.
+func TestUpstreamWithoutTLSIsNamed(t *testing.T) {
+	for _, d := range doors {
+		w := newWorld(t, canon.Options{})
+		plain := talking(t, func(nc net.Conn) {
+			_, _ = nc.Read(make([]byte, 4<<10))
+			_, _ = io.WriteString(nc, "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+		})
+		plain.Scheme = "https"
+		w.rules.Default.Upstreams = upstreamsAt(t, nil, plain)
+		var out safeBuffer
+		w.guard.Log = slog.New(slog.NewTextHandler(&out, nil))
+		if resp, body := ask(t, d.open(t, w), request("GET", "/echo/", w.secrets["full"], "")); resp.StatusCode != 502 {
+			t.Errorf("%s: %d %s", d.name, resp.StatusCode, body)
+		}
+		if said := out.String(); !strings.Contains(said, "it does not speak TLS") {
+			t.Errorf("%s: the log says %s", d.name, said)
+		}
 	}
 }
 
