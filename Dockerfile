@@ -12,10 +12,11 @@ COPY go.mod go.sum ./
 RUN go mod download && go mod verify
 COPY . .
 ARG VERSION=development
+ARG REVISION=unknown
 ARG TARGETOS
 ARG TARGETARCH
 RUN CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH GOTOOLCHAIN=local \
-    go build -trimpath -ldflags "-s -w -X main.version=$VERSION" -o /out/tokenward ./cmd/tokenward \
+    go build -trimpath -ldflags "-s -w -X main.version=$VERSION -X main.revision=$REVISION" -o /out/tokenward ./cmd/tokenward \
  && mkdir -m 0700 /out/data
 
 FROM scratch

@@ -38,6 +38,7 @@ func TestImageCheckFindsEachBrokenPromise(t *testing.T) {
 		"dynamic":               {"CGO_ENABLED=0", "CGO_ENABLED=1", "CGO_ENABLED=0"},
 		"paths of the builder":  {"-trimpath", "", "-trimpath"},
 		"no version":            {"-X main.version", "-X main.other", "main.version"},
+		"no revision":           {"-X main.revision", "-X main.other", "main.revision"},
 		"a floating Go":         {"golang:1.26.8-bookworm", "golang:latest", "pins its Go"},
 		"a Go half pinned":      {"golang:1.26.8-bookworm", "golang:1.26-bookworm", "pins its Go"},
 		"an older Go":           {"golang:1.26.8-bookworm", "golang:1.25.9-bookworm", "go.mod"},
@@ -85,7 +86,7 @@ func imageFaults(dockerfile, goMod string) (faults []string) {
 		promise(image[1] == wanted[1] && parseNumber(image[2]) >= parseNumber(wanted[2]), "the builder's Go (%s.%s) is the release of go.mod (%s.%s) or a later patch of it", image[1], image[2], wanted[1], wanted[2])
 	}
 	build := builder.last("RUN")
-	for _, part := range []string{"CGO_ENABLED=0", "-trimpath", "-X main.version=$VERSION", "GOTOOLCHAIN=local"} {
+	for _, part := range []string{"CGO_ENABLED=0", "-trimpath", "-X main.version=$VERSION", "-X main.revision=$REVISION", "GOTOOLCHAIN=local"} {
 		promise(strings.Contains(build, part), "the binary is built with %s", part)
 	}
 
@@ -189,9 +190,16 @@ type sidecarContainer struct {
 		Name          string `yaml:"name"`
 		ContainerPort int    `yaml:"containerPort"`
 	} `yaml:"ports"`
-	Startup         sidecarProbe `yaml:"startupProbe"`
-	Readiness       sidecarProbe `yaml:"readinessProbe"`
-	Liveness        sidecarProbe `yaml:"livenessProbe"`
+	Startup   sidecarProbe `yaml:"startupProbe"`
+	Readiness sidecarProbe `yaml:"readinessProbe"`
+	Liveness  sidecarProbe `yaml:"livenessProbe"`
+	Lifecycle struct {
+		PreStop struct {
+			Sleep struct {
+				Seconds int `yaml:"seconds"`
+			} `yaml:"sleep"`
+		} `yaml:"preStop"`
+	} `yaml:"lifecycle"`
 	SecurityContext struct {
 		RunAsUser    int   `yaml:"runAsUser"`
 		Escalation   *bool `yaml:"allowPrivilegeEscalation"`
@@ -247,8 +255,14 @@ func TestSidecarManifestKeepsItsPromises(t *testing.T) {
 	if pod.Automount == nil || *pod.Automount || !pod.SecurityContext.RunAsNonRoot || pod.SecurityContext.FSGroup == 0 {
 		t.Error("the pod has no account token, is not root, and has a group for its files")
 	}
-	if need := int(cfg.Proxy.Timeouts.Drain.Seconds()) + 5; pod.Grace <= need {
+	wait := guard.Lifecycle.PreStop.Sleep.Seconds
+	if need := int(cfg.Proxy.Timeouts.Drain.Seconds()) + wait; wait == 0 || pod.Grace <= need {
 		t.Errorf("%d s of grace are not more than draining and the wait before (%d s)", pod.Grace, need)
+	}
+	for i, c := range pod.Containers {
+		if sleep := c.Lifecycle.PreStop.Sleep.Seconds; i != at && sleep <= wait {
+			t.Errorf("container %s is stopped after %d s, and requests go on to it for %d s", c.Name, sleep, wait)
+		}
 	}
 	for _, c := range pod.Containers {
 		s := c.SecurityContext
