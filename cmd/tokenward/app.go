@@ -303,7 +303,7 @@ func (a *app) start() <-chan error {
 func (a *app) shutdown() error {
 	a.health.Drain()
 	drain := a.cfg.Proxy.Timeouts.Drain
-	a.log.Info("stopping: no new connections are taken, requests in flight are finished", "in_flight", a.guard.InFlight(), "at_most", drain)
+	a.log.Info("stopping: no new connections are taken, requests in flight are finished", "in_flight", a.guard.InFlight(), "at_most", drain.String())
 	ctx, cancel := context.WithTimeout(context.Background(), drain)
 	defer cancel()
 	done := make(chan error, 4)
