@@ -157,6 +157,11 @@ func (f *Face) Register(r *mux.Router) {
 // backup streams a backup. One that breaks off breaks the connection, and lacks the end
 // by which a whole one is known.
 func (f *Face) backup(w http.ResponseWriter, r *http.Request, c admin.Caller) error {
+	if !c.IsRoot() { // who will be refused must not stand in the way of who is not
+		if err := f.service.MayBackup(r.Context(), c); err != nil {
+			return err
+		}
+	}
 	if !f.backups.TryLock() {
 		return &admin.Error{Kind: admin.KindUnavailable, Detail: "Another backup is being made.", RetryAfter: backupRetry}
 	}

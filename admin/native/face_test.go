@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -115,6 +116,30 @@ func TestBackupArrivesOrBreaksOff(t *testing.T) {
 				t.Errorf("status %d, %d bytes, want %d", r.Code, r.Body.Len(), len(whole))
 			}
 		})
+	}
+}
+
+// TestWhoMayNotBackUpHoldsNobodyUp asks while a backup is being made: others learn
+// neither that it is, nor can they be in its way.
+func TestWhoMayNotBackUpHoldsNobodyUp(t *testing.T) {
+	w := admintest.New(t)
+	cast := w.Cast()
+	var h http.Handler
+	meanwhile := make(map[string]int)
+	h = admintest.Handler(native.New(w.Service, w.Gate(), w.Log, native.Options{
+		Backup: func(_ context.Context, to io.Writer) error {
+			for name, by := range map[string]admintest.Holder{"root": cast.Root, "admin": cast.Admin, "no scope": cast.Plain} {
+				meanwhile[name] = admintest.Send(t, h, by, "GET", "/v1/backup", "").Code
+			}
+			_, err := io.WriteString(to, "whole")
+			return err
+		},
+	}))
+	if r := admintest.Send(t, h, cast.Root, "GET", "/v1/backup", ""); r.Code != http.StatusOK {
+		t.Errorf("the backup: %d %s", r.Code, r.Body)
+	}
+	if want := map[string]int{"root": 503, "admin": 403, "no scope": 403}; !maps.Equal(meanwhile, want) {
+		t.Errorf("meanwhile %v, want %v", meanwhile, want)
 	}
 }
 
