@@ -127,15 +127,15 @@ func (f *Face) Register(r *mux.Router) {
 	on := func(path string, handlers map[string]admin.Handler) {
 		r.Path(path).Handler(f.face.Methods(handlers))
 	}
-	on("/v1/tokens", map[string]admin.Handler{http.MethodGet: f.list, http.MethodPost: f.create})
+	on("/v1/tokens", map[string]admin.Handler{http.MethodGet: f.list, http.MethodPost: f.rightFirst(f.create)})
 	on("/v1/tokens/{id}", map[string]admin.Handler{
-		http.MethodGet: f.get, http.MethodPatch: f.update, http.MethodDelete: f.revoke,
+		http.MethodGet: f.get, http.MethodPatch: f.rightFirst(f.update), http.MethodDelete: f.revoke,
 	})
-	on("/v1/tokens/{id}/rotate", map[string]admin.Handler{http.MethodPost: f.rotate})
-	on("/v1/tokens/{id}/rotate/finish", map[string]admin.Handler{http.MethodPost: f.change(f.service.FinishRotation)})
-	on("/v1/tokens/{id}/reset", map[string]admin.Handler{http.MethodPost: f.reset})
-	on("/v1/tokens/{id}/disable", map[string]admin.Handler{http.MethodPost: f.change(f.service.Disable)})
-	on("/v1/tokens/{id}/enable", map[string]admin.Handler{http.MethodPost: f.change(f.service.Enable)})
+	on("/v1/tokens/{id}/rotate", map[string]admin.Handler{http.MethodPost: f.rightFirst(f.rotate)})
+	on("/v1/tokens/{id}/rotate/finish", map[string]admin.Handler{http.MethodPost: f.rightFirst(f.change(f.service.FinishRotation))})
+	on("/v1/tokens/{id}/reset", map[string]admin.Handler{http.MethodPost: f.rightFirst(f.reset)})
+	on("/v1/tokens/{id}/disable", map[string]admin.Handler{http.MethodPost: f.rightFirst(f.change(f.service.Disable))})
+	on("/v1/tokens/{id}/enable", map[string]admin.Handler{http.MethodPost: f.rightFirst(f.change(f.service.Enable))})
 	on("/v1/introspect", map[string]admin.Handler{http.MethodPost: f.introspect})
 	on("/v1/whoami", map[string]admin.Handler{http.MethodGet: f.whoami})
 	on("/v1/report", map[string]admin.Handler{http.MethodGet: f.report})
@@ -198,6 +198,29 @@ func changeTarget(r *http.Request, c admin.Caller) (admin.Target, error) {
 	t, err := target(r, c)
 	t.Revisions = ifMatch(r)
 	return t, err
+}
+
+// rightFirst tells what is wrong with a request only to who may make it: a face
+// that reads the whole request before it calls a verb would else answer in
+// another order than package admin promises.
+func (f *Face) rightFirst(h admin.Handler) admin.Handler {
+	return func(w http.ResponseWriter, r *http.Request, c admin.Caller) error {
+		err := h(w, r, c)
+		if err == nil {
+			return nil
+		}
+		switch admin.AsError(err).Kind { //nolint:exhaustive // the others are judged by the verb, or of no request in particular
+		case admin.KindMalformed, admin.KindMediaType, admin.KindInvalid:
+			var t admin.Target
+			if mux.Vars(r)["id"] != "" {
+				t, _ = target(r, c) // the handler has read it already
+			}
+			if refused := f.service.MayWrite(r.Context(), c, t); refused != nil {
+				return refused
+			}
+		}
+		return err
+	}
 }
 
 func (f *Face) create(w http.ResponseWriter, r *http.Request, c admin.Caller) error {

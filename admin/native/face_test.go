@@ -6,8 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -116,6 +116,38 @@ func TestBackupArrivesOrBreaksOff(t *testing.T) {
 				t.Errorf("status %d, %d bytes, want %d", r.Code, r.Body.Len(), len(whole))
 			}
 		})
+	}
+}
+
+// TestBadRequestIsToldToWhoMayMakeIt sends what is wrong in every way, as package
+// admin orders the checks.
+func TestBadRequestIsToldToWhoMayMakeIt(t *testing.T) {
+	w := admintest.New(t)
+	cast := w.Cast()
+	h := serve(w)
+	seen, unseen := "/v1/tokens/"+cast.Peer.ID.String(), "/v1/tokens/"+cast.Foreign.ID.String()
+	for _, bad := range []struct{ kind, body, media string }{
+		{"bad_request", "{", "application/json"}, {"unsupported_media_type", "{}", "text/plain"}, {"invalid", `{"surprise":1}`, "application/json"},
+	} {
+		for _, call := range []struct{ method, below string }{
+			{"POST", ""}, {"PATCH", "/"}, {"POST", "/rotate"}, {"POST", "/rotate/finish"}, {"POST", "/reset"}, {"POST", "/disable"}, {"POST", "/enable"},
+		} {
+			send := func(by admintest.Holder, path string) string {
+				path += strings.TrimSuffix(call.below, "/")
+				if call.below == "" {
+					path = "/v1/tokens"
+				}
+				return readProblem(t, path, admintest.Send(t, h, by, call.method, path, bad.body, "Content-Type", bad.media)).Code
+			}
+			got := []string{send(cast.Admin, seen), send(cast.Reader, seen), send(cast.Plain, unseen)}
+			want := []string{bad.kind, "insufficient_scope", "insufficient_scope"}
+			if call.below != "" {
+				got, want = append(got, send(cast.Admin, unseen)), append(want, "not_found")
+			}
+			if !slices.Equal(got, want) {
+				t.Errorf("%s %s with %s: %v, want %v", call.method, call.below, bad.kind, got, want)
+			}
+		}
 	}
 }
 
