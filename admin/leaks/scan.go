@@ -190,15 +190,14 @@ type Visit struct {
 
 // ScanPath scans what is at path: a file, also a pipe or a device, since it was named;
 // or every regular file below it if it is a folder. What leads out of the folder is not
-// followed, and what might never end there is not read. It ends with ctx, but for the
-// opening of a pipe that nobody writes to.
+// followed, and what might never end there is not read. It ends with ctx.
 func (s *Scanner) ScanPath(ctx context.Context, path string, v Visit) error {
 	info, err := os.Stat(path)
 	if err != nil {
 		return err
 	}
 	if !info.IsDir() {
-		f, err := os.Open(path) //nolint:gosec // the operator names it
+		f, err := open(ctx, path)
 		if err != nil {
 			return err
 		}
@@ -226,6 +225,26 @@ func (s *Scanner) ScanPath(ctx context.Context, path string, v Visit) error {
 		}
 		return nil
 	})
+}
+
+// open opens a file. Opening a pipe waits for its writer, for no longer than ctx: then
+// a goroutine goes on waiting, until there is one or the process ends.
+func open(ctx context.Context, path string) (*os.File, error) {
+	type result struct {
+		f   *os.File
+		err error
+	}
+	opened := make(chan result, 1)
+	go func() {
+		f, err := os.Open(path) //nolint:gosec // the operator names it
+		opened <- result{f, err}
+	}()
+	select {
+	case r := <-opened:
+		return r.f, r.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 // scanIn scans a file below root that was a regular one when its folder was read. That

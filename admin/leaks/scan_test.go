@@ -141,6 +141,26 @@ func TestPipeInAFolderIsSkippedAndSaidSo(t *testing.T) {
 	}
 }
 
+func TestScanOfAPipeThatNobodyWritesToCanBeEnded(t *testing.T) {
+	t.Parallel()
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- scanner(t).ScanPath(ctx, pipe, leaks.Visit{}) }()
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("ended with %v", err)
+	}
+	w, err := os.OpenFile(pipe, os.O_RDWR, 0) // lets go of the one who waits
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = w.Close()
+}
+
 // FuzzScan: whatever stands around a secret, it is found as often as it stands there.
 func FuzzScan(f *testing.F) {
 	f.Add([]byte("a\n"), []byte("\x00"), false)

@@ -166,11 +166,12 @@ func (s *scanCommand) run(cmd *cobra.Command, paths []string) (err error) {
 		} else {
 			err = scanner.ScanPath(cmd.Context(), path, visit)
 		}
+		if cmd.Context().Err() != nil {
+			failed(fmt.Errorf("interrupted at %s: what comes behind was not looked at", path))
+			break
+		}
 		if err != nil {
 			failed(err)
-		}
-		if cmd.Context().Err() != nil {
-			break
 		}
 	}
 	if p.skipped > 0 {
