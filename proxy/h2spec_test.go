@@ -26,8 +26,10 @@ func TestH2Spec(t *testing.T) {
 	if testing.Short() {
 		t.Skip("the suite waits for what must not come")
 	}
+	quietly(t)
 	for _, d := range []door{doors[2], doors[3]} {
 		t.Run(d.name, func(t *testing.T) {
+			t.Parallel() // it waits for what must not come, most of the time
 			excused := readExcuses(t, "testdata/h2spec.txt", d.name)
 			w := newWorld(t, canon.Options{})
 			policy, faults := enforce.Compile([]enforce.RouteSpec{{Match: "* /{path...}", Public: true}}, enforce.Options{})
@@ -47,11 +49,9 @@ func TestH2Spec(t *testing.T) {
 			c := &config.Config{Host: host, Port: n, Path: "/healthz", Timeout: 3 * time.Second, MaxHeaderLen: 4000, TLS: scheme == "h2", Insecure: true, Strict: true}
 			failed := make(map[string]string)
 			cases := 0
-			quietly(t, func() {
-				for _, group := range []*spec.TestGroup{generic.Spec(), http2.Spec(), hpack.Spec()} {
-					cases += runH2Spec(c, group, failed)
-				}
-			})
+			for _, group := range []*spec.TestGroup{generic.Spec(), http2.Spec(), hpack.Spec()} {
+				cases += runH2Spec(c, group, failed)
+			}
 			if cases < 140 {
 				t.Errorf("only %d cases ran", cases)
 			}
@@ -118,16 +118,17 @@ func readExcuses(t *testing.T, path, door string) map[string]string {
 	return out
 }
 
-// quietly keeps what the suite prints away.
-func quietly(t *testing.T, f func()) {
+// quietly keeps what the suite prints away until the test and its parts end.
+func quietly(t *testing.T) {
 	t.Helper()
 	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer null.Close()
 	stdout := os.Stdout
 	os.Stdout = null
-	defer func() { os.Stdout = stdout }()
-	f()
+	t.Cleanup(func() {
+		os.Stdout = stdout
+		_ = null.Close()
+	})
 }

@@ -298,6 +298,7 @@ func TestStalledUploadIsEnded(t *testing.T) {
 	for _, d := range doors {
 		for _, h2c := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, h2c %v", d.name, h2c), func(t *testing.T) {
+				t.Parallel()
 				gone := make(chan struct{}, 1)
 				h := http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 					if _, err := io.ReadAll(r.Body); err != nil {

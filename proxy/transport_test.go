@@ -458,6 +458,12 @@ func TestNothingIsLeftBehind(t *testing.T) {
 			}
 		}
 	}
+	// The connection may stay open after an answer that is whole.
+	oneAnswer := func(nc net.Conn) {
+		if answer, err := http.ReadResponse(bufio.NewReader(nc), nil); err == nil {
+			_, _ = io.Copy(io.Discard, answer.Body)
+		}
+	}
 	get := func(w *world) string { return request("GET", "/echo/", secretOf(w), "") }
 	upload := func(w *world) string {
 		return strings.Replace(request("POST", "/echo/", secretOf(w), ""), "Content-Length: 0", "Content-Length: 1000000", 1) + strings.Repeat("x", 50000)
@@ -468,9 +474,9 @@ func TestNothingIsLeftBehind(t *testing.T) {
 		raw      func(*world) string
 		client   func(nc net.Conn) // what it does once it has sent
 	}{
-		{"upstream dies midway", dies, get, func(nc net.Conn) { _, _ = io.Copy(io.Discard, nc) }},
-		{"upstream resets midway", resets, get, func(nc net.Conn) { _, _ = io.Copy(io.Discard, nc) }},
-		{"upstream dies during the upload", func(nc net.Conn) { _, _ = nc.Read(make([]byte, 10)) }, upload, func(nc net.Conn) { _, _ = io.Copy(io.Discard, nc) }},
+		{"upstream dies midway", dies, get, oneAnswer},
+		{"upstream resets midway", resets, get, oneAnswer},
+		{"upstream dies during the upload", func(nc net.Conn) { _, _ = nc.Read(make([]byte, 10)) }, upload, oneAnswer},
 		{"client leaves while it waits", silent, get, nil},
 		{"client resets while it waits", silent, get, func(nc net.Conn) { _ = nc.(*net.TCPConn).SetLinger(0) }},
 		{"client resets in the middle of its body", silent, upload, func(nc net.Conn) { _ = nc.(*net.TCPConn).SetLinger(0) }},

@@ -70,6 +70,7 @@ func TestVendorsOwnClientsWork(t *testing.T) {
 	} {
 		for _, listener := range []string{"admin", "proxy"} {
 			t.Run(client.script+" on the "+listener+" listener", func(t *testing.T) {
+				t.Parallel() // most of it is waiting for ends of grace periods
 				s := start(t, program, config)
 				s.address = s.addresses[listener]
 				plain := s.make(`{"name":"plain","account":7,"owner":70,"scopes":["accounts","user:api-token:read","user:api-token:write"]}`)

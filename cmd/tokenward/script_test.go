@@ -39,6 +39,7 @@ func TestMain(m *testing.M) {
 // TestScripts runs the command line as people do, against real servers. Besides
 // testscript's own commands there are those of scriptCommands.
 func TestScripts(t *testing.T) {
+	t.Parallel()
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
 		Cmds:                scriptCommands(),
@@ -46,6 +47,7 @@ func TestScripts(t *testing.T) {
 		RequireUniqueNames:  true,
 		Setup: func(e *testscript.Env) error {
 			e.Values[scriptKey{}] = &script{servers: map[string]*scriptServer{}}
+			e.Setenv("GORACE", "atexit_sleep_ms=0") // the race detector has every process end a second later
 			return nil
 		},
 	})

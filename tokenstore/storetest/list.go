@@ -46,9 +46,12 @@ func testQueries(t *testing.T, open Opener) {
 		}
 	}
 	h.check(t)
-	queries := 60
+	queries := 30
+	if Soak() {
+		queries = 60
+	}
 	if h.Scans {
-		queries = 10
+		queries /= 6
 	}
 	for range queries {
 		q := tokenstore.Query{Account: 1, OldestFirst: r.IntN(2) == 0, Revoked: r.IntN(2) == 0}
