@@ -49,7 +49,7 @@ build: ## Build the static binary bin/tokenward
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/tokenward ./cmd/tokenward
 
 .PHONY: test
-test: ## Vet, lint, all tests with the race detector, each fuzz target for seconds (some 10 minutes)
+test: ## Vet, lint, all tests with the race detector, each fuzz target for seconds (6 to 8 minutes on 2 processors)
 	@$(STEP) modules $(MAKE) modules
 	@$(STEP) vet go vet ./...
 	@$(STEP) "build of the linter" $(MAKE) $(LINT)
