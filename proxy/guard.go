@@ -130,13 +130,16 @@ type Guard struct {
 	rules    atomic.Pointer[Ruleset]
 	passages sync.Pool
 	inFlight atomic.Int64
-	failures rate.Sometimes
 	recorded recorded
+
+	// Each logs at most once a second, and none in the place of the other.
+	failures   rate.Sometimes // of upstreams
+	unreadable rate.Sometimes // what a judgement depends on
 }
 
 // NewGuard returns a guard that refuses everything until it has rules.
 func NewGuard(engine *enforce.Engine, log *slog.Logger, now func() time.Time) *Guard {
-	g := &Guard{Engine: engine, Log: log, Now: now, failures: rate.Sometimes{Interval: time.Second}}
+	g := &Guard{Engine: engine, Log: log, Now: now, failures: rate.Sometimes{Interval: time.Second}, unreadable: rate.Sometimes{Interval: time.Second}}
 	g.Streams = newStreams(func() time.Time { return g.Now() })
 	return g
 }
@@ -313,7 +316,7 @@ func (g *Guard) judge(ctx context.Context, p *passage) bool {
 	}
 	if !allowed && !p.observed {
 		if d.Cause != nil {
-			g.failures.Do(func() {
+			g.unreadable.Do(func() {
 				g.Log.ErrorContext(ctx, "what a judgement depends on cannot be read, requests are refused; see tokenward_decisions_total for how often", "reason", d.Reason.String(), "error", d.Cause, "request_id", p.id.String())
 			})
 		}

@@ -229,6 +229,28 @@ func TestOnlyDeniedRequestsAreRecordedIfAskedFor(t *testing.T) {
 	}
 }
 
+// TestFailingUpstreamDoesNotHideAStoreThatCannotBeRead: both are logged once a
+// second, and an upstream that is down fails every request.
+func TestFailingUpstreamDoesNotHideAStoreThatCannotBeRead(t *testing.T) {
+	w := newWorld(t, canon.Options{})
+	w.rules.Default.Upstreams = upstreamsAt(t, nil, refusing(t))
+	var out safeBuffer
+	w.guard.Log = slog.New(slog.NewTextHandler(&out, nil))
+	addr := openWire(t, w)
+	if resp, _ := ask(t, addr, request("GET", "/echo/", w.secrets["full"], "")); resp.StatusCode != 502 {
+		t.Fatalf("got %d of an upstream that is down", resp.StatusCode)
+	}
+	w.broken.Store(true)
+	if resp, _ := ask(t, addr, request("GET", "/echo/", w.secrets["full"], "")); resp.StatusCode != 503 {
+		t.Fatalf("got %d of a store that cannot be read", resp.StatusCode)
+	}
+	for _, want := range []string{"the upstream did not answer", "what a judgement depends on cannot be read"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("the log does not say that %s:\n%s", want, out.String())
+		}
+	}
+}
+
 // TestReasonIsNamedWhenTheStoreCannotBeRead: its number says nothing to an operator.
 func TestReasonIsNamedWhenTheStoreCannotBeRead(t *testing.T) {
 	w := newWorld(t, canon.Options{})
