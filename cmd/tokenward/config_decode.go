@@ -364,7 +364,10 @@ func (d *decoder) wrongType(path string, node ast.Node, want string) {
 			mend = "write a list: [" + quote(text) + "]"
 		}
 	default:
-		if want == "text" {
+		switch {
+		case isDecimal(text) && strings.HasSuffix(path, ".listen"):
+			mend = "write host:port, such as 127.0.0.1:" + text + ", or \":" + text + "\" for all addresses"
+		case want == "text":
 			mend = "put it in quotes if the text is meant"
 		}
 	}
