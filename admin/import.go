@@ -58,7 +58,7 @@ type Imported struct {
 type ImportRefusal struct {
 	Line     int
 	Detail   string
-	Existing tokenstore.ID // the token that has, or had, the secret; 0: it is not that
+	Existing tokenstore.ID // the token that has, or had, the secret; 0: it is not that, or the caller does not see it
 	Wanted   tokenstore.ID // the id that the item was to get; 0: with DryRun, or within the call
 }
 
@@ -308,12 +308,19 @@ func (s *Service) importOne(tx tokenstore.Tx, c Caller, m *manager, w *importing
 	refuseItem := func(detail string, existing, wanted tokenstore.ID) {
 		made.Refused = append(made.Refused, ImportRefusal{Line: w.item.Line, Detail: detail, Existing: existing, Wanted: wanted})
 	}
+	refuseTaken := func(belongs string, existing, wanted tokenstore.ID) {
+		if t, err := tx.Token(existing); !m.token.IsRoot() && (err != nil || !m.sees(t)) {
+			refuseItem("the secret belongs, or belonged, to another token already", 0, wanted)
+			return
+		}
+		refuseItem(fmt.Sprintf("the secret %s to token %d already", belongs, existing), existing, wanted)
+	}
 	id, err := tx.NewID()
 	if err != nil {
 		return err
 	}
 	if known != 0 {
-		refuseItem(fmt.Sprintf("the secret belongs to token %d already", known), known, id)
+		refuseTaken("belongs", known, id)
 		return nil
 	}
 	record := w.record
@@ -340,7 +347,7 @@ func (s *Service) importOne(tx tokenstore.Tx, c Caller, m *manager, w *importing
 		if !duplicate {
 			return err
 		}
-		refuseItem(fmt.Sprintf("the secret belongs, or belonged, to token %d already", e.Existing), e.Existing, e.Wanted)
+		refuseTaken("belongs, or belonged,", e.Existing, e.Wanted)
 		return nil
 	}
 	made.Count++

@@ -27,6 +27,34 @@ func item(line int, secret string) admin.ImportItem {
 	return admin.ImportItem{Line: line, Secret: tokenstore.SecretFrom(secret), Spec: admin.Spec{Name: "imported", Scopes: []string{"cards"}}}
 }
 
+// TestImportTellsNothingOfForeignTokens imports, as tenants do, secrets that
+// tokens of others have.
+func TestImportTellsNothingOfForeignTokens(t *testing.T) {
+	w := admintest.New(t)
+	cast := w.Cast()
+	items := []admin.ImportItem{item(1, cast.Foreign.Secret.Reveal()), item(2, cast.Root.Secret.Reveal()), item(3, cast.Peer.Secret.Reveal())}
+	for i := range items {
+		items[i].Spec.Scopes = []string{"accounts"}
+	}
+	for name, tt := range map[string]struct {
+		by   admintest.Holder
+		want [3]tokenstore.ID
+	}{
+		"tenant": {cast.Admin, [3]tokenstore.ID{0, 0, cast.Peer.ID}},
+		"root":   {cast.Root, [3]tokenstore.ID{cast.Foreign.ID, cast.Root.ID, cast.Peer.ID}},
+	} {
+		done, err := w.Service.Import(t.Context(), w.Caller(tt.by), items, admin.ImportOptions{DryRun: true})
+		if err != nil || done.Count != 0 || len(done.Refused) != len(items) {
+			t.Fatalf("%s: %+v, %v", name, done, err)
+		}
+		for i, r := range done.Refused {
+			if r.Existing != tt.want[i] || strings.Contains(r.Detail, r.Existing.String()) != (r.Existing != 0) {
+				t.Errorf("%s: line %d is refused for token %d, want %d: %s", name, r.Line, r.Existing, tt.want[i], r.Detail)
+			}
+		}
+	}
+}
+
 func TestImportRefusesEachByItself(t *testing.T) {
 	t.Parallel()
 	old, err := tokenstore.NewPeppers([]byte(strings.Repeat("o", 32)))
