@@ -72,6 +72,20 @@ func TestFormats(t *testing.T) {
 		"JSON lines with faults": {"jsonl", `{"secret":"a","digest":"b"}` + "\n" + `{"secret":"a","scope":[]}` + "\nsecret\n" + `{"secret":"a"} {"secret":"b"}` + "\n" + `{"digest":"ab","digest_type":"md5"}`, importer.Options{}, []string{
 			"entry 1 is no JSON object with secret or digest, and the fields of a token", "entry 2 is no JSON object with secret or digest, and the fields of a token", "entry 3 is no JSON object with secret or digest, and the fields of a token", "entry 4 is no JSON object with secret or digest, and the fields of a token",
 			"entry 5 has a digest that is refused: md5 is no cryptographic hash, so other texts than the secret would be let in: import the secrets themselves"}},
+		"JSON lines read in two ways": {"jsonl", strings.Join([]string{
+			`{"secret":"a","scopes":["x"],"scop\u0065s":["*"]}`, `{"secret":"a","SCOPES":["*"]}`, `{"secret":"a","sources":{"allow":[],"deny":["192.0.2.1"],"deny":[]}}`,
+			`{"secret":"a","name":"\ud800"}`, "{\"secret\":\"a\",\"name\":\"\xff\"}", `{"secret":"a","scopes":[],"limits":{"quota":[{"count":1,"count":2,"per":"day"}]}}`,
+			`{"secret":"a","name":"secret","last4":"name"}`,
+		}, "\n"), importer.Options{}, []string{
+			"entry 1 has a field twice", "entry 2 is no JSON object with secret or digest, and the fields of a token", "entry 3 has a field twice",
+			"entry 4 holds text that is not Unicode", "entry 5 holds text that is not Unicode", "entry 6 has a field twice", "7 a secret",
+		}},
+		"times": {"jsonl", strings.Join([]string{
+			`{"secret":"a","expires_at":"2027-01-01t00:00:00z"}`, `{"secret":"a","expires_at":"2027-01-01T00:00:00,5Z"}`, `{"secret":"a","not_before":"0001-01-01T00:00:00Z"}`, `{"secret":"a","not_before":null,"expires_at":5}`,
+		}, "\n"), importer.Options{}, []string{
+			"1 a  until 2027-01-01T00:00:00Z", "entry 2 has a wrong expires_at: it must be a time (RFC 3339) or null", "entry 3 has a wrong not_before: it must be a time (RFC 3339) or null", "entry 4 has a wrong expires_at: it must be a time (RFC 3339) or null",
+		}},
+		"CSV times":                        {"csv", "secret,not_before,expires_at\na,0001-01-01T00:00:00Z,never\nb,,2027-01-01t00:00:00z\n", importer.Options{}, []string{"entry 2 has a wrong not_before: it must be a time (RFC 3339)", "3 b  until 2027-01-01T00:00:00Z"}},
 		"Kong's Admin API":                 {"kong", `{"data":[{"id":"1","key":"k1","consumer":{"id":"c1"},"created_at":1700000000,"ttl":60,"tags":null},{"id":"2","key":"k2"}],"next":null}`, importer.Options{}, []string{"1 k1 c1 until 2023-11-14T22:14:20Z", "2 k2 2"}},
 		"Kong's declarative configuration": {"kong", `{"_format_version":"3.0","consumers":[{"username":"ann","keyauth_credentials":[{"key":"k1"},{"key":"k2"}]}],"keyauth_credentials":[{"key":"k3","consumer":"bob"}]}`, importer.Options{}, []string{"1 k3 bob", "2 k1 ann", "3 k2 ann"}},
 		"one page of Kong":                 {"kong", `{"data":[{"key":"k1"}],"next":"/key-auths?offset=x"}`, importer.Options{}, []string{"entry 1 is the last of a page: the file has only one of several, get the others with its `next`, or use `deck gateway dump`"}},

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"tokenward/tokenstore"
 )
@@ -35,7 +36,7 @@ var columns = map[string]func(*Item, string) error{
 		i.Expiry = &e
 		return err
 	},
-	"not_before": func(i *Item, s string) (err error) { i.NotBefore, err = time.Parse(time.RFC3339, s); return err },
+	"not_before": func(i *Item, s string) (err error) { i.NotBefore, err = parseStart(s); return err },
 	"disabled":   func(i *Item, s string) (err error) { i.Disabled, err = strconv.ParseBool(s); return err },
 }
 
@@ -194,12 +195,20 @@ func parsePrefixes(texts []string) (ps []netip.Prefix, err error) {
 	return ps, nil
 }
 
+func parseStart(s string) (time.Time, error) {
+	at, ok := tokenstore.ParseTime(s)
+	if !ok || at.IsZero() {
+		return time.Time{}, errors.New("it must be a time (RFC 3339)")
+	}
+	return at, nil
+}
+
 func parseExpiry(s string) (tokenstore.Expiry, error) {
 	if s == "never" {
 		return tokenstore.Never(), nil
 	}
-	at, err := time.Parse(time.RFC3339, s)
-	if err != nil {
+	at, ok := tokenstore.ParseTime(s)
+	if !ok {
 		return tokenstore.Expiry{}, errors.New("it must be a time (RFC 3339) or never")
 	}
 	return tokenstore.EndsAt(at), nil
@@ -217,7 +226,7 @@ type lineObject struct {
 	Scopes     []string        `json:"scopes"`
 	Resources  json.RawMessage `json:"resources"`
 	Sources    json.RawMessage `json:"sources"`
-	NotBefore  *time.Time      `json:"not_before"`
+	NotBefore  *string         `json:"not_before"`
 	ExpiresAt  json.RawMessage `json:"expires_at"`
 	Limits     *lineLimits     `json:"limits"`
 	Disabled   bool            `json:"disabled"`
@@ -254,7 +263,9 @@ func readLines(r io.Reader, o Options) iter.Seq2[Item, error] {
 				return
 			}
 		}
-		if err := in.Err(); err != nil {
+		if err := in.Err(); errors.Is(err, bufio.ErrTooLong) {
+			yield(Item{}, fmt.Errorf("line %d is longer than %d bytes", line+1, maxLineBytes))
+		} else if err != nil {
 			yield(Item{}, fmt.Errorf("line %d: %w", line+1, err))
 		}
 	}
@@ -265,6 +276,9 @@ var errLine = errors.New("is no JSON object with secret or digest, and the field
 
 func lineItem(text []byte, o Options) (item Item, err error) {
 	var l lineObject
+	if err := soundLine(text); err != nil {
+		return item, err
+	}
 	dec := json.NewDecoder(bytes.NewReader(text))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&l); err != nil || dec.InputOffset() != int64(len(text)) {
@@ -295,6 +309,61 @@ func lineItem(text []byte, o Options) (item Item, err error) {
 	return item, l.rest(&item)
 }
 
+// soundLine refuses what the decoder would read as something else than was
+// meant: a name given twice, of which the last counts for it, names in other
+// letters, and text that is not Unicode.
+func soundLine(text []byte) error {
+	if !utf8.Valid(text) {
+		return errNotUnicode
+	}
+	dec := json.NewDecoder(bytes.NewReader(text))
+	type level struct {
+		names map[string]bool // nil: an array
+		value bool            // the next token is a name's value
+	}
+	var levels []level
+	for {
+		token, err := dec.Token()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return errLine
+		}
+		var at *level
+		if n := len(levels); n > 0 {
+			at = &levels[n-1]
+		}
+		word, isText := token.(string)
+		if isText && strings.ContainsRune(word, utf8.RuneError) {
+			return errNotUnicode // one half of a pair of escapes, or text that was broken before
+		}
+		if at != nil && at.names != nil && isText && !at.value {
+			if at.names[word] {
+				return errors.New("has a field twice")
+			}
+			if strings.ToLower(word) != word {
+				return errLine
+			}
+			at.names[word], at.value = true, true
+			continue
+		}
+		if at != nil {
+			at.value = false
+		}
+		switch token {
+		case json.Delim('{'):
+			levels = append(levels, level{names: map[string]bool{}})
+		case json.Delim('['):
+			levels = append(levels, level{})
+		case json.Delim('}'), json.Delim(']'):
+			levels = levels[:len(levels)-1]
+		}
+	}
+}
+
+var errNotUnicode = errors.New("holds text that is not Unicode")
+
 // rest reads the fields that can be written in two ways.
 func (l *lineObject) rest(item *Item) (err error) {
 	if item.Resources, err = l.resources(); err != nil {
@@ -304,15 +373,21 @@ func (l *lineObject) rest(item *Item) (err error) {
 		return err
 	}
 	if l.NotBefore != nil {
-		item.NotBefore = *l.NotBefore
+		at, ok := tokenstore.ParseTime(*l.NotBefore)
+		if !ok || at.IsZero() {
+			return errors.New("has a wrong not_before: it must be a time (RFC 3339) or null")
+		}
+		item.NotBefore = at
 	}
 	switch text := string(l.ExpiresAt); {
 	case text == "":
 	case text == "null":
 		item.Expiry = new(tokenstore.Never())
 	default:
-		var at time.Time
-		if err := json.Unmarshal(l.ExpiresAt, &at); err != nil {
+		var text string
+		err := json.Unmarshal(l.ExpiresAt, &text)
+		at, ok := tokenstore.ParseTime(text)
+		if err != nil || !ok {
 			return errors.New("has a wrong expires_at: it must be a time (RFC 3339) or null")
 		}
 		item.Expiry = new(tokenstore.EndsAt(at))
