@@ -18,9 +18,10 @@ func newHealthCommand() *cobra.Command {
 	var url string
 	var live bool
 	cmd := &cobra.Command{
-		Use:   "health",
-		Short: "Ask a running server whether it is ready to serve",
-		Args:  cobra.NoArgs,
+		Use:        "health",
+		SuggestFor: []string{"status", "ready"},
+		Short:      "Ask a running server whether it is ready to serve",
+		Args:       cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			path := "/readyz"
 			if live {

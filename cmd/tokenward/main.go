@@ -67,7 +67,13 @@ func newRootCommand() *cobra.Command {
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetVersionTemplate("{{.Version}}\n")
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		// The flag may be right, and the command before it mistyped.
+		if args := cmd.Flags().Args(); cmd.HasSubCommands() && len(args) > 0 {
+			return usageError{unknownCommand(cmd, args[0])}
+		}
+		return usageError{err}
+	})
 	root.AddCommand(newServeCommand(), newInitCommand(), newCheckCommand(), newExplainCommand(), newHealthCommand(), newTokenCommand(), newReportCommand(), newAuditCommand(), newPatternCommand(), newScanCommand(), newBackupCommand(), newRestoreCommand(), newDoctorCommand(), newMigrateCommand(), newClusterCommand(), newDemoCommand(), newCompletionCommand(), newVersionCommand())
 	useUsageErrors(root)
 	root.SetHelpCommand(newHelpCommand(root))

@@ -18,8 +18,9 @@ import (
 func newServeCommand() *cobra.Command {
 	var config string
 	cmd := &cobra.Command{
-		Use:   "serve --config FILE",
-		Short: "Run the proxy, the token APIs and the metrics listener",
+		Use:        "serve --config FILE",
+		SuggestFor: []string{"run", "start", "server"},
+		Short:      "Run the proxy, the token APIs and the metrics listener",
 		Long: "Run the proxy, the token APIs and the metrics listener until SIGTERM or SIGINT.\n" +
 			"Then no new connections are taken, requests in flight are finished within\n" +
 			"proxy.timeouts.drain, everything is written, and the exit code is 0.",

@@ -29,8 +29,9 @@ type tokenCommand struct {
 func newTokenCommand() *cobra.Command {
 	t := &tokenCommand{now: time.Now}
 	cmd := &cobra.Command{
-		Use:   "token",
-		Short: "Make, show, change and end tokens on a running server",
+		Use:        "token",
+		SuggestFor: []string{"tokens", "list", "create", "rotate", "revoke"},
+		Short:      "Make, show, change and end tokens on a running server",
 		Long: "Make, show, change and end tokens on a running server, through its admin listener.\n\n" +
 			"The server is named by --admin or $" + envAdmin + ", and the token to call it with stands in\n" +
 			"the file of --token-file or in $" + envToken + ": a secret is never an argument, because\n" +
@@ -55,8 +56,9 @@ func newTokenCommand() *cobra.Command {
 func (t *tokenCommand) newCreate() *cobra.Command {
 	var fields tokenFlags
 	cmd := &cobra.Command{
-		Use:   "create --name NAME",
-		Short: "Make a token and print its secret, once",
+		Use:        "create --name NAME",
+		SuggestFor: []string{"add", "new", "make", "issue"},
+		Short:      "Make a token and print its secret, once",
 		Long: "Make a token and print its secret, which cannot be read again.\n\n" +
 			"What is left out is as with the calling token, but the new token is valid from the\n" +
 			"start. For root, account and owner are the server's defaults. Naming one limit leaves\n" +
@@ -129,8 +131,9 @@ func (t *tokenCommand) newList() *cobra.Command {
 	var state, name, unused, cursor string
 	var limit int
 	cmd := &cobra.Command{
-		Use:   "list",
-		Short: "List tokens, newest first",
+		Use:        "list",
+		SuggestFor: []string{"ls"},
+		Short:      "List tokens, newest first",
 		Long: "List the tokens that the calling token may see, newest first: those of its account,\n" +
 			"or for root of all accounts. With --json the output is one object in the form of one\n" +
 			"page; its `next` is null unless --limit ended the list, and then goes into --cursor.",
@@ -224,9 +227,10 @@ func (t *tokenCommand) list(cmd *cobra.Command, query url.Values, limit int) err
 
 func (t *tokenCommand) newShow() *cobra.Command {
 	return &cobra.Command{
-		Use:   "show [ID…]",
-		Short: "Show tokens in full; without an id the calling token",
-		Args:  tokenIDs(0, anyNumber),
+		Use:        "show [ID…]",
+		SuggestFor: []string{"get", "describe"},
+		Short:      "Show tokens in full; without an id the calling token",
+		Args:       tokenIDs(0, anyNumber),
 		RunE: func(cmd *cobra.Command, ids []string) error {
 			if len(ids) == 0 {
 				ids = []string{"self"}
@@ -264,8 +268,9 @@ func (t *tokenCommand) newUpdate() *cobra.Command {
 	var fields tokenFlags
 	var revision uint64
 	cmd := &cobra.Command{
-		Use:   "update ID",
-		Short: "Change what a token may do, its name, times or limits",
+		Use:        "update ID",
+		SuggestFor: []string{"edit", "set", "change"},
+		Short:      "Change what a token may do, its name, times or limits",
 		Long: "Change a token. What is left out stays as it is; a list that is given replaces the\n" +
 			"whole list. `none` takes a limit, a start or the refused addresses away.",
 		Example: "  tokenward token update 7 --scopes accounts:read --rate none\n" +
@@ -415,8 +420,9 @@ func waitQuery(wait bool) url.Values {
 func (t *tokenCommand) newRevoke() *cobra.Command {
 	var descendants, wait bool
 	cmd := &cobra.Command{
-		Use:   "revoke ID…",
-		Short: "End tokens for good",
+		Use:        "revoke ID…",
+		SuggestFor: []string{"delete", "remove", "rm", "end"},
+		Short:      "End tokens for good",
 		Long: "End tokens for good: their next request is refused. This cannot be undone; disable\n" +
 			"can. With --descendants, all tokens that they made end too, and what those made.\n" +
 			"With --wait, the command ends only when every node of the cluster refuses them, and\n" +
