@@ -135,11 +135,12 @@ type Guard struct {
 	// Each logs at most once a second, and none in the place of the other.
 	failures   rate.Sometimes // of upstreams
 	unreadable rate.Sometimes // what a judgement depends on
+	headers    rate.Sometimes // of PROXY protocol, from whoever is not listed
 }
 
 // NewGuard returns a guard that refuses everything until it has rules.
 func NewGuard(engine *enforce.Engine, log *slog.Logger, now func() time.Time) *Guard {
-	g := &Guard{Engine: engine, Log: log, Now: now, failures: rate.Sometimes{Interval: time.Second}, unreadable: rate.Sometimes{Interval: time.Second}}
+	g := &Guard{Engine: engine, Log: log, Now: now, failures: rate.Sometimes{Interval: time.Second}, unreadable: rate.Sometimes{Interval: time.Second}, headers: rate.Sometimes{Interval: time.Minute}}
 	g.Streams = newStreams(func() time.Time { return g.Now() })
 	return g
 }

@@ -124,6 +124,11 @@ func TestProxyProtocolFromOthersIsABadRequest(t *testing.T) {
 	if got := send(t, addr, raw); got != 403 {
 		t.Errorf("without a header: status %d", got)
 	}
+	w.mu.Lock()
+	if want := slices.Repeat([]string{proxy.CodeProxyProtocol}, 3); !slices.Equal(w.refused, want) {
+		t.Errorf("counted %v, want %v", w.refused, want)
+	}
+	w.mu.Unlock()
 	if n := w.upstream.count(); n != 0 {
 		t.Errorf("%d requests were forwarded", n)
 	}

@@ -231,7 +231,14 @@ func (w *Wire) Refuse(r http1.Refusal) http1.Answer {
 	}
 	id := newRequestID()
 	out := protocolRefusal(r.ProtocolError)
-	w.guard.countRefusal(out.code)
+	if r.Code == http1.CodeProxyHeader {
+		w.guard.countRefusal(CodeProxyProtocol)
+		w.guard.headers.Do(func() {
+			w.guard.Log.Warn("a connection begins with a PROXY protocol header, and its peer is not one of proxy.proxy_protocol_from: if it is your load balancer, add its address there", "peer", r.Remote.String())
+		})
+	} else {
+		w.guard.countRefusal(out.code)
+	}
 	var a http1.Answer
 	a.Fields, _ = out.appendFields(nil, nil, &id)
 	a.Body = out.appendBody(nil, &id)

@@ -29,6 +29,7 @@ type Request struct {
 
 var (
 	errRequestLine = &ProtocolError{400, "request_line", "the request line is not METHOD SP target SP HTTP/1.x (RFC 9112 §3)"}
+	errProxyHeader = &ProtocolError{400, CodeProxyHeader, "a PROXY protocol header in place of a request line (RFC 9112 §3)"}
 	errMethod      = &ProtocolError{400, "method", "the method is no token (RFC 9110 §9.1)"}
 	errMethodLong  = &ProtocolError{501, "method_long", "no method is that long (RFC 9112 §3)"}
 	errConnect     = &ProtocolError{501, "connect", "CONNECT is not supported (RFC 9110 §9.3.6)"}
@@ -41,6 +42,16 @@ var (
 	errExpect      = &ProtocolError{417, "expect", "an expectation other than 100-continue (RFC 9110 §10.1.1)"}
 	errPreface     = &ProtocolError{505, "http2", "this listener does not speak HTTP/2"}
 )
+
+// CodeProxyHeader is the code of a request that begins with a header of the PROXY
+// protocol, which whoever accepts the connection has to take off before.
+const CodeProxyHeader = "proxy_header"
+
+// isProxyHeader reports whether a connection begins with a PROXY protocol header of
+// version 1 or 2 (haproxy.org, proxy-protocol.txt, sections 2.1 and 2.2).
+func isProxyHeader(buf []byte) bool {
+	return bytes.HasPrefix(buf, []byte("PROXY TCP")) || bytes.HasPrefix(buf, []byte("PROXY UNKNOWN")) || bytes.HasPrefix(buf, []byte("\r\n\r\n\x00\r\nQUIT\n"))
+}
 
 const (
 	maxMethodBytes = 32
@@ -71,6 +82,9 @@ func (r *Request) parse(buf []byte, l *Limits) (bool, *ProtocolError) {
 			return false, nil
 		}
 		if err := r.parseLine(text, l.TargetBytes); err != nil {
+			if isProxyHeader(buf) {
+				err = errProxyHeader
+			}
 			return false, err
 		}
 		r.started, r.firstLF = true, r.pos
