@@ -3,6 +3,7 @@ package native
 import (
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"tokenward/admin"
@@ -340,6 +341,9 @@ func decodeQuestion(body *admin.Object) (q Question, id tokenstore.ID) {
 	if o, ok := body.Object("headers"); ok {
 		for _, name := range o.Names() {
 			for _, value := range headerValues(o, name) {
+				if strings.ContainsFunc(value, isControl) {
+					o.Fault(name, "must not hold control characters: the listener refuses them in every request")
+				}
 				q.Headers = append(q.Headers, Header{name, value})
 			}
 		}
@@ -358,6 +362,9 @@ func decodeQuestion(body *admin.Object) (q Question, id tokenstore.ID) {
 	}
 	return q, id
 }
+
+// isControl reports whether no field value has r (RFC 9110 section 5.5).
+func isControl(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }
 
 // headerValues reads a header's value, or a list of them.
 func headerValues(o *admin.Object, name string) []string {

@@ -119,6 +119,24 @@ func TestBackupArrivesOrBreaksOff(t *testing.T) {
 	}
 }
 
+// TestExplainAllowsNoRequestThatCannotBe: a value with a line break would be two
+// lines, and is refused by the listener before anything is judged.
+func TestExplainAllowsNoRequestThatCannotBe(t *testing.T) {
+	w := admintest.New(t)
+	cast := w.Cast()
+	h := admintest.Handler(native.New(w.Service, w.Gate(), w.Log, native.Options{
+		Explain: func(context.Context, native.Question) (native.Explanation, error) {
+			return native.Explanation{Decision: "allow"}, nil
+		},
+	}))
+	for value, want := range map[string]int{`"a\tb"`: 200, `"a\r\nX: b"`: 422, `"\u0000"`: 422, `["a","\u007f"]`: 422} {
+		r := admintest.Send(t, h, cast.Admin, "POST", "/v1/explain", `{"method":"GET","target":"/","headers":{"X-A":`+value+`}}`)
+		if r.Code != want {
+			t.Errorf("%s: %d %s", value, r.Code, r.Body)
+		}
+	}
+}
+
 // TestBadRequestIsToldToWhoMayMakeIt sends what is wrong in every way, as package
 // admin orders the checks.
 func TestBadRequestIsToldToWhoMayMakeIt(t *testing.T) {
