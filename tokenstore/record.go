@@ -16,6 +16,7 @@ import (
 const (
 	recordPlain   = 1
 	recordSilence = 2 // secrets have Silence, at least one of them more than none
+	recordLineage = 3 // there is a Lineage, and secrets have Silence
 )
 
 // ErrRecord says that stored bytes are no record of a token.
@@ -28,10 +29,7 @@ func EncodeRecord(dst []byte, t *Token) ([]byte, error) {
 	if faults := t.Validate(); len(faults) > 0 {
 		return nil, fmt.Errorf("encode token %d: %w", t.ID, faults)
 	}
-	version := byte(recordPlain)
-	if t.AwaitsSilence() {
-		version = recordSilence
-	}
+	version := recordVersion(t)
 	w := recordWriter{append(dst, version)}
 	w.uint(uint64(t.ID))
 	w.uint(t.Account)
@@ -47,6 +45,9 @@ func EncodeRecord(dst []byte, t *Token) ([]byte, error) {
 	w.uint(uint64(t.Creator.ID))
 	w.text(t.Creator.Name)
 	w.uint(uint64(t.ReplacedBy))
+	if version >= recordLineage {
+		w.uint(uint64(t.Lineage))
+	}
 	w.uint(uint64(len(t.Scopes)))
 	for _, s := range t.Scopes {
 		w.text(s)
@@ -79,11 +80,22 @@ func EncodeRecord(dst []byte, t *Token) ([]byte, error) {
 		w.text(s.Last4)
 		w.time(s.CreatedAt)
 		w.expiry(s.Ends)
-		if version == recordSilence {
+		if version >= recordSilence {
 			w.uint(uint64(s.Silence / time.Second)) //nolint:gosec // Validate bounds it
 		}
 	}
 	return w.b, nil
+}
+
+// recordVersion is the oldest version that holds what the token has to say.
+func recordVersion(t *Token) byte {
+	switch {
+	case t.Lineage != 0:
+		return recordLineage
+	case t.AwaitsSilence():
+		return recordSilence
+	}
+	return recordPlain
 }
 
 // DecodeRecord reads what EncodeRecord wrote. The token shares no memory with
@@ -93,8 +105,8 @@ func DecodeRecord(b []byte) (*Token, error) {
 		return nil, ErrRecord
 	}
 	version := b[0]
-	if version != recordPlain && version != recordSilence {
-		return nil, fmt.Errorf("record has version %d, this program reads up to %d: use the newer program that wrote it", version, recordSilence)
+	if version < recordPlain || version > recordLineage {
+		return nil, fmt.Errorf("record has version %d, this program reads up to %d: use the newer program that wrote it", version, recordLineage)
 	}
 	r := recordReader{b: b[1:], s: string(b[1:])}
 	room := &roomyToken{Token: Token{
@@ -106,6 +118,9 @@ func DecodeRecord(b []byte) (*Token, error) {
 		ReplacedBy: ID(r.uint()),
 	}}
 	t := &room.Token
+	if version >= recordLineage {
+		t.Lineage = ID(r.uint())
+	}
 	if n := r.count(1); n > 0 {
 		t.Scopes = take(room.scopes[:], n)
 		for i := range t.Scopes {
@@ -134,12 +149,12 @@ func DecodeRecord(b []byte) (*Token, error) {
 			r.bytes(s.Digest[:])
 			r.bytes(s.Pepper[:])
 			s.Scheme, s.Last4, s.CreatedAt, s.Ends = Scheme(r.byte()), r.text(), r.time(), r.expiry()
-			if version == recordSilence {
+			if version >= recordSilence {
 				s.Silence = r.seconds()
 			}
 		}
 	}
-	if r.failed || len(r.b) != 0 || t.AwaitsSilence() != (version == recordSilence) || len(t.Validate()) > 0 {
+	if r.failed || len(r.b) != 0 || version != recordVersion(t) || len(t.Validate()) > 0 {
 		return nil, ErrRecord
 	}
 	t.gatherTexts()

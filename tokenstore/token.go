@@ -12,6 +12,7 @@
 package tokenstore
 
 import (
+	"cmp"
 	"slices"
 	"strconv"
 	"time"
@@ -225,6 +226,7 @@ type Token struct {
 	State      State
 	Creator    Creator
 	ReplacedBy ID // the token that a reset made in this one's place; 0 for none
+	Lineage    ID // the first of the tokens that took each other's place before this one; 0: no reset made it
 	CreatedAt  time.Time
 	UpdatedAt  time.Time
 	EndedAt    time.Time // when it was revoked; zero otherwise
@@ -235,6 +237,10 @@ type Token struct {
 
 // IsRoot reports whether t belongs to the root account.
 func (t *Token) IsRoot() bool { return t.Account == Root }
+
+// MeasuredAs returns the id under which all tokens of t's lineage share what they use
+// of their limits, however often they were reset.
+func (t *Token) MeasuredAs() ID { return cmp.Or(t.Lineage, t.ID) }
 
 // AwaitsSilence reports whether one of t's secrets ends by silence.
 func (t *Token) AwaitsSilence() bool {

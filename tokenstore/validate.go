@@ -66,6 +66,10 @@ func (t *Token) Validate() Faults {
 	number("owner", t.Owner, 1)
 	number("created_by/id", uint64(t.Creator.ID), 0)
 	number("replaced_by", uint64(t.ReplacedBy), 0)
+	number("lineage", uint64(t.Lineage), 0)
+	if t.Lineage == t.ID && t.ID != 0 { // it may be above: nodes give out ids in blocks
+		f.add("lineage", "must be of another token")
+	}
 	if detail := CheckText(t.Name, MaxNameRunes); detail != "" {
 		f.add("name", "%s", detail)
 	}

@@ -161,6 +161,13 @@ func FuzzRecordInStore(f *testing.F) {
 		f.Add(bytes.Clone(tx.Bucket(bucketTokens).Get(number(3))))
 		return nil
 	})
+	lineal := storetest.Sample(2, 1, 1)
+	lineal.Lineage = 1
+	record, err := tokenstore.EncodeRecord([]byte{byte(lineal.State)}, lineal)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(record)
 	f.Add([]byte{})
 	f.Add([]byte{1})
 	f.Fuzz(func(t *testing.T, value []byte) {
