@@ -112,7 +112,7 @@ func (s *Service) judgeCreate(c Caller, spec *Spec) error {
 func (s *Service) build(m *manager, c Caller, spec *Spec, id tokenstore.ID, secret tokenstore.SecretRecord, now time.Time) (*tokenstore.Token, error) {
 	t := m.token.Clone()
 	t.ID, t.Name, t.NotBefore = id, spec.Name, spec.NotBefore.UTC().Truncate(time.Millisecond)
-	t.State, t.ReplacedBy, t.EndedAt, t.Revision = tokenstore.StateActive, 0, time.Time{}, 0
+	t.State, t.ReplacedBy, t.Lineage, t.EndedAt, t.Revision = tokenstore.StateActive, 0, 0, time.Time{}, 0
 	t.Creator = tokenstore.Creator{ID: m.token.ID, Name: m.token.Name}
 	t.CreatedAt = now
 	t.Secrets = []tokenstore.SecretRecord{secret}

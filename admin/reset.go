@@ -110,6 +110,7 @@ func (s *Service) successor(tx tokenstore.Tx, m *manager, old *tokenstore.Token,
 	next.ID, next.Name = id, successorName(old.Name, id)
 	next.Creator = tokenstore.Creator{ID: m.token.ID, Name: m.token.Name}
 	next.CreatedAt, next.Revision = now, 0
+	next.Lineage = old.MeasuredAs()
 	return next, nil
 }
 

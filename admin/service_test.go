@@ -48,6 +48,37 @@ func TestResetMakesASuccessorAndEndsTheOldAfterGrace(t *testing.T) {
 	}
 }
 
+// TestResetsInARowAreOneLineage: whatever else is made by way of these tokens is not
+// of it.
+func TestResetsInARowAreOneLineage(t *testing.T) {
+	w := admintest.New(t)
+	cast := w.Cast()
+	first := cast.Admin
+	last := first
+	for n := range 3 {
+		made, err := w.Service.Reset(ctx, w.Caller(last), at(last.ID), admin.ResetSpec{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		last = admintest.Holder{ID: made.Token.ID, Secret: made.Secret}
+		if got := w.Token(last.ID); got.Lineage != first.ID || got.MeasuredAs() != first.ID {
+			t.Errorf("after %d resets the lineage is that of token %d, begun by token %d", n+1, got.Lineage, first.ID)
+		}
+	}
+	if got := w.Token(first.ID); got.Lineage != 0 || got.MeasuredAs() != first.ID {
+		t.Errorf("the first is of the lineage of token %d", got.Lineage)
+	}
+	if got := w.Token(childOf(t, w, last).ID); got.Lineage != 0 {
+		t.Errorf("what the last made is of the lineage of token %d", got.Lineage)
+	}
+	if _, err := w.Service.Rotate(ctx, w.Caller(cast.Root), at(last.ID), admin.RotateSpec{}); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.Token(last.ID); got.Lineage != first.ID {
+		t.Errorf("rotated, it is of the lineage of token %d", got.Lineage)
+	}
+}
+
 func TestResetKeepsAnEarlierEndOfTheOldToken(t *testing.T) {
 	w := admintest.New(t)
 	cast := w.Cast()

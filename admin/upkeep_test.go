@@ -209,6 +209,44 @@ func TestSweepForgetsWhatEndedLongAgoAndNothingElse(t *testing.T) {
 	}
 }
 
+// TestNothingOfALineageWorksOnceTheLastIsSwept has the longest grace period and the
+// earliest end of the last token: what the lineage used of its limits is forgotten with
+// that one.
+func TestNothingOfALineageWorksOnceTheLastIsSwept(t *testing.T) {
+	t.Parallel()
+	store, clock := admintest.Bolt(t), &admintest.Clock{}
+	clock.Set(storetest.Epoch)
+	const longest = 90 * 24 * time.Hour // of tokenstore.reset_grace
+	service, err := admin.New(store, store, nil, clock.Now, admin.Options{ResetGrace: longest})
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := &kept{store: store, service: service, clock: clock}
+	service.SetVocabulary(admin.Vocabulary{Scopes: []string{"accounts"}})
+	line := []tokenstore.ID{k.create(t, tokenstore.Never()).ID}
+	for i := range 3 {
+		made, err := service.Reset(t.Context(), admin.Operator("test"), admin.Target{ID: line[i]}, admin.ResetSpec{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		line = append(line, made.Token.ID)
+	}
+	last := line[3]
+	if _, err := service.Revoke(t.Context(), admin.Operator("test"), admin.Target{ID: last}, false); err != nil {
+		t.Fatal(err)
+	}
+	clock.Advance(admin.KeepEnded)
+	n, err := service.Sweep(t.Context(), func(yield func(tokenstore.ID, error) bool) { yield(last, nil) })
+	if err != nil || n != 1 {
+		t.Fatalf("%d were swept: %v", n, err)
+	}
+	for _, id := range line[:3] {
+		if status := k.get(t, id).Status(clock.Now()); status != tokenstore.StatusExpired {
+			t.Errorf("token %d is %v", id, status)
+		}
+	}
+}
+
 // childOf is a token that h makes.
 func childOf(t *testing.T, w *admintest.World, h admintest.Holder) admintest.Holder {
 	t.Helper()

@@ -210,6 +210,36 @@ func TestSharedUsesAreExact(t *testing.T) {
 	}
 }
 
+// TestResetsWhileOthersAdmitAreExact has engines use up a token that is reset three
+// times meanwhile. Each of them knows of as many of the resets as it happens to have
+// heard of.
+func TestResetsWhileOthersAdmitAreExact(t *testing.T) {
+	for _, limits := range []tokenstore.Limits{{Uses: 1000}, quota(1000, tokenstore.PerMonth)} {
+		engines := sharingEngines(3, &sharedLedger{})
+		line := lineage(3, limits)
+		var mu sync.Mutex
+		var wg sync.WaitGroup
+		total := 0
+		for i, e := range engines {
+			for j, tok := range line {
+				wg.Go(func() {
+					got, d := uses(e, tok, start)
+					mu.Lock()
+					defer mu.Unlock()
+					total += got
+					if d.Reason != UsesExhausted && d.Reason != QuotaExhausted {
+						t.Errorf("engine %d, token %d of the lineage: %v: %v", i, j, d.Reason, d.Cause)
+					}
+				})
+			}
+		}
+		wg.Wait()
+		if total != 1000 {
+			t.Errorf("%+v: %d uses", limits, total)
+		}
+	}
+}
+
 // TestWhatOthersGiveBackIsHad: an engine that was refused asks again in the flush,
 // once for any number of refusals, and not at all while nobody asks it.
 func TestWhatOthersGiveBackIsHad(t *testing.T) {

@@ -1,7 +1,6 @@
 package enforce
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"math"
@@ -22,13 +21,13 @@ type LimitOptions struct {
 }
 
 // subject is whose limits a meter measures. Locks of meters are taken in this
-// order. The numbers are stored in a [CountKey]; that 0 is a token, whose id
-// follows, is known to boltstore too.
+// order. The numbers are stored in a [CountKey]; that 0 is a token, or rather
+// its lineage, whose id follows, is known to the stores too.
 type subject uint8
 
 const (
-	ofToken   subject = iota // all that the token does
-	ofRoute                  // what the token does on one route, by the route's default
+	ofToken   subject = iota // all that the token and its lineage do
+	ofRoute                  // what they do on one route, by the route's default
 	ofOwner                  // what all tokens of one owner do
 	ofAccount                // what all tokens of one account do
 
@@ -115,10 +114,10 @@ func (bs *bounds) take() {
 
 // of gathers the limits that a request with the token on the route is subject to.
 // A route's limits are for tokens that have none of the kind themselves.
-// A token that a reset replaced is measured with the one in its place: what was left
-// is there once, not for each of the two.
+// Tokens that resets made of one another are measured together: what was left is there
+// once, not for each of them.
 func (bs *bounds) of(t *tokenstore.Token, r *Route, o *LimitOptions) {
-	id := uint64(cmp.Or(t.ReplacedBy, t.ID))
+	id := uint64(t.MeasuredAs())
 	bs.list[bs.n] = bound{key: meterKey{ofToken, id, 0}, rate: t.Limits.Rate, burst: t.Limits.Burst,
 		concurrent: t.Limits.Concurrent, uses: t.Limits.Uses, quotas: t.Limits.Quotas}
 	bs.take()

@@ -224,20 +224,97 @@ func TestMoreTokensBuyNothing(t *testing.T) {
 	}
 }
 
-func TestResetTokenDoesNotSpendTwice(t *testing.T) {
-	e := limitedEngine(LimitOptions{}, &memoryLedger{})
-	l := tokenstore.Limits{Uses: 10, Concurrent: 1}
-	old, next := with(7, 42, 1, l), with(8, 42, 1, l)
-	old.ReplacedBy = next.ID
-	for n := range 10 {
-		if d := use(e, []*tokenstore.Token{old, next}[n%2], nil, start); !d.Allowed() {
-			t.Fatalf("use %d is refused: %v", n, d.Reason)
-		}
+// lineage is what n resets in a row make of a token with the limits, within one grace
+// period, together with the token as it was before.
+func lineage(n int, l tokenstore.Limits) []*tokenstore.Token {
+	line := []*tokenstore.Token{with(70, 42, 1, l), with(70, 42, 1, l)}
+	for i := range n {
+		old := line[len(line)-1]
+		next := with(old.ID-tokenstore.ID(1+i), 42, 1, l) //nolint:gosec // small. Ids need not grow
+		next.Lineage, old.ReplacedBy = old.MeasuredAs(), next.ID
+		line = append(line, next)
 	}
-	for _, one := range []*tokenstore.Token{old, next} {
-		if d := use(e, one, nil, start); d.Reason != UsesExhausted {
-			t.Errorf("token %d goes on beyond the uses that were left: %v", one.ID, d.Reason)
+	return line
+}
+
+// TestResetsInARowGiveNothing resets a token three times, and uses all that work in
+// the grace period in turn: they have what one has.
+func TestResetsInARowGiveNothing(t *testing.T) {
+	slow := &Route{hash: 1, limits: tokenstore.Limits{Rate: 1e-3, Burst: 7}}
+	for name, c := range map[string]struct {
+		limits tokenstore.Limits
+		route  *Route
+		most   int
+		reason Reason
+		kept   bool // over a restart
+	}{
+		"uses":       {tokenstore.Limits{Uses: 10}, nil, 10, UsesExhausted, true},
+		"quota":      {quota(9, tokenstore.PerDay), nil, 9, QuotaExhausted, true},
+		"rate":       {tokenstore.Limits{Rate: 1e-3, Burst: 8}, nil, 8, RateLimited, false},
+		"route rate": {tokenstore.Limits{}, slow, 7, RouteLimited, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			line := lineage(3, c.limits)
+			ledger := &memoryLedger{}
+			e := limitedEngine(LimitOptions{}, ledger)
+			total := 0
+			for n := range c.most {
+				if d := use(e, line[n%len(line)], c.route, start); !d.Allowed() {
+					t.Fatalf("use %d is refused: %v", n, d.Reason)
+				}
+				if total++; total == c.most/2 && c.kept {
+					if err := e.SettleCounts(t.Context(), start); err != nil {
+						t.Fatal(err)
+					}
+					e = limitedEngine(LimitOptions{}, ledger.crashed())
+				}
+			}
+			for _, tok := range line {
+				if d := use(e, tok, c.route, start); d.Reason != c.reason {
+					t.Errorf("token %d goes on beyond what was left: %v", tok.ID, d.Reason)
+				}
+				for _, left := range e.AppendLeft(nil, tok, c.route, start) {
+					if left.Left != 0 {
+						t.Errorf("token %d is told of %+v", tok.ID, left)
+					}
+				}
+			}
+		})
+	}
+	t.Run("concurrent", func(t *testing.T) {
+		e := limitedEngine(LimitOptions{}, nil)
+		line := lineage(3, tokenstore.Limits{Concurrent: 2})
+		held := [2]Decision{}
+		for i := range held {
+			held[i] = Decision{Reason: Allowed, Match: tokenstore.Match{Token: line[i]}}
+			if !e.Admit(&held[i], start) {
+				t.Fatal(held[i].Reason)
+			}
 		}
+		for _, tok := range line {
+			if d := use(e, tok, nil, start); d.Reason != TooManyAtOnce {
+				t.Errorf("token %d: %v", tok.ID, d.Reason)
+			}
+		}
+		held[0].Release()
+		for _, tok := range line {
+			if d := use(e, tok, nil, start); !d.Allowed() {
+				t.Errorf("token %d, with room again: %v", tok.ID, d.Reason)
+			}
+		}
+	})
+}
+
+// TestOthersLimitsAreNotOfTheLineage: what a token of the lineage made has its own.
+func TestOthersLimitsAreNotOfTheLineage(t *testing.T) {
+	e := limitedEngine(LimitOptions{}, &memoryLedger{})
+	line := lineage(2, tokenstore.Limits{Uses: 5})
+	other := with(71, 42, 1, tokenstore.Limits{Uses: 5})
+	if n, _ := uses(e, line[3], start); n != 5 {
+		t.Errorf("%d uses of 5", n)
+	}
+	if n, _ := uses(e, other, start); n != 5 {
+		t.Errorf("another token of the owner has %d uses of 5", n)
 	}
 }
 

@@ -41,6 +41,9 @@ type Staged struct {
 	Before *Token // nil: new
 	After  *Token // nil: swept
 	Record []byte // After, encoded
+	// Forgets is whose counts of limits go with a swept token, as Token.MeasuredAs
+	// says; 0: nobody's.
+	Forgets ID
 }
 
 // NewStaging returns a change that did nothing yet.
@@ -178,6 +181,9 @@ func checkTransition(before, after *Token) error {
 	if before.Account != after.Account || before.Owner != after.Owner {
 		return fault("must stay with its account and owner")
 	}
+	if before.Lineage != after.Lineage {
+		return fault("must keep its lineage")
+	}
 	if before.State == StateRevoked {
 		if !revoked {
 			return fault("is revoked and stays so")
@@ -216,7 +222,11 @@ func (s *Staging) Sweep(id ID) error {
 	if err != nil {
 		return err
 	}
-	s.keep(s.stage(id, current))
+	one := s.stage(id, current)
+	if one.Before != nil && current.ReplacedBy == 0 {
+		one.Forgets = current.MeasuredAs()
+	}
+	s.keep(one)
 	return nil
 }
 

@@ -105,13 +105,15 @@ type Tx interface {
 
 	// Put stores t, new or changed, and sets its Revision. t's id must come from
 	// NewID or Token. Put refuses with ErrInvariant to bring a revoked token back,
-	// to change when it was revoked, to move a token to another account or owner,
-	// to give it a digest that it gave up, or to store what Validate refuses; and
-	// with *DuplicateError a digest that another token has or had, swept ones
+	// to change when it was revoked, to move a token to another account, owner or
+	// lineage, to give it a digest that it gave up, or to store what Validate refuses;
+	// and with *DuplicateError a digest that another token has or had, swept ones
 	// included. EndedAt is set on revoked tokens and on no others.
 	Put(t *Token) error
 
-	// Sweep forgets a token. Its id and digests stay known as used.
+	// Sweep forgets a token. Its id and digests stay known as used. What its lineage
+	// used of limits, where the store keeps that, is forgotten with the last token of
+	// the lineage, which no other replaced: those before it have ended by then.
 	Sweep(id ID) error
 
 	// Emit adds an event to the outbox, from where it reaches the audit log.

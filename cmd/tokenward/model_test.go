@@ -96,10 +96,15 @@ type model struct {
 type modelled struct {
 	want   *tokenstore.Token // as the store has it
 	texts  []string          // of its secrets, in the order of the record's
-	used   uint64
-	lossy  bool // some of its uses may count as used without having been
+	spent  *spent
 	gone   bool // swept
 	parent *modelled
+}
+
+// spent is what tokens that were reset into one another have used together.
+type spent struct {
+	used  uint64
+	lossy bool // some of its uses may count as used without having been
 }
 
 func newModel(t *testing.T, seed uint64) *model {
@@ -271,7 +276,7 @@ func (m *model) create() {
 		m.t.Errorf("create: %v", err)
 		return
 	}
-	m.made(&made, &modelled{parent: parent})
+	m.made(&made, &modelled{parent: parent, spent: new(spent)})
 }
 
 // mayMake reports whether the token may make others like itself.
@@ -370,7 +375,7 @@ func (m *model) reset() {
 	after.Expiry = before.Expiry.Earlier(tokenstore.EndsAt(m.clock.Now().Truncate(time.Millisecond).Add(time.Hour)))
 	after.UpdatedAt = m.clock.Now().Truncate(time.Millisecond)
 	w.want = after
-	m.made(&made, &modelled{used: w.used, lossy: true}) // what was kept ahead counts as used
+	m.made(&made, &modelled{spent: w.spent})
 }
 
 func (m *model) disable() {
@@ -475,16 +480,16 @@ func (m *model) ask(w *modelled, text string, route int) {
 	should := m.should(w, text, scope, now)
 	limit := w.want.Limits.Uses
 	switch {
-	case should && limit > 0 && w.used >= limit:
+	case should && limit > 0 && w.spent.used >= limit:
 		should = false
-	case should && d.Reason == enforce.UsesExhausted && w.lossy:
+	case should && d.Reason == enforce.UsesExhausted && w.spent.lossy:
 		return // in favour of denying
 	}
 	if allowed != should || allowed && m.final[text] {
-		m.t.Errorf("token %d %+v (used %d, lossy %t) on %s at %v: %v (%v), and it should be %t", w.want.ID, w.want, w.used, w.lossy, scope, now, d.Reason, d.Cause, should)
+		m.t.Errorf("token %d %+v (used %d, lossy %t) on %s at %v: %v (%v), and it should be %t", w.want.ID, w.want, w.spent.used, w.spent.lossy, scope, now, d.Reason, d.Cause, should)
 	}
 	if allowed {
-		w.used++
+		w.spent.used++
 		m.usage.Record(m.words, &usage.Use{Token: w.want.ID, Secret: d.Match.Secret.Digest, At: now, Route: route})
 	}
 }
@@ -574,7 +579,7 @@ func (m *model) restart() {
 		}
 	} else {
 		for _, w := range m.tokens {
-			w.lossy = true
+			w.spent.lossy = true
 		}
 	}
 	if err := m.store.Close(); err != nil {

@@ -12,8 +12,8 @@ import (
 
 // bucketCounters: key → counts of a limit, both as package enforce makes them. It
 // is made when it is first needed. The key of a token's counts begins with
-// counterOfToken and its id; they go over to the token that a reset puts in its
-// place, and go when the token is swept.
+// counterOfToken and the id of the first of its lineage; they go when the last of
+// the lineage is swept.
 var bucketCounters = []byte("counters")
 
 const counterOfToken = 0
@@ -149,36 +149,13 @@ func dropCounters(tx *bolt.Tx, keys [][]byte, over func(key, value []byte) bool)
 	return nil
 }
 
-// inheritCounters gives a token's counts to the one that takes its place, in the
-// change that says so.
-func inheritCounters(tx *bolt.Tx, before, after *tokenstore.Token) error {
-	if before == nil || before.ReplacedBy != 0 || after.ReplacedBy == 0 {
-		return nil
-	}
-	b := tx.Bucket(bucketCounters)
-	if b == nil {
-		return nil
-	}
-	prefix := tokenCounters(before.ID)
-	k, v := b.Cursor().Seek(prefix)
-	if !bytes.HasPrefix(k, prefix) {
-		return nil
-	}
-	heir := append(tokenCounters(after.ReplacedBy), k[len(prefix):]...)
-	return b.Put(heir, bytes.Clone(v))
-}
-
-func tokenCounters(id tokenstore.ID) []byte {
-	return append([]byte{counterOfToken}, number(uint64(id))...)
-}
-
-// sweepCounters forgets the counts of a token that is no more.
+// sweepCounters forgets the counts of a lineage that is no more.
 func sweepCounters(tx *bolt.Tx, id tokenstore.ID) error {
 	b := tx.Bucket(bucketCounters)
 	if b == nil {
 		return nil
 	}
-	prefix := tokenCounters(id)
+	prefix := append([]byte{counterOfToken}, number(uint64(id))...)
 	c := b.Cursor()
 	for k, _ := c.Seek(prefix); bytes.HasPrefix(k, prefix); k, _ = c.Seek(prefix) {
 		if err := c.Delete(); err != nil {

@@ -7,7 +7,6 @@ import (
 	"testing"
 
 	"tokenward/tokenstore"
-	"tokenward/tokenstore/storetest"
 )
 
 func counterKey(kind byte, id uint64) []byte {
@@ -76,47 +75,6 @@ func TestCountersThatAreOverAreDropped(t *testing.T) {
 	if v, err := s.Counter(all[4].key); len(v) != 1 || err != nil {
 		t.Errorf("%q, %v", v, err)
 	}
-}
-
-// TestResetTokenInheritsCounters: whoever resets a token does not get its quota anew.
-func TestResetTokenInheritsCounters(t *testing.T) {
-	s := newTestStore(t, Options{})
-	load(t, s, 2)
-	keepCounters(t, s, counterValue{counterKey(0, 1), []byte("used")})
-	var heir tokenstore.ID
-	replace := func() {
-		t.Helper()
-		if err := s.Change(t.Context(), func(tx tokenstore.Tx) error {
-			old, err := tx.Token(1)
-			if err != nil {
-				return err
-			}
-			if heir == 0 {
-				if heir, err = tx.NewID(); err != nil {
-					return err
-				}
-				next := storetest.Sample(heir, old.Account, old.Owner)
-				if err := tx.Put(next); err != nil {
-					return err
-				}
-			}
-			old.ReplacedBy = heir
-			tx.Emit([]byte("{}"))
-			return tx.Put(old)
-		}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	replace()
-	if v, err := s.Counter(counterKey(0, uint64(heir))); string(v) != "used" || err != nil {
-		t.Fatalf("%q, %v", v, err)
-	}
-	keepCounters(t, s, counterValue{counterKey(0, uint64(heir)), []byte("used more")})
-	replace() // another change of the old token
-	if v, err := s.Counter(counterKey(0, uint64(heir))); string(v) != "used more" || err != nil {
-		t.Fatalf("%q, %v", v, err)
-	}
-	check(t, s)
 }
 
 // TestCountersMoveTogetherOrNotAtAll has one of many changes among concurrent ones

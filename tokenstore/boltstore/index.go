@@ -21,6 +21,12 @@ func (b *batch) apply(o *overlay) error {
 		if err := b.applyToken(t.ID, t.Before, t.After, value, &run); err != nil {
 			return err
 		}
+		if t.Forgets == 0 {
+			continue
+		}
+		if err := sweepCounters(b.tx, t.Forgets); err != nil {
+			return err
+		}
 	}
 	for _, c := range o.copied {
 		if err := b.applyToken(c.id, c.before, c.after, c.value, &run); err != nil {
@@ -74,9 +80,9 @@ func (b *batch) applyToken(id tokenstore.ID, before, after *tokenstore.Token, va
 		return err
 	}
 	if after != nil {
-		err = errors.Join(tokens.Put(number(uint64(id)), value), inheritCounters(b.tx, before, after))
+		err = tokens.Put(number(uint64(id)), value)
 	} else {
-		err = errors.Join(tokens.Delete(number(uint64(id))), sweepTraces(b.tx, id), sweepCounters(b.tx, id))
+		err = errors.Join(tokens.Delete(number(uint64(id))), sweepTraces(b.tx, id))
 	}
 	if err != nil {
 		return err

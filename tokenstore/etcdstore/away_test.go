@@ -1,7 +1,6 @@
 package etcdstore_test
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -405,27 +404,76 @@ func TestEtcdThatIsTooOldIsRefusedByName(t *testing.T) {
 	}
 }
 
-// TestLargeResetHandsOnWhatIsUsed resets more tokens in one change than are compared
-// one by one, while what is used of their limits changes.
-func TestLargeResetHandsOnWhatIsUsed(t *testing.T) {
+// TestTokenIsResetOnANodeWithLowerIDs: nodes give out ids in blocks, so what takes a
+// token's place may have a lower one, and its lineage begins above itself.
+func TestTokenIsResetOnANodeWithLowerIDs(t *testing.T) {
 	t.Parallel()
 	b := newBed(t, 1, 2, nil)
-	old := b.mustCreate(0)
-	key := countKey(old.ID)
-	count := func(n *node, value string) {
-		t.Helper()
-		if err := n.MoveCounters(t.Context(), [][]byte{key}, func(int, []byte) ([]byte, error) { return []byte(value), nil }); err != nil {
-			t.Fatal(err)
+	low := b.mustCreate(0)
+	old := b.mustCreate(1)
+	key := binary.BigEndian.AppendUint64([]byte{0}, uint64(old.ID))
+	if err := b.nodes[1].MoveCounters(t.Context(), [][]byte{key}, func(int, []byte) ([]byte, error) { return []byte("used"), nil }); err != nil {
+		t.Fatal(err)
+	}
+	var next *tokenstore.Token
+	err := b.nodes[0].Change(t.Context(), func(tx tokenstore.Tx) error {
+		id, err := tx.NewID()
+		if err != nil {
+			return err
+		}
+		was, err := tx.Token(old.ID)
+		if err != nil {
+			return err
+		}
+		next = storetest.Sample(id, was.Account, was.Owner)
+		next.Lineage, was.ReplacedBy = was.MeasuredAs(), id
+		tx.Emit([]byte("reset"))
+		return errors.Join(tx.Put(next), tx.Put(was))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if low.ID > next.ID || next.ID > old.ID {
+		t.Fatalf("token %d takes the place of token %d, beside token %d: the test needs it to be lower", next.ID, old.ID, low.ID)
+	}
+	for i, n := range b.nodes {
+		etcdtest.WaitFor(t, "the change to be known", func(ctx context.Context) error {
+			_, err := n.ByID(ctx, next.ID)
+			return err
+		})
+		if got, err := n.ByID(t.Context(), next.ID); err != nil || got.MeasuredAs() != old.ID {
+			t.Errorf("on node %d it is %+v, %v", i, got, err)
+		}
+		if got, err := n.Counter(key); err != nil || string(got) != "used" {
+			t.Errorf("node %d knows of %q, %v", i, got, err)
 		}
 	}
-	count(b.nodes[0], "1")
-	var next tokenstore.ID
+}
+
+// TestLargeChangeRestsOnWhatItRead makes a change of more keys than are compared one by
+// one, while another node changes one of the tokens that it read.
+func TestLargeChangeRestsOnWhatItRead(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, 1, 2, nil)
+	shared := b.mustCreate(0)
+	edit := func(n *node, more string) error {
+		return n.Change(t.Context(), func(tx tokenstore.Tx) error {
+			tok, err := tx.Token(shared.ID)
+			if err != nil {
+				return err
+			}
+			tok.Name += more
+			tx.Emit([]byte("edit"))
+			return tx.Put(tok)
+		})
+	}
 	tries := 0
 	err := b.nodes[0].Change(t.Context(), func(tx tokenstore.Tx) error {
-		if tries++; tries == 3 { // the first finds that it is large; between this one and its commit
-			defer count(b.nodes[1], "2")
+		tok, err := tx.Token(shared.ID)
+		if err != nil {
+			return err
 		}
-		for i := range 80 {
+		for range 80 {
 			id, err := tx.NewID()
 			if err != nil {
 				return err
@@ -433,30 +481,20 @@ func TestLargeResetHandsOnWhatIsUsed(t *testing.T) {
 			if err := tx.Put(storetest.Sample(id, 1, 1)); err != nil {
 				return err
 			}
-			if i == 0 {
-				next = id
+		}
+		if tries++; tries <= 3 { // the first finds that it is large
+			if err := edit(b.nodes[1], " and"); err != nil {
+				return err
 			}
 		}
-		tok, err := tx.Token(old.ID)
-		if err != nil {
-			return err
-		}
-		tok.ReplacedBy = next
-		tx.Emit([]byte("reset"))
+		tok.Name += " more"
+		tx.Emit([]byte("large"))
 		return tx.Put(tok)
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	want, err := b.nodes[0].Counter(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	got, err := b.nodes[0].Counter(countKey(next))
-	if err != nil || !bytes.Equal(got, want) {
-		t.Errorf("the new token has used %q of its limit, the old one %q: %v", got, want, err)
+	if got, err := b.nodes[0].ByID(t.Context(), shared.ID); err != nil || got.Name != shared.Name+" and and and more" {
+		t.Errorf("after %d tries it is called %q, %v", tries, got.Name, err)
 	}
 }
-
-// countKey is what counts of a token are kept under.
-func countKey(id tokenstore.ID) []byte { return binary.BigEndian.AppendUint64([]byte{0}, uint64(id)) }

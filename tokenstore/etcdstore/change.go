@@ -527,15 +527,9 @@ func (w *writing) comparisons() []clientv3.Cmp {
 
 // onlyHead compares that no data was changed since it was read, instead of each key
 // by itself: a change that rests on many of them waits for a moment when nobody
-// else changes any. What does not put head is still compared.
+// else changes any. Whatever a change of tokens rests on is put with head.
 func (w *writing) onlyHead() []clientv3.Cmp {
-	cmps := []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(w.store.keys.head()), "<", w.at+1)}
-	for _, prefix := range w.ranges {
-		if !w.isData(prefix) {
-			cmps = append(cmps, clientv3.Compare(clientv3.ModRevision(prefix).WithPrefix(), "<", w.at+1))
-		}
-	}
-	return cmps
+	return []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(w.store.keys.head()), "<", w.at+1)}
 }
 
 // finish turns what was staged into operations.
@@ -544,16 +538,14 @@ func (w *writing) finish() error {
 		if err := w.staged.Check(w.store.out.waiting()); err != nil {
 			return err
 		}
-		if err := w.finishTokens(); err != nil {
-			return err
-		}
+		w.finishTokens()
 		w.events = w.staged.Events()
 	}
 	w.finishAnswers()
 	return nil
 }
 
-func (w *writing) finishTokens() error {
+func (w *writing) finishTokens() {
 	keys := w.store.keys
 	last := map[tokenstore.ID]*tokenstore.Token{}
 	for t := range w.staged.Tokens() {
@@ -566,12 +558,9 @@ func (w *writing) finishTokens() error {
 			w.delete(keys.token(t.ID))
 			w.delete(keys.usage(t.ID))
 			w.delete(keys.notice(t.ID))
-			w.ops = append(w.ops, clientv3.OpDelete(keys.countsOf(t.ID), clientv3.WithPrefix()))
 		}
-		if t.Before != nil && t.After != nil && t.Before.ReplacedBy == 0 && t.After.ReplacedBy != 0 {
-			if err := w.inherit(t.ID, t.After.ReplacedBy); err != nil {
-				return err
-			}
+		if t.Forgets != 0 {
+			w.ops = append(w.ops, clientv3.OpDelete(keys.countsOf(t.Forgets), clientv3.WithPrefix()))
 		}
 		if t.Before != nil {
 			for i := range t.Before.Secrets {
@@ -590,7 +579,6 @@ func (w *writing) finishTokens() error {
 			w.put(keys.retired(d), hexID(id)) // claimed and given up in one change
 		}
 	}
-	return nil
 }
 
 // notePepper notes the writing pepper with the first record that it seals: a node
@@ -602,20 +590,6 @@ func (w *writing) notePepper() {
 	}
 	w.noted = true
 	w.put(w.store.keys.pepper(ids[0]), "")
-}
-
-// inherit gives what is used of a token's limits to the one that takes its place.
-func (w *writing) inherit(from, to tokenstore.ID) error {
-	prefix := w.store.keys.countsOf(from)
-	got, err := w.ask(prefix, clientv3.WithPrefix())
-	if err != nil {
-		return err
-	}
-	w.ranges = append(w.ranges, prefix)
-	for _, kv := range got {
-		w.put(w.store.keys.countsOf(to)+strings.TrimPrefix(string(kv.Key), prefix), string(kv.Value))
-	}
-	return nil
 }
 
 func holds(t *tokenstore.Token, d tokenstore.Digest) bool {

@@ -342,6 +342,8 @@ func (tx *memoryTx) allowed(current, t *tokenstore.Token) error {
 		return nil
 	case current.Account != t.Account || current.Owner != t.Owner:
 		return errors.New("moved to another account or owner")
+	case current.Lineage != t.Lineage:
+		return errors.New("moved to another lineage")
 	case current.State != tokenstore.StateRevoked:
 		return nil
 	case !revoked:

@@ -93,7 +93,7 @@ func testRandom(t *testing.T, open Opener) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			m := &model{
 				t: t, h: started(t, open, nil), r: rand.New(rand.NewPCG(seed, 7)), //nolint:gosec // repeatable
-				tokens: map[tokenstore.ID]*tokenstore.Token{}, used: map[tokenstore.Digest]tokenstore.ID{},
+				tokens: map[tokenstore.ID]*tokenstore.Token{}, used: map[tokenstore.Digest]tokenstore.ID{}, counts: map[tokenstore.ID]string{},
 			}
 			most = m.h.Steps
 			for range min(steps, cmp.Or(most, steps)) {
@@ -120,10 +120,11 @@ type model struct {
 	used   map[tokenstore.Digest]tokenstore.ID
 	ever   []tokenstore.Digest // the keys of used
 	events []string
+	counts map[tokenstore.ID]string // of limits, by lineage, where the store keeps them
 }
 
 func (m *model) step() {
-	switch m.r.IntN(12) {
+	switch m.r.IntN(14) {
 	case 0, 1, 2:
 		m.create(1)
 	case 3:
@@ -154,6 +155,10 @@ func (m *model) step() {
 		m.steal()
 	case 11:
 		m.drain()
+	case 12:
+		m.reset()
+	case 13:
+		m.count()
 	}
 	m.verify()
 }
@@ -243,10 +248,44 @@ func (m *model) rotate(tok *tokenstore.Token) {
 	tok.Secrets = append([]tokenstore.SecretRecord{next}, tok.Secrets[:m.r.IntN(2)]...)
 }
 
+// reset has a new token take the place of one, in its lineage.
+func (m *model) reset() {
+	id := m.pick()
+	if id == 0 || m.tokens[id].ReplacedBy != 0 {
+		return
+	}
+	var e string
+	var old, next *tokenstore.Token
+	change(m.t, m.h.Store, func(tx tokenstore.Tx) (err error) {
+		if old, next, err = replace(tx, id, m.newDigest()); err == nil {
+			e = m.emit(tx)
+		}
+		return err
+	})
+	m.remember(old)
+	m.remember(next)
+	m.events = append(m.events, e)
+}
+
+// count changes what is used of a token's limits.
+func (m *model) count() {
+	c, ok := m.h.Store.(counters)
+	id := m.pick()
+	if !ok || id == 0 {
+		return
+	}
+	shared := m.tokens[id].MeasuredAs()
+	m.counts[shared] += "|"
+	setCount(m.t, c, shared, m.counts[shared])
+}
+
 func (m *model) sweep() {
 	id := m.pick()
 	if id == 0 {
 		return
+	}
+	if m.tokens[id].ReplacedBy == 0 {
+		delete(m.counts, m.tokens[id].MeasuredAs())
 	}
 	if err := sweep(m.h.Store, id); err != nil {
 		m.t.Errorf("sweep %d: %v", id, err)
@@ -301,6 +340,9 @@ func (m *model) verify() {
 		t.Errorf("%d events wait, want %d", got, len(m.events))
 	}
 	if id := m.pick(); id != 0 {
+		if c, ok := m.h.Store.(counters); ok {
+			wantCount(t, c, m.tokens[id].MeasuredAs(), m.counts[m.tokens[id].MeasuredAs()])
+		}
 		same(t, byID(t, m.h.Store, id), m.tokens[id])
 		tok, err := m.h.Store.ByDigest(t.Context(), m.tokens[id].Secrets[0].Digest)
 		if err != nil || tok.ID != id {

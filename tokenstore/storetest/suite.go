@@ -56,6 +56,7 @@ func Run(t *testing.T, open Opener) {
 		{"BrokenPromiseIsRefused", testInvariants},
 		{"SecretBelongsToOneTokenForEver", testDigests},
 		{"SweptTokenIsGoneForGood", testSweep},
+		{"CountsStayWithTheLineage", testLineage},
 		{"IDIsNeverUsedTwice", testIDs},
 		{"ChildrenAreTheLivingOnes", testChildren},
 		{"QuerySelectsByPlaceAndOrder", testQueries},
