@@ -30,8 +30,8 @@ TEST_FLAGS ?= $(if $(CI),-count=1 -shuffle=on)
 LONG_FIRST := ./tokenstore/etcdstore/... ./cmd/tokenward ./proxy ./tokenstore/boltstore ./admin/clients
 
 # How many packages are tested at once. Many wait for an etcd to elect, for a patience
-# to end or for the disk, so it is one more than there are processors.
-RACE_PACKAGES ?= $$(($$(getconf _NPROCESSORS_ONLN) + 1))
+# to end or for the disk, so it is two more than there are processors.
+RACE_PACKAGES ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 2)))
 
 # The toolchain is the one that is installed: none is fetched behind one's back.
 export GOTOOLCHAIN := local
@@ -61,7 +61,7 @@ test: ## Vet, lint, all tests with the race detector, each fuzz target for secon
 .PHONY: race
 race: ## Run all tests with the race detector
 	@command -v "$$(go env CC)" >/dev/null || { echo "the race detector needs a C compiler: apt-get install gcc libc6-dev" >&2; exit 1; }
-	@$(STEP) "tests with the race detector" go test -race -timeout 9m -p $(RACE_PACKAGES) -parallel 4 $(TEST_FLAGS) $(LONG_FIRST) ./...
+	@$(STEP) "tests with the race detector" go test -race -vet=off -timeout 9m -p $(RACE_PACKAGES) -parallel 4 $(TEST_FLAGS) $(LONG_FIRST) ./...
 
 .PHONY: modules
 modules: ## Check that go.mod says what is imported, and that modules are what go.sum says
