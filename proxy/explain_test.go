@@ -57,10 +57,10 @@ func TestExplainSaysWhatTheDoorsDo(t *testing.T) {
 				{name: "preflight", method: "OPTIONS", target: "/accounts/1", fields: []string{"Origin: https://app.example", "Access-Control-Request-Method: GET"}, reason: "preflight"},
 				{name: "preflight of another origin", method: "OPTIONS", target: "/accounts/1", fields: []string{"Origin: https://evil.example", "Access-Control-Request-Method: GET"}, reason: "cors_refused"},
 			} {
+				if c.http1 && strings.HasPrefix(addr, "h2") {
+					continue // HTTP/2 has no such request
+				}
 				t.Run(c.name, func(t *testing.T) {
-					if c.http1 && strings.HasPrefix(addr, "h2") {
-						t.Skip("HTTP/2 has no such request")
-					}
 					head := canon.Head{Method: []byte(c.method), Target: []byte(c.target), Major: 1, Minor: 1, Peer: netip.MustParseAddrPort("127.0.0.1:1")}
 					for _, line := range append([]string{"Host: a"}, c.fields...) {
 						name, value, _ := strings.Cut(line, ": ")

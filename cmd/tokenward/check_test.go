@@ -253,26 +253,6 @@ func TestNamedFilesAreLookedAt(t *testing.T) {
 	}
 }
 
-// TestCheckLooksWhetherItsUserCanWrite lets a user check that may not write.
-func TestCheckLooksWhetherItsUserCanWrite(t *testing.T) {
-	if os.Getuid() == 0 {
-		t.Skip("root writes everywhere")
-	}
-	dir := t.TempDir()
-	cfg := defaultConfig()
-	cfg.TokenStore.Path, cfg.Audit.Path = filepath.Join(dir, "tokens.db"), filepath.Join(dir, "audit.jsonl")
-	if faults := cfg.checkWritable(); len(faults) > 0 {
-		t.Errorf("a folder that can be written: %+v", faults)
-	}
-	writeFile(t, cfg.TokenStore.Path, "", 0o400)
-	expectFault(t, "file", cfg.checkWritable(), "tokenstore.path: this user cannot write")
-	if err := errors.Join(os.Remove(cfg.TokenStore.Path), os.Chmod(dir, 0o500)); err != nil { //nolint:gosec // the fault under test
-		t.Fatal(err)
-	}
-	cfg.Audit.Path = filepath.Join(t.TempDir(), "audit.jsonl")
-	expectFault(t, "folder", cfg.checkWritable(), "tokenstore.path: this user cannot write")
-}
-
 // expectFault wants exactly one fault, `key: part of the problem`, or none.
 func expectFault(t *testing.T, kind string, faults []configFault, want string) {
 	t.Helper()

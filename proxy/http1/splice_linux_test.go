@@ -2,7 +2,6 @@ package http1
 
 import (
 	"net"
-	"runtime"
 	"testing"
 )
 
@@ -30,9 +29,6 @@ func pair(t *testing.T) (a, b *net.TCPConn) {
 // not be expected from it once more, or they would be taken out of its next
 // request.
 func TestSpliceCountsWhatABrokenSideDidNotTake(t *testing.T) {
-	if runtime.GOOS != "linux" {
-		t.Skip("the kernel copies on Linux only")
-	}
 	sender, src := pair(t)
 	dst, gone := pair(t)
 	_ = gone.SetLinger(0)
@@ -61,9 +57,6 @@ func TestSpliceCountsWhatABrokenSideDidNotTake(t *testing.T) {
 // has the last byte. If that was not said to be on its way, the answer would count
 // as early and end the client's connection.
 func TestAnswerDoesNotOvertakeTheLastSplicedPiece(t *testing.T) {
-	if runtime.GOOS != "linux" {
-		t.Skip("the kernel copies on Linux only")
-	}
 	sender, src := pair(t)
 	dst, _ := pair(t)
 	s := &Server{}
