@@ -174,6 +174,7 @@ func FuzzClientAddress(f *testing.F) {
 	f.Add("[::1]:80, fd00::1", "::ffff:10.0.0.1", false)
 	f.Add(`for=1.2.3.4;by="_x"`, `for="[fd00::1]:80"`, true)
 	f.Add(`for=", for=9.9.9.9`, `For=10.0.0.2;host="a,b"`, true)
+	f.Add(`by=_p`, `for=" fd00::1"`, true)
 	byXFF := compile(f, Options{TrustedProxies: proxies})
 	byForwarded := compile(f, Options{TrustedProxies: proxies, ClientAddress: "forwarded"})
 	f.Fuzz(func(t *testing.T, first, second string, rfc bool) {
@@ -194,7 +195,7 @@ func FuzzClientAddress(f *testing.F) {
 		h := head("/a", name+first, name+second)
 		h.Peer = peer("10.0.0.1:1")
 		q := accept(t, r, h)
-		hops := strings.Split(string(h.Fields[1].Value)+","+string(h.Fields[2].Value), ",")
+		hops := naiveForwardedFor(h)
 		if rfc {
 			hops = naiveForwarded(h)
 		}
@@ -216,7 +217,7 @@ func naiveClient(hops []string) netip.Addr {
 		if i == 64 {
 			return netip.Addr{}
 		}
-		addr = naiveNode(strings.Trim(hop, " \t"))
+		addr = naiveNode(hop)
 		if !addr.IsValid() || !trustedByAll(addr) {
 			break
 		}
@@ -254,6 +255,17 @@ var (
 	forPair  = regexp.MustCompile(`(?i)(?:^|;)for=(?:"([^"]*)"|([^";]*))`)
 	quoted   = regexp.MustCompile(`"[^"]*[,;][^"]*"`)
 )
+
+// naiveForwardedFor takes the space around its hops away; within the quotes of Forwarded it is a part of the node.
+func naiveForwardedFor(h *Head) []string {
+	var hops []string
+	for _, f := range h.Fields[1:] {
+		for hop := range strings.SplitSeq(string(f.Value), ",") {
+			hops = append(hops, strings.Trim(hop, " \t"))
+		}
+	}
+	return hops
+}
 
 // naiveForwarded reads well-formed lines from left to right; nil if they are not, or where it would take a regular expression more to
 // tell a separator from a quoted one.
