@@ -43,8 +43,8 @@ func (c *cursors) parse(text, selection string) (tokenstore.ID, bool) {
 	if cursorText.DecodedLen(len(text)) != cursorIDLen+cursorMACLen {
 		return 0, false
 	}
-	b, err := cursorText.DecodeString(text)
-	if err != nil || !hmac.Equal(b[cursorIDLen:], c.mac(b[:cursorIDLen], selection)) {
+	b, err := cursorText.DecodeString(text) // it takes line breaks anywhere, and does not count them
+	if err != nil || len(b) != cursorIDLen+cursorMACLen || !hmac.Equal(b[cursorIDLen:], c.mac(b[:cursorIDLen], selection)) {
 		return 0, false
 	}
 	return tokenstore.ID(binary.BigEndian.Uint64(b)), true

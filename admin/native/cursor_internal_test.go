@@ -1,6 +1,7 @@
 package native
 
 import (
+	"strings"
 	"testing"
 
 	"tokenward/tokenstore"
@@ -13,6 +14,7 @@ func FuzzCursor(f *testing.F) {
 	f.Add(c.text(1, ""), "")
 	f.Add(c.text(1<<53-1, "account=1&state=active"), "account=1&state=active")
 	f.Add("AAAAAAAAAAE", "")
+	f.Add("AAAAAAAA"+strings.Repeat("\r", 24), "")
 	f.Fuzz(func(t *testing.T, text, selection string) {
 		id, ok := c.parse(text, selection)
 		if ok && c.text(id, selection) != text {
