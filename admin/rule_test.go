@@ -519,6 +519,32 @@ func TestDominationHasEveryAspect(t *testing.T) {
 	}
 }
 
+// A scope that reaches into token management and beyond it is covered by no single
+// scope but itself, yet by two.
+func TestWhoMayDoEverythingMayGiveAnyScope(t *testing.T) {
+	w := admintest.New(t)
+	for _, tt := range []struct {
+		has  []string
+		want string
+	}{
+		{[]string{"*", "user:api-token:*"}, "done"},
+		{[]string{"*", "user:*"}, "done"},
+		{[]string{"*", "user:api-token:read", "user:api-token:write"}, "exceeds_caller"},
+		{[]string{"user:api-token:*", "accounts"}, "exceeds_caller"},
+	} {
+		c := w.Caller(w.Make(admin.Spec{Name: "maker", Account: new(uint64(1)), Scopes: tt.has}))
+		for _, scope := range []string{"user:*", "user:api-*"} {
+			want := tt.want
+			if slices.Contains(tt.has, scope) {
+				want = "done"
+			}
+			if got := outcome(drop(w.Service.Create(ctx, c, admin.Spec{Name: "made", Scopes: []string{scope}}))); got != want {
+				t.Errorf("%v gives %s: %s, want %s", tt.has, scope, got, want)
+			}
+		}
+	}
+}
+
 func TestGrantOnTheAccountCoversWhatLiesInIt(t *testing.T) {
 	w := admintest.New(t)
 	cast := w.Cast()

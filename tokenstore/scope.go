@@ -56,10 +56,13 @@ func scopePrefix(scope string) (prefix string, ok bool) {
 	return scope[:len(scope)-1], true
 }
 
-// scopesCover reports whether every scope of inner is covered by outer's.
+// scopesCover reports whether every scope of inner is covered by outer's. One that
+// stands for more than token management, such as `user:*`, takes two to cover it:
+// `*`, and all of management beside it.
 func scopesCover(outer, inner *Token) bool {
+	everything := outer.HasScope("*") && outer.HasScope(ManagePrefix+"*")
 	for _, want := range inner.Scopes {
-		if !outer.HasScope(want) {
+		if !everything && !outer.HasScope(want) {
 			return false
 		}
 	}
