@@ -206,16 +206,35 @@ func headOf(q *native.Question) canon.Head {
 	if q.From.IsValid() {
 		head.Peer = netip.AddrPortFrom(q.From, 0)
 	}
+	head.Upgrade = asksToSwitch(q.Headers)
 	named := false
 	for _, h := range q.Headers {
 		named = named || strings.EqualFold(h.Name, "Host")
-		head.Upgrade = head.Upgrade || strings.EqualFold(h.Name, "Upgrade")
 		head.Fields = append(head.Fields, canon.Field{Name: []byte(h.Name), Value: []byte(h.Value)})
 	}
 	if !named {
 		head.Fields = append(head.Fields, canon.Field{Name: []byte("Host"), Value: []byte("localhost")})
 	}
 	return head
+}
+
+// asksToSwitch reports whether the header fields ask for another protocol, as the
+// listener takes them: by one Upgrade, which Connection names (RFC 9110 section 7.8).
+func asksToSwitch(headers []native.Header) bool {
+	upgrades, named := 0, false
+	for _, h := range headers {
+		switch {
+		case strings.EqualFold(h.Name, "Upgrade") && strings.Trim(h.Value, " \t") == "":
+			return false
+		case strings.EqualFold(h.Name, "Upgrade"):
+			upgrades++
+		case strings.EqualFold(h.Name, "Connection"):
+			for option := range strings.SplitSeq(h.Value, ",") {
+				named = named || strings.EqualFold(strings.Trim(option, " \t"), "upgrade")
+			}
+		}
+	}
+	return named && upgrades == 1
 }
 
 func explanationOf(e proxy.Explanation) native.Explanation {

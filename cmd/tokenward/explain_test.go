@@ -115,6 +115,33 @@ func TestExplainKnowsWhatIsNotJudged(t *testing.T) {
 	}
 }
 
+// TestExplainTakesForAnUpgradeWhatTheListenerDoes: an upgraded connection may write,
+// an Upgrade that Connection does not name is a field like any other.
+func TestExplainTakesForAnUpgradeWhatTheListenerDoes(t *testing.T) {
+	_, id, explain := explained(t, "routes:\n  - {match: 'GET /rooms/{room}', resources: ['room:{room}']}\n", admin.Spec{Name: "reads", Scopes: []string{"a"},
+		Resources: &tokenstore.Resources{Grants: []tokenstore.Grant{{Type: "room", ID: "1", Level: tokenstore.LevelRead}}}})
+	for _, c := range []struct {
+		headers []string
+		want    string
+	}{
+		{nil, "ALLOWED"},
+		{[]string{"Upgrade: websocket"}, "ALLOWED"},
+		{[]string{"Connection: upgrade"}, "ALLOWED"},
+		{[]string{"Connection: keep-alive", "Upgrade: websocket"}, "ALLOWED"},
+		{[]string{"Connection: upgrade", "Upgrade: websocket", "Upgrade: h2c"}, "ALLOWED"},
+		{[]string{"Connection: upgrade", "Upgrade:"}, "ALLOWED"},
+		{[]string{"connection: keep-alive, Upgrade", "upgrade: websocket"}, "REFUSED: level_too_low"},
+	} {
+		args := []string{"--token-id", strconv.FormatUint(uint64(id), 10)}
+		for _, h := range c.headers {
+			args = append(args, "-H", h)
+		}
+		if out := explain(append(args, "GET", "/rooms/1")...); !strings.HasPrefix(out, c.want) {
+			t.Errorf("%q: want %s in\n%s", c.headers, c.want, out)
+		}
+	}
+}
+
 // TestExplainSaysHowToAskTheServer that has the store, in a line that works.
 func TestExplainSaysHowToAskTheServer(t *testing.T) {
 	dir := t.TempDir()
