@@ -106,9 +106,10 @@ var house = map[string]room{
 		inTests: []string{"tokenstore/boltstore"}, // writing behind is worth what the real store makes of it
 	},
 	"tokenstore/importer": {
-		what:  "readers of other products' key exports",
-		ours:  []string{"tokenstore"},
-		never: []ban{noHTTP, noDrivers, noCluster, noBolt, noEtcd},
+		what:    "readers of other products' key exports",
+		ours:    []string{"tokenstore"},
+		outside: []string{"github.com/goccy/go-yaml"}, // decK and standalone APISIX write YAML
+		never:   []ban{noHTTP, noDrivers, noCluster, noBolt, noEtcd},
 	},
 	"tokenstore/storetest": {
 		what:     "conformance suite, in-memory reference store, fault injector",

@@ -28,6 +28,7 @@ import (
 // importFlags say what is imported, and how.
 type importFlags struct {
 	config, format, digest string
+	exportedAt             string
 	dryRun, allowWeak      bool
 	account, owner         uint64
 	scopes                 []string
@@ -41,8 +42,10 @@ func (t *tokenCommand) newImport() *cobra.Command {
 		Long: "Take over tokens that customers already hold, by their secrets or by digests of them,\n" +
 			"so that nobody has to change a key. FILE - is standard input.\n\n" +
 			"Formats: csv (the first line names the columns), jsonl (one object on each line, in the\n" +
-			"words of the native API), and the exports of kong, tyk and apisix. Digests are sha256 or\n" +
-			"hmac-sha256 (with the key in tokenstore.import_key_files), in hexadecimal or base64.\n\n" +
+			"words of the native API), and the exports of kong, tyk and apisix, in JSON or YAML. Digests\n" +
+			"are sha256 or hmac-sha256 (with the key in tokenstore.import_key_files), in hexadecimal or\n" +
+			"base64. A ttl of kong counts from its export: from when FILE was last written, or from now\n" +
+			"for standard input, unless --exported-at says when that was.\n\n" +
 			"Run it with --dry-run first. A secret that a token has or ever had is refused, also one\n" +
 			"that was revoked. With --config the store of a stopped server is written itself.",
 		Example: "  tokenward token import --format kong --scopes accounts:read --dry-run key-auths.json\n" +
@@ -54,6 +57,7 @@ func (t *tokenCommand) newImport() *cobra.Command {
 	flags.StringVar(&f.format, "format", "", "the file's `format`: "+strings.Join(importer.Formats(), ", "))
 	flags.StringVar(&f.digest, "digest", "", "`kind` of digest that stands in the place of the key: none, sha256, hmac-sha256")
 	flags.StringVar(&f.config, "config", "", "configuration `file` of a server that is stopped")
+	flags.StringVar(&f.exportedAt, "exported-at", "", "`time` (RFC 3339) that kong's ttl counts from")
 	flags.BoolVar(&f.dryRun, "dry-run", false, "say what would be taken and refused, and change nothing")
 	flags.BoolVar(&f.allowWeak, "allow-weak", false, "take secrets of less than 80 bits too")
 	flags.Uint64Var(&f.account, "account", 0, "account `number` of tokens for which the file names none")
@@ -67,7 +71,7 @@ func (t *tokenCommand) newImport() *cobra.Command {
 type taker func(ctx context.Context, batch []importer.Item) (native.ImportAnswer, error)
 
 func (t *tokenCommand) importFile(cmd *cobra.Command, f *importFlags, path string) (err error) {
-	in := cmd.InOrStdin()
+	in, exported := cmd.InOrStdin(), time.Now()
 	if path != "-" {
 		file, err := os.Open(path) //nolint:gosec // the operator names it
 		if err != nil {
@@ -75,8 +79,18 @@ func (t *tokenCommand) importFile(cmd *cobra.Command, f *importFlags, path strin
 		}
 		defer file.Close()
 		in = file
+		if info, err := file.Stat(); err == nil && info.Mode().IsRegular() {
+			exported = info.ModTime()
+		}
 	}
-	items, err := importer.Read(f.format, in, importer.Options{Digest: f.digest})
+	if f.exportedAt != "" {
+		at, ok := tokenstore.ParseTime(f.exportedAt)
+		if !ok {
+			return usageError{fmt.Errorf("--exported-at %q is no time: write it as 2026-11-21T12:00:00Z", f.exportedAt)}
+		}
+		exported = at
+	}
+	items, err := importer.Read(f.format, in, importer.Options{Digest: f.digest, ExportedAt: exported})
 	if err != nil {
 		return usageError{err}
 	}

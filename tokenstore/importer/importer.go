@@ -4,6 +4,8 @@
 package importer
 
 import (
+	"bufio"
+	"bytes"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
@@ -41,6 +43,9 @@ type Options struct {
 	// Digest says what stands where a key is expected: "" or "none" for the secret
 	// itself, "sha256" or "hmac-sha256" for a digest of it.
 	Digest string
+	// ExportedAt is when an export was made, which what it says in seconds from then
+	// counts from. Zero: not known, and such an entry cannot be read.
+	ExportedAt time.Time
 }
 
 // LineError says that one entry cannot be read; the ones after it can.
@@ -139,9 +144,34 @@ func parseDigest(text string) (d tokenstore.Digest, ok bool) {
 	return d, false
 }
 
-// looksHashed reports whether a text has the form in which Tyk stores keys under
-// a murmur hash of 32, 64 or 128 bits.
-func looksHashed(text string) bool {
-	_, err := hex.DecodeString(text)
-	return err == nil && (len(text) == 8 || len(text) == 16 || len(text) == 32)
+// plainText returns what r holds without a byte order mark at its beginning.
+func plainText(r io.Reader) (io.Reader, error) {
+	in := bufio.NewReader(r)
+	begin, err := in.Peek(3)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("read the file: %w", err)
+	}
+	switch {
+	case bytes.HasPrefix(begin, []byte("\ufeff")):
+		_, _ = in.Discard(3) // they are there
+	case bytes.HasPrefix(begin, []byte{0xff, 0xfe}), bytes.HasPrefix(begin, []byte{0xfe, 0xff}):
+		return nil, errors.New("the file is UTF-16: save it as UTF-8")
+	}
+	return in, nil
+}
+
+// boundedReader fails behind so many bytes: an end there would make a whole row, and
+// perhaps a whole secret, of the beginning of one.
+type boundedReader struct {
+	r    io.Reader
+	left int
+}
+
+func (b *boundedReader) Read(p []byte) (int, error) {
+	if b.left == 0 {
+		return 0, errors.New("the file is longer than 1 GiB: cut it into several, each whole by itself; with CSV, each with the line that names the columns")
+	}
+	n, err := b.r.Read(p[:min(len(p), b.left)])
+	b.left -= n
+	return n, err
 }

@@ -86,23 +86,23 @@ func TestFormats(t *testing.T) {
 			"1 a  until 2027-01-01T00:00:00Z", "entry 2 has a wrong expires_at: it must be a time (RFC 3339) or null", "entry 3 has a wrong not_before: it must be a time (RFC 3339) or null", "entry 4 has a wrong expires_at: it must be a time (RFC 3339) or null",
 		}},
 		"CSV times":                        {"csv", "secret,not_before,expires_at\na,0001-01-01T00:00:00Z,never\nb,,2027-01-01t00:00:00z\n", importer.Options{}, []string{"entry 2 has a wrong not_before: it must be a time (RFC 3339)", "3 b  until 2027-01-01T00:00:00Z"}},
-		"Kong's Admin API":                 {"kong", `{"data":[{"id":"1","key":"k1","consumer":{"id":"c1"},"created_at":1700000000,"ttl":60,"tags":null},{"id":"2","key":"k2"}],"next":null}`, importer.Options{}, []string{"1 k1 c1 until 2023-11-14T22:14:20Z", "2 k2 2"}},
+		"Kong's Admin API":                 {"kong", `{"data":[{"id":"1","key":"k1","consumer":{"id":"c1"},"created_at":1600000000,"ttl":60,"tags":null},{"id":"2","key":"k2","ttl":null}],"next":null}`, importer.Options{ExportedAt: time.Unix(1700000000, 0)}, []string{"1 k1 c1 until 2023-11-14T22:14:20Z", "2 k2 2"}},
 		"Kong's declarative configuration": {"kong", `{"_format_version":"3.0","consumers":[{"username":"ann","keyauth_credentials":[{"key":"k1"},{"key":"k2"}]}],"keyauth_credentials":[{"key":"k3","consumer":"bob"}]}`, importer.Options{}, []string{"1 k3 bob", "2 k1 ann", "3 k2 ann"}},
-		"one page of Kong":                 {"kong", `{"data":[{"key":"k1"}],"next":"/key-auths?offset=x"}`, importer.Options{}, []string{"entry 1 is the last of a page: the file has only one of several, get the others with its `next`, or use `deck gateway dump`"}},
+		"one page of Kong":                 {"kong", `{"data":[{"key":"k1"}],"next":"/key-auths?offset=x"}`, importer.Options{}, []string{"stopped: the file ends with a page that is not the last one: append the others, each of which `next` names, or use `deck gateway dump`"}},
 		"Tyk's sessions by key":            {"tyk", `{"apikey-plain-key-of-tyk":{"alias":"a","expires":1700000000,"rate":10,"per":5,"quota_max":100,"quota_renewal_rate":3600,"is_inactive":true}}`, importer.Options{}, []string{"1 plain-key-of-tyk a until 2023-11-14T22:13:20Z {Rate:2 Burst:10 Quotas:[{Count:100 Per:hour}] Uses:0 Concurrent:0} disabled"}},
 		"Tyk's list":                       {"tyk", `{"keys":[{"key_id":"key-of-tyk","data":{"alias":"a","expires":-1}},{"key":"x"}]}`, importer.Options{}, []string{"1 key-of-tyk a", "entry 2 has no session"}},
 		"Tyk's sha256":                     {"tyk", `[{"key_hash":"` + hex.EncodeToString(sum[:]) + `","session":{}}]`, importer.Options{Digest: "sha256"}, []string{"1 sha256:" + short + " imported from Tyk"}},
 		"Tyk's murmur":                     {"tyk", `{"1a2b3c4d":{},"1a2b3c4d5e6f7a8b":{}}`, importer.Options{}, []string{tykMurmur(1), tykMurmur(2)}},
 		"Tyk's odd quota":                  {"tyk", `{"key-of-tyk":{"quota_max":1,"quota_renewal_rate":7}}`, importer.Options{}, []string{"entry 1 has a quota that is renewed every 7 seconds: quotas are by minute, hour, day or month"}},
 		"APISIX's consumers":               {"apisix", `{"total":2,"list":[{"key":"/apisix/consumers/jack","value":{"username":"jack","plugins":{"key-auth":{"key":"k1"}}}},{"key":"/apisix/consumers/jill","value":{"username":"jill","plugins":{"jwt-auth":{"key":"x"}}}}]}`, importer.Options{}, []string{"1 k1 jack"}},
-		"APISIX's credentials":             {"apisix", `{"list":[{"key":"/apisix/consumers/jack/credentials/main","value":{"plugins":{"key-auth":{"key":"k1"}}}}]}`, importer.Options{}, []string{"1 k1 main"}},
+		"APISIX's credentials":             {"apisix", `{"list":[{"key":"/apisix/consumers/jack/credentials/main","value":{"plugins":{"key-auth":{"key":"k1"}}}}]}`, importer.Options{}, []string{"1 k1 jack/main"}},
 		"APISIX, standalone":               {"apisix", `{"consumers":[{"username":"jack","plugins":{"key-auth":{"key":"$env://KEY"}}}]}`, importer.Options{}, []string{"entry 1 names a secret that is kept elsewhere: put the key itself into the file"}},
 		"APISIX's reference in capitals":   {"apisix", `{"consumers":[{"username":"jack","plugins":{"key-auth":{"key":"$ENV://JACKS_API_KEY_FOR_OUR_API"}}}]}`, importer.Options{}, []string{"entry 1 names a secret that is kept elsewhere: put the key itself into the file"}},
 		"Kong's references":                {"kong", `{"data":[{"key":"{vault://env/jacks-api-key-for-our-api}"},{"key":"${{env_JACKS_API_KEY_FOR_OUR_API}}"}]}`, importer.Options{}, []string{"entry 1 names a secret that is kept elsewhere: put the key itself into the file", "entry 2 names a secret that is kept elsewhere: put the key itself into the file"}},
 		"a misspelt restriction":           {"jsonl", `{"secret":"a","sources":{"allow":["0.0.0.0/0"],"denied":["192.0.2.1"]}}` + "\n" + `{"secret":"a","resources":[{"type":"a","id":"b","level":"read","levels":"write"}]}`, importer.Options{}, []string{`entry 1 has wrong sources: they are "any", or allow and deny`, `entry 2 has wrong resources: they are "all" or a list of type, id and level`}},
 		"no JSON":                          {"kong", `{"data":[{"key":"a secret" oops`, importer.Options{}, []string{"stopped: the file is no JSON from byte 28 on"}},
-		"another JSON":                     {"kong", `{"data":[{"key":7}]}`, importer.Options{}, []string{"stopped: the file is not of that format: at byte 17, data.key is not what it should be"}},
-		"two documents":                    {"apisix", `{}{}`, importer.Options{}, []string{"stopped: the file has more than one JSON document: for one on each line use the format jsonl"}},
+		"a key that is a number":           {"kong", `{"data":[{"key":7},{"key":"k2","id":"2"}]}`, importer.Options{}, []string{"entry 1 has a key of another kind than it should be, as text is that stands without quotes", "2 k2 2"}},
+		"two documents":                    {"apisix", `{}{}`, importer.Options{}, []string{notAPISIX(1), notAPISIX(2)}},
 		"murmur":                           {"csv", "", importer.Options{Digest: "murmur64"}, []string{"refused: murmur64 is no cryptographic hash, so other texts than the secret would be let in: import the secrets themselves"}},
 		"bcrypt":                           {"csv", "", importer.Options{Digest: "bcrypt"}, []string{`refused: "bcrypt" is no kind of digest that can be imported: write sha256 or hmac-sha256, or import the secrets themselves`}},
 		"no format":                        {"xml", "", importer.Options{}, []string{`refused: "xml" is no format: write one of apisix, csv, jsonl, kong, tyk`}},
@@ -111,6 +111,109 @@ func TestFormats(t *testing.T) {
 			t.Parallel()
 			if got := read(t, test.format, test.text, test.options); !reflect.DeepEqual(got, test.want) {
 				t.Errorf("got:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(test.want, "\n"))
+			}
+		})
+	}
+}
+
+func notAPISIX(n int) string {
+	return fmt.Sprintf("entry %d is nothing of APISIX's that holds keys: give the answer of `GET /apisix/admin/consumers`, or a standalone configuration", n)
+}
+
+func TestExportsAsTheProductsWriteThem(t *testing.T) {
+	t.Parallel()
+	hash := strings.Repeat("0123456789abcdef", 4)
+	const (
+		notKong   = " is nothing of Kong's that holds keys: give the answer of `GET /key-auths`, or a declarative configuration"
+		noSession = "entry 1 is a key without its session: get each with `GET /tyk/keys/KEY`, and give an object of sessions by key"
+		tykSHA    = "entry 1 looks like a SHA-256 of the key: say --digest sha256, or --digest none if it is the key itself"
+	)
+	for name, test := range map[string]struct {
+		format, text string
+		options      importer.Options
+		want         []string
+	}{
+		"decK's YAML": {"kong", "_format_version: \"3.0\"\nconsumers:\n- custom_id: \"7\"\n  keyauth_credentials:\n  - key: k1 # of ann\n    tags: [a, b]\n  - key: 'k''2'\n  username: ann\n- username: bob\n  basicauth_credentials:\n  - {username: bob, password: p}\nservices: []\n", importer.Options{}, []string{"1 k1 ann", "2 k'2 ann"}},
+		"Kong's db_export": {"kong", "_format_version: '3.0'\n_transform: false\nconsumers:\n- id: c-1\n  username: ann\nkeyauth_credentials:\n- consumer: c-1\n  created_at: 1600000000\n  id: i-1\n  key: k1\n  tags: ~\n  ttl: 60\n", importer.Options{ExportedAt: time.Unix(1700000000, 0)},
+			[]string{"1 k1 ann until 2023-11-14T22:14:20Z"}},
+		"a ttl of Kong from nobody knows when": {"kong", `{"data":[{"key":"k1","ttl":60,"created_at":1700000000}],"next":null}`, importer.Options{}, []string{"entry 1 has a ttl, which counts from when it was exported: say when that was"}},
+		"a ttl that overflows":                 {"kong", `{"data":[{"key":"k1","ttl":9223372036854775807},{"key":"k2","ttl":-1}]}`, importer.Options{ExportedAt: time.Unix(1, 0)}, []string{"entry 1 has a ttl that is none of Kong's", "entry 2 has a ttl that is none of Kong's"}},
+		"Kong's pages behind one another":      {"kong", `{"data":[{"key":"k1","id":"1"}],"next":"/key-auths?offset=x","offset":"x"}` + "\n" + `{"data":[{"key":"k2","id":"2"}],"next":null}`, importer.Options{}, []string{"1 k1 1", "2 k2 2"}},
+		"Kong's pages in a list":               {"kong", `[{"data":[{"key":"k1","id":"1"}],"next":"/key-auths?offset=x"},{"data":{},"next":null}]`, importer.Options{}, []string{"1 k1 1"}},
+		"one credential of Kong":               {"kong", `{"key":"k1","id":"1","consumer":{"id":"c"}}`, importer.Options{}, []string{"1 k1 c"}},
+		"Kong's consumers":                     {"kong", `{"data":[{"id":"1","username":"ann"}],"next":null}`, importer.Options{}, []string{"entry 1 is a consumer without its keys: give the answer of `GET /key-auths`, or a declarative configuration"}},
+		"the configuration of a DB-less node":  {"kong", `{"config":"_format_version: '3.0'\nconsumers:\n- {username: ann, keyauth_credentials: [{key: k1}]}\n"}`, importer.Options{}, []string{"1 k1 ann"}},
+		"another's export":                     {"kong", `{"list":[{"key":"/apisix/consumers/jack","value":{}}]}`, importer.Options{}, []string{"entry 1" + notKong}},
+		"a key in YAML without quotes":         {"kong", "keyauth_credentials:\n- key: 0123\n- key: 1.5\n- key: true\n- key: ok\n", importer.Options{}, []string{"entry 1 has a key of another kind than it should be, as text is that stands without quotes", "entry 2 has a key of another kind than it should be, as text is that stands without quotes", "entry 3 has a key of another kind than it should be, as text is that stands without quotes", "4 ok imported from Kong"}},
+		"an alias of YAML":                     {"kong", "a: &a {key: k1}\nkeyauth_credentials:\n- *a\n", importer.Options{}, []string{"stopped: line 1 uses an anchor, an alias, a tag or the like: write out what it stands for, as `yq 'explode(.)'` does, or give the file as JSON"}},
+		"a name twice in YAML":                 {"kong", "keyauth_credentials:\n- key: k1\n  ttl: 5\n  ttl: 0\n", importer.Options{}, []string{"stopped: line 4 has a name that stands there twice"}},
+		"an empty file":                        {"kong", " \n", importer.Options{}, []string{"stopped: the file is empty"}},
+		"UTF-16":                               {"kong", "\xff\xfe{\x00", importer.Options{}, []string{"stopped: the file is UTF-16: save it as UTF-8"}},
+		"a byte order mark":                    {"kong", "\ufeff" + `{"key":"k1","id":"1"}`, importer.Options{}, []string{"1 k1 1"}},
+		"a key that is no Unicode":             {"kong", "{\"key\":\"k\xff1\"}", importer.Options{}, []string{"stopped: the file is not UTF-8: save it as that"}},
+
+		"Tyk's keys alone":                {"tyk", `{"keys":["key-of-tyk"]}`, importer.Options{}, []string{noSession}},
+		"the Dashboard's page":            {"tyk", `{"data":{"keys":[{"key_id":"key-of-tyk","data":{"alias":"a"}}]},"pages":1}`, importer.Options{}, []string{"1 key-of-tyk a"}},
+		"one key of the Dashboard":        {"tyk", `{"api_model":{},"key_id":"key-of-tyk","key_hash":"","data":{"alias":"a","expires":-1},"is_good":true}`, importer.Options{}, []string{"1 key-of-tyk a"}},
+		"a session without its key":       {"tyk", `{"alias":"a","expires":0,"access_rights":{}}`, importer.Options{}, []string{"entry 1 has no key beside its session: give an object of sessions by key"}},
+		"a dump of Redis":                 {"tyk", `{"db":0,"key":"apikey-key-of-tyk","ttl":-1,"type":"string","value":"{\"alias\":\"a\",\"expires\":1700000000}","size":9}` + "\n", importer.Options{}, []string{"1 key-of-tyk a until 2023-11-14T22:13:20Z"}},
+		"sessions as text by key":         {"tyk", `{"apikey-key-of-tyk":"{\"alias\":\"a\"}","quota-x":"5"}`, importer.Options{}, []string{"1 key-of-tyk a", "entry 2 has no session"}},
+		"Tyk's sha256 taken for a secret": {"tyk", `{"` + hash + `":{}}`, importer.Options{}, []string{tykSHA}},
+		"Tyk's hash said to be the key":   {"tyk", `[{"key_hash":"` + hash + `","data":{}},{"key_hash":"1a2b3c4d","data":{}},{"key":"` + hash + `","data":{"alias":"a"}}]`, importer.Options{Digest: "none"}, []string{tykSHA, tykMurmur(2), "3 " + hash + " a"}},
+		"Tyk's keys that are no secrets": {"tyk", `{"a":{"basic_auth_data":{"password":"p"}},"b":{"hmac_enabled":true},"c":{"jwt_data":{"secret":"s"}},"d":{"certificate":"x"},"e":{"mtls_static_certificate_bindings":["x"]},"f":{"enable_http_signature_validation":true}}`, importer.Options{}, []string{
+			"entry 1 is a user with a password, not a key", "entry 2 is a key for signatures: its name is no secret", "entry 3 is a key for JWTs: its name is no secret",
+			"entry 4 is bound to a client certificate, which a token cannot be", "entry 5 is bound to a client certificate, which a token cannot be", "entry 6 is a key for signatures: its name is no secret",
+		}},
+		"a rate that overflows": {"tyk", `{"key-of-tyk":{"rate":1e300,"per":1}}`, importer.Options{}, []string{"entry 1 has a rate that is none"}},
+
+		"APISIX 2":                    {"apisix", `{"action":"get","count":2,"node":{"dir":true,"key":"/apisix/consumers","nodes":[{"key":"/apisix/consumers/jack","value":{"username":"jack","plugins":{"key-auth":{"key":"k1","disable":true}}}}]}}`, importer.Options{}, []string{"1 k1 jack disabled"}},
+		"APISIX 2 without consumers":  {"apisix", `{"action":"get","count":0,"node":{"dir":true,"key":"/apisix/consumers","nodes":{}}}`, importer.Options{}, nil},
+		"a consumer of APISIX 2":      {"apisix", `{"action":"get","node":{"key":"/apisix/consumers/jack","value":{"username":"jack","plugins":{"key-auth":{"key":"k1"}}}}}`, importer.Options{}, []string{"1 k1 jack"}},
+		"a consumer of APISIX 3":      {"apisix", `{"key":"/apisix/consumers/jack","value":{"username":"jack","plugins":{"key-auth":{"key":"k1","_meta":{"disable":true}}}},"createdIndex":1,"modifiedIndex":2}`, importer.Options{}, []string{"1 k1 jack disabled"}},
+		"a standalone configuration":  {"apisix", "routes:\n  -\n    uri: /hello\n    plugins:\n      key-auth: {}\nconsumers:\n  - username: jack\n    plugins:\n      key-auth:\n        key: k1\n  - username: jill\n    plugins: {}\n  - id: jill/credentials/main\n    plugins:\n      key-auth: {key: k2}\n#END\n", importer.Options{}, []string{"1 k1 jack", "2 k2 jill/main"}},
+		"what adc dumps":              {"apisix", "consumers:\n  - username: jane\n    credentials:\n      - name: primary\n        type: key-auth\n        config:\n          key: k1\n      - name: other\n        type: jwt-auth\n        config: {key: k2}\n", importer.Options{}, []string{"1 k1 jane/primary"}},
+		"lines of etcdctl":            {"apisix", "/apisix/consumers/\ninit_dir\n/apisix/consumers/jack\n" + `{"username":"jack","plugins":{"key-auth":{"key":"k1"}}}` + "\n/apisix/consumers/jack/credentials/main\n" + `{"id":"main","plugins":{"key-auth":{"key":"k2"}}}` + "\n/apisix/routes/1\n" + `{"plugins":{"key-auth":{}}}` + "\n", importer.Options{}, []string{"1 k1 jack", "2 k2 jack/main"}},
+		"lines of etcdctl, cut":       {"apisix", "/apisix/consumers/jack\n", importer.Options{}, []string{"stopped: the file is cut off: its last key of etcd has no value"}},
+		"JSON of etcdctl":             {"apisix", `{"header":{},"kvs":[{"key":"` + base64.StdEncoding.EncodeToString([]byte("/apisix/consumers/jack")) + `","value":"` + base64.StdEncoding.EncodeToString([]byte(`{"username":"jack","plugins":{"key-auth":{"key":"k1"}}}`)) + `"}],"count":1}`, importer.Options{}, []string{"1 k1 jack"}},
+		"a consumer of another kind":  {"apisix", `{"consumers":[{"username":7,"plugins":{"key-auth":{"key":"k1"}}},{"username":"jack","plugins":{"key-auth":{"key":"k2"}}}]}`, importer.Options{}, []string{"entry 1 has a username of another kind than it should be, as text is that stands without quotes", "2 k2 jack"}},
+		"an export of Kong as APISIX": {"apisix", "_format_version: '3.0'\n", importer.Options{}, []string{notAPISIX(1)}},
+
+		"CSV of a spreadsheet":  {"csv", "\ufeff\"secret\";\"name\";\"disabled\"\r\n\"a;b\";one, two;FALSE\r\nc;;WAHR\r\n", importer.Options{}, []string{"2 a;b one, two", "entry 3 has a wrong disabled: it must be true or false"}},
+		"CSV with tabs":         {"csv", "name\tsecret\none\ta\n", importer.Options{}, []string{"2 a one"}},
+		"CSV in UTF-16":         {"csv", "\xff\xfes\x00", importer.Options{}, []string{"stopped: the file is UTF-16: save it as UTF-8"}},
+		"JSON lines of Windows": {"jsonl", "\ufeff{\"secret\":\"a\"}\r\n{\"secret\":\"b\"}\r\n", importer.Options{}, []string{"1 a ", "2 b "}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			if got := read(t, test.format, test.text, test.options); !reflect.DeepEqual(got, test.want) {
+				t.Errorf("got:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(test.want, "\n"))
+			}
+		})
+	}
+}
+
+func TestHostileYAMLEndsSoon(t *testing.T) {
+	t.Parallel()
+	var wide strings.Builder
+	for i := range 20000 {
+		fmt.Fprintf(&wide, "a%d: 1\n", i)
+	}
+	for name, text := range map[string]string{
+		"brackets": "a: " + strings.Repeat("[", 1<<15),
+		"braces":   strings.Repeat("a: {", 1<<15),
+		"dashes":   strings.Repeat("- ", 1<<15),
+		"indents":  strings.Repeat("- ", 300) + "a",
+		"keys":     strings.Repeat("? ", 1<<15),
+		"values":   strings.Repeat("a: ", 1<<15),
+		"anchors":  strings.Repeat("&a ", 1<<15),
+		"wide":     wide.String(),
+		"too long": strings.Repeat("#\n", 5<<20),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got := read(t, "kong", text, importer.Options{})
+			if len(got) == 0 || len(got[0]) > 200 {
+				t.Errorf("%.200q", got)
 			}
 		})
 	}

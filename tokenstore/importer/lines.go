@@ -18,8 +18,9 @@ import (
 	"tokenward/tokenstore"
 )
 
-// columns are those of a CSV file, which its first line names. One of secret and
-// digest is required; lists are separated by spaces.
+// columns are those of a CSV file, which its first line names, separated by commas, or,
+// as spreadsheets write them, by semicolons or tabs. One of secret and digest is
+// required; lists are separated by spaces.
 var columns = map[string]func(*Item, string) error{
 	"last4":   func(i *Item, s string) error { i.Last4 = s; return nil },
 	"name":    func(i *Item, s string) error { i.Name = s; return nil },
@@ -37,14 +38,17 @@ var columns = map[string]func(*Item, string) error{
 		return err
 	},
 	"not_before": func(i *Item, s string) (err error) { i.NotBefore, err = parseStart(s); return err },
-	"disabled":   func(i *Item, s string) (err error) { i.Disabled, err = strconv.ParseBool(s); return err },
+	"disabled": func(i *Item, s string) (err error) {
+		if i.Disabled, err = strconv.ParseBool(strings.ToLower(s)); err != nil {
+			return errors.New("it must be true or false")
+		}
+		return nil
+	},
 }
 
 func readCSV(r io.Reader, o Options) iter.Seq2[Item, error] {
 	return func(yield func(Item, error) bool) {
-		in := csv.NewReader(&boundedReader{r, maxDocumentBytes})
-		in.ReuseRecord = true
-		head, err := csvHead(in)
+		in, head, err := openCSV(r)
 		if err != nil {
 			yield(Item{}, err)
 			return
@@ -73,21 +77,30 @@ func readCSV(r io.Reader, o Options) iter.Seq2[Item, error] {
 	}
 }
 
-// boundedReader fails behind so many bytes: an end there would make a whole row, and
-// perhaps a whole secret, of the beginning of one.
-type boundedReader struct {
-	r    io.Reader
-	left int
+// openCSV reads the first line, which shows by what fields are separated: no column's name has
+// a character that could be it.
+func openCSV(r io.Reader) (*csv.Reader, []string, error) {
+	text, err := plainText(&boundedReader{r, maxDocumentBytes})
+	if err != nil {
+		return nil, nil, err
+	}
+	buffered := bufio.NewReaderSize(text, maxHeadBytes)
+	first, err := buffered.Peek(maxHeadBytes)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, nil, fmt.Errorf("read CSV: %w", err)
+	}
+	first, _, _ = bytes.Cut(first, []byte("\n"))
+	in := csv.NewReader(buffered)
+	in.ReuseRecord = true
+	if at := bytes.IndexAny(first, ",;\t"); at >= 0 {
+		in.Comma = rune(first[at])
+	}
+	head, err := csvHead(in)
+	return in, head, err
 }
 
-func (b *boundedReader) Read(p []byte) (int, error) {
-	if b.left == 0 {
-		return 0, errors.New("the file is longer than 1 GiB: cut it into several, each with the line that names the columns")
-	}
-	n, err := b.r.Read(p[:min(len(p), b.left)])
-	b.left -= n
-	return n, err
-}
+// maxHeadBytes is as much of a CSV file as its first line is looked for in.
+const maxHeadBytes = 4096
 
 func csvHead(in *csv.Reader) ([]string, error) {
 	row, err := in.Read()
@@ -97,7 +110,7 @@ func csvHead(in *csv.Reader) ([]string, error) {
 	head, keys := make([]string, len(row)), 0
 	seen := map[string]bool{}
 	for i, name := range row {
-		name = strings.ToLower(strings.TrimSpace(strings.TrimPrefix(name, "\ufeff")))
+		name = strings.ToLower(strings.TrimSpace(name))
 		head[i] = name
 		if name == "secret" || name == "digest" {
 			keys++
@@ -245,7 +258,12 @@ type lineLimits struct {
 
 func readLines(r io.Reader, o Options) iter.Seq2[Item, error] {
 	return func(yield func(Item, error) bool) {
-		in := bufio.NewScanner(r)
+		text, err := plainText(r)
+		if err != nil {
+			yield(Item{}, err)
+			return
+		}
+		in := bufio.NewScanner(text)
 		in.Buffer(make([]byte, 0, 4096), maxLineBytes)
 		line := 0
 		for in.Scan() {
