@@ -76,6 +76,23 @@ func (f *serverFlags) server() (base *url.URL, from string, err error) {
 	return base, from, nil
 }
 
+// adminURL is where a server with this configuration is called from the same
+// machine. A listener for all addresses is there at the loopback one.
+func (c *Config) adminURL() string {
+	scheme := "http"
+	if c.Admin.TLS.Enabled() {
+		scheme = "https"
+	}
+	host, port, err := net.SplitHostPort(c.Admin.Listen)
+	if err != nil { // no configuration loads with such a one
+		return defaultAdmin
+	}
+	if wildcard(host) {
+		host = "127.0.0.1"
+	}
+	return scheme + "://" + net.JoinHostPort(host, port)
+}
+
 // secret reads the calling token and says where it came from.
 func (f *serverFlags) secret(stdin io.Reader, stderr io.Writer) (tokenstore.Secret, string, error) {
 	if f.tokenFile == "" {

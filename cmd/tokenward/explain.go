@@ -95,8 +95,8 @@ func (f *explainFlags) run(cmd *cobra.Command, method, target string) (native.Ex
 	}
 	v, err := openVault(cmd.Context(), cfg, slog.New(slog.DiscardHandler), time.Now, opening{})
 	if err != nil {
-		return none, fmt.Errorf("%w\nTo ask a running server: curl -H \"Authorization: Bearer $TOKENWARD_TOKEN\" -H \"Content-Type: application/json\" http://%s/v1/explain -d '{\"method\":%q,\"target\":%q,\"token_id\":%d}'",
-			err, cfg.Admin.Listen, method, target, max(f.tokenID, 1))
+		return none, fmt.Errorf("%w\nTo ask a running server: curl -H \"Authorization: Bearer $TOKENWARD_TOKEN\" -H \"Content-Type: application/json\" %s/v1/explain -d '{\"method\":%q,\"target\":%q,\"token_id\":%d}'",
+			err, cfg.adminURL(), method, target, max(f.tokenID, 1))
 	}
 	out, err := f.judge(cmd.Context(), cmd.InOrStdin(), cfg, v, &q)
 	return out, errors.Join(err, v.close())

@@ -39,7 +39,10 @@ func newInitCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return printRoot(cmd.OutOrStdout(), cfg, made, revoked, asJSON)
+			if err := printRoot(cmd.OutOrStdout(), cfg, made, revoked, asJSON); err != nil {
+				return fmt.Errorf("root token %d was made, but its secret could not be printed, and cannot be read again: %w\nTo have another in its place, type `tokenward init --new-root --config %s`", made.Token.ID, err, config)
+			}
+			return nil
 		},
 	}
 	cmd.Flags().StringVar(&config, "config", "tokenward.yaml", "configuration file")
@@ -87,8 +90,8 @@ func printRoot(w io.Writer, cfg *Config, made admin.Made, revoked []tokenstore.I
 		fmt.Fprintf(&text, "Revoked: root token %d\n", id)
 	}
 	fmt.Fprintf(&text, "It can do everything. Keep it where secrets are kept, and make lesser tokens with it:\n\n"+
-		"    export TOKENWARD_ADMIN=http://%s TOKENWARD_TOKEN=<the root token>\n"+
-		"    tokenward token create --name first --scopes '*'\n", cfg.Admin.Listen)
+		"    export TOKENWARD_ADMIN=%s TOKENWARD_TOKEN=<the root token>\n"+
+		"    tokenward token create --name first --scopes '*'\n", cfg.adminURL())
 	_, err := io.WriteString(w, text.String())
 	return err
 }

@@ -114,16 +114,29 @@ func (t *tokenCommand) oneOf(cmd *cobra.Command, c *client, one call, say func(*
 		fmt.Fprintf(cmd.ErrOrStderr(), "warning: no route and no enforce.known_scopes knows the scope %s: nothing will ever ask for it. "+
 			"If it is a slip, put it right with `tokenward token update`; if not, name it in enforce.known_scopes\n", shownText(strings.ReplaceAll(unknown, " ", ", ")))
 	}
-	if t.asJSON {
-		_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s\n", answer)
-		return err
-	}
+	text := string(answer) + "\n"
 	var v tokenView
-	if err := json.Unmarshal(answer, &v); err != nil {
+	if err := json.Unmarshal(answer, &v); err != nil && !t.asJSON {
 		return c.strange(one, err.Error())
 	}
-	_, err = io.WriteString(cmd.OutOrStdout(), say(&v))
+	if !t.asJSON {
+		text = say(&v)
+	}
+	_, err = io.WriteString(cmd.OutOrStdout(), text)
+	if err != nil && one.once {
+		return unprinted(&v, err)
+	}
 	return err
+}
+
+// unprinted is the error of a secret that was made and that nobody got to see.
+func unprinted(v *tokenView, cause error) error {
+	rotate := fmt.Sprintf("`tokenward token rotate %d`", v.ID)
+	next := "Type " + rotate + " to have another"
+	if len(v.Secrets) > 1 {
+		next = fmt.Sprintf("The one before it works on until its end. To have another now, type `tokenward token rotate %d --finish`, which ends that one too, and then %s", v.ID, rotate)
+	}
+	return fmt.Errorf("token %d has a new secret, but it could not be printed, and cannot be read again: %w\n%s", v.ID, cause, next)
 }
 
 func (t *tokenCommand) newList() *cobra.Command {

@@ -6,8 +6,10 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -83,6 +85,61 @@ func breakWithin(w http.ResponseWriter, _ *http.Request) {
 }
 
 const made = `{"id":7,"name":"ci","state":"active","scopes":[],"resources":"all","sources":"any","secrets":[],"token":"shown-once"}`
+
+// TestAdminIsNamedAsItCanBeReached: what init and explain print is to be pasted.
+func TestAdminIsNamedAsItCanBeReached(t *testing.T) {
+	const tls = ", tls: {cert_file: c, key_file: k}"
+	for config, want := range map[string]string{
+		"listen: 127.0.0.1:8081":                       "http://127.0.0.1:8081",
+		"listen: 'localhost:8081'" + tls:               "https://localhost:8081",
+		"listen: ':8443'" + tls:                        "https://127.0.0.1:8443",
+		"listen: '[::]:8443'" + tls:                    "https://127.0.0.1:8443",
+		"listen: 0.0.0.0:8081, insecure: true":         "http://127.0.0.1:8081",
+		"listen: '[2001:db8::1]:8081', insecure: true": "http://[2001:db8::1]:8081",
+		"listen: 192.0.2.1:8081, insecure: true" + tls: "https://192.0.2.1:8081",
+	} {
+		if got := mustParse(t, "admin: {"+config+"}").adminURL(); got != want {
+			t.Errorf("%s: %s, want %s", config, got, want)
+		}
+	}
+}
+
+// fullDisk takes nothing.
+type fullDisk struct{}
+
+func (fullDisk) Write([]byte) (int, error) { return 0, syscall.ENOSPC }
+
+// TestSecretThatCannotBePrintedSaysHowToHaveAnother: it is made, and nobody has it.
+func TestSecretThatCannotBePrintedSaysHowToHaveAnother(t *testing.T) {
+	rotated := strings.Replace(made, `"secrets":[]`, `"secrets":[{"last4":"abcd","created_at":"2026-11-22T00:00:00.000Z"},{"last4":"efgh","created_at":"2026-11-21T00:00:00.000Z"}]`, 1)
+	for _, c := range []struct {
+		args         []string
+		answer, want string
+	}{
+		{[]string{"create", "--name", "ci"}, made, "Type `tokenward token rotate 7` to have another\n"},
+		{[]string{"reset", "6"}, made, "Type `tokenward token rotate 7` to have another\n"},
+		{[]string{"rotate", "7"}, rotated, "type `tokenward token rotate 7 --finish`, which ends that one too, and then `tokenward token rotate 7`\n"},
+	} {
+		for _, form := range []string{"--json=false", "--json"} {
+			f := newFakeServer(t, func(w http.ResponseWriter, _ *http.Request) { answerJSON(w, http.StatusCreated, c.answer) })
+			t.Setenv(envAdmin, f.url)
+			t.Setenv(envToken, callingToken.Reveal())
+			var errs strings.Builder
+			code := run(t.Context(), append(append([]string{"token"}, c.args...), form), strings.NewReader(""), fullDisk{}, &errs)
+			if text := errs.String(); code != exitFailed || !strings.Contains(text, "token 7 has a new secret, but it could not be printed") || !strings.HasSuffix(text, c.want) {
+				t.Errorf("%q %s: exit code %d\n%s", c.args, form, code, text)
+			}
+		}
+	}
+	path := writeFile(t, filepath.Join(t.TempDir(), "tokenward.yaml"), fmt.Sprintf("tokenstore: {path: %[1]s/t.db}\naudit: {path: %[1]s/a.jsonl}\n", t.TempDir()), 0o600)
+	for _, args := range [][]string{{"init"}, {"init", "--new-root", "--json"}} {
+		var errs strings.Builder
+		code := run(t.Context(), append(args, "--config", path), strings.NewReader(""), fullDisk{}, &errs)
+		if text := errs.String(); code != exitFailed || !strings.Contains(text, "was made, but its secret could not be printed") || !strings.HasSuffix(text, "type `tokenward init --new-root --config "+path+"`\n") {
+			t.Errorf("%q: exit code %d\n%s", args, code, text)
+		}
+	}
+}
 
 func TestLostAnswerIsAskedForAgainUnderTheSameKey(t *testing.T) {
 	for name, lose := range map[string]http.HandlerFunc{"before the answer": breakOff, "within the answer": breakWithin} {
