@@ -40,8 +40,9 @@ type world struct {
 	store    *boltstore.Store
 	cache    *tokenstore.Cache
 	upstream *upstream
-	secrets  map[string]string // by the name of the token
-	broken   atomic.Bool       // the store does not answer
+	secrets  map[string]string        // by the name of the token
+	broken   atomic.Bool              // the store does not answer
+	lose     func(*tokenstore.Change) // makes less of a change before it is told; nil: all is told
 
 	mu       sync.Mutex
 	observed []enforce.Reason
@@ -145,7 +146,13 @@ func newWorld(t testing.TB, opts canon.Options) *world {
 	t.Helper()
 	w := &world{upstream: newUpstream(t), secrets: make(map[string]string), noted: make(chan struct{}, 1000)}
 	var cache *tokenstore.Cache
-	store, err := boltstore.Create(boltstore.Options{Path: filepath.Join(t.TempDir(), "t.db"), OnChange: func(c tokenstore.Change) { cache.Changed(c); w.guard.Streams.Changed(c) }})
+	store, err := boltstore.Create(boltstore.Options{Path: filepath.Join(t.TempDir(), "t.db"), OnChange: func(c tokenstore.Change) {
+		if w.lose != nil {
+			w.lose(&c)
+		}
+		cache.Changed(c)
+		w.guard.Streams.Changed(c)
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -33,6 +34,11 @@ type Streams struct {
 	// its own, one call at a time; dropped is how many could not be kept for it
 	// since the last call. nil: nobody is.
 	Report func(cuts []CutReport, dropped uint64)
+	// Usable returns an error while what is held of tokens may be too old to judge by:
+	// no exchange goes on then, as none begins. nil: never.
+	Usable func() error
+	// Find reads a token as it is now, for [Streams.Doubt]. nil: nothing is doubted.
+	Find func(ctx context.Context, id tokenstore.ID) (*tokenstore.Token, error)
 
 	now     func() time.Time
 	changes atomic.Uint64
@@ -43,7 +49,7 @@ type Streams struct {
 	reports []CutReport
 	dropped uint64
 
-	wakeCut, wakeReport chan struct{}
+	wakeCut, wakeReport, wakeDoubt chan struct{}
 }
 
 // CutReport says that exchanges of one token were cut together.
@@ -61,6 +67,8 @@ const (
 	// touchEvery is how often exchanges that last so long count as use of their
 	// token.
 	touchEvery = time.Minute
+	// doubtEvery is how soon a token is asked for again that could not be read.
+	doubtEvery = 500 * time.Millisecond
 	// maxCutReports bounds what waits for Report.
 	maxCutReports = 10_000
 )
@@ -114,7 +122,7 @@ type doomed struct {
 }
 
 func newStreams(now func() time.Time) *Streams {
-	return &Streams{now: now, wakeCut: make(chan struct{}, 1), wakeReport: make(chan struct{}, 1)}
+	return &Streams{now: now, wakeCut: make(chan struct{}, 1), wakeReport: make(chan struct{}, 1), wakeDoubt: make(chan struct{}, 1)}
 }
 
 func (s *Streams) list(id tokenstore.ID) *streamList { return &s.lists[uint64(id)%streamLists] }
@@ -132,14 +140,19 @@ func (s *Streams) hold(p *passage, m tokenstore.Match, noted uint64) bool {
 	return l.changed <= noted
 }
 
-// renew notes the token as it is now for an exchange that is held.
-func (s *Streams) renew(p *passage, m tokenstore.Match) {
+// renew notes the token as it is now for an exchange that is held, and reports
+// whether it is still that since the number of changes was noted.
+func (s *Streams) renew(p *passage, m tokenstore.Match, noted uint64) bool {
 	l := p.live.list
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.changed > noted {
+		return false
+	}
 	l.unlink(&p.live)
 	p.live.know(m)
 	l.link(&p.live)
+	return true
 }
 
 // release takes the exchange off its list, if it is held.
@@ -186,28 +199,42 @@ func (l *streamList) unlink(one *live) {
 // Changed judges the exchanges of a token that was changed, and has those cut that
 // it allows no longer. A store calls it after [tokenstore.Cache.Changed] and before
 // the change is acknowledged. It does not wait for the cutting, which takes Run.
+// What a token was before may be unknown: there can be exchanges all the same.
 func (s *Streams) Changed(change tokenstore.Change) {
-	if change.Before == nil {
-		return // nobody can use a token that was not there
+	last := change.After
+	if last == nil {
+		last = change.Before
 	}
-	l := s.list(change.Before.ID)
-	d := doomed{report: CutReport{Token: change.After}}
-	if change.After == nil {
-		d.report.Token = change.Before
+	if last == nil {
+		return
 	}
+	s.become(last, change.After, ^uint64(0))
+}
+
+// become judges the exchanges of a token that is now as given; nil: there is none any
+// more, and last is what it was. It reports false, and does nothing, where one of its
+// list's tokens was changed since the number of changes was noted.
+func (s *Streams) become(last, after *tokenstore.Token, noted uint64) bool {
+	l := s.list(last.ID)
+	d := doomed{report: CutReport{Token: last}}
 	l.mu.Lock()
+	if l.changed > noted {
+		l.mu.Unlock()
+		return false
+	}
 	l.changed = s.changes.Add(1)
 	for head := range l.heads {
 		for one := l.heads[head]; one != nil; {
 			next := one.next
-			if one.match.Token.ID == change.Before.ID && !one.doomed {
-				s.rejudge(one, change.After, &d)
+			if one.match.Token.ID == last.ID && !one.doomed {
+				s.rejudge(one, after, &d)
 			}
 			one = next
 		}
 	}
 	l.mu.Unlock()
 	s.condemn(d)
+	return true
 }
 
 // rejudge judges an exchange whose token is now as given; nil: there is none any
@@ -289,9 +316,10 @@ func wake(ch chan<- struct{}) {
 
 // Run cuts what is to be cut, until ctx ends. Without it nothing is.
 func (s *Streams) Run(ctx context.Context) {
-	var reporter sync.WaitGroup
-	reporter.Go(func() { s.report(ctx) })
-	defer reporter.Wait()
+	var others sync.WaitGroup
+	others.Go(func() { s.report(ctx) })
+	others.Go(func() { s.settle(ctx) })
+	defer others.Wait()
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
 	touched := s.now()
@@ -303,6 +331,9 @@ func (s *Streams) Run(ctx context.Context) {
 		case <-tick.C:
 			now := s.now()
 			s.sweep(now)
+			if s.Usable != nil && s.Usable() != nil {
+				s.endAll(now)
+			}
 			if now.Sub(touched) >= touchEvery {
 				touched = now
 				s.touch(now)
@@ -343,6 +374,94 @@ func (l *streamList) sweep(s *Streams, now time.Time) {
 	for _, d := range ended {
 		s.condemn(*d)
 	}
+}
+
+// endAll has all exchanges cut that a token let through.
+func (s *Streams) endAll(now time.Time) {
+	ended := map[tokenstore.ID]*doomed{}
+	for i := range s.lists {
+		l := &s.lists[i]
+		l.mu.Lock()
+		for head := range l.heads {
+			for one := l.heads[head]; one != nil; one = one.next {
+				if one.doomed || one.passage.lane.observes(now) {
+					continue
+				}
+				t := one.match.Token
+				if ended[t.ID] == nil {
+					ended[t.ID] = &doomed{report: CutReport{Token: t}}
+				}
+				ended[t.ID].add(one, enforce.StoreUnavailable)
+			}
+		}
+		l.mu.Unlock()
+	}
+	for _, d := range ended {
+		s.condemn(*d)
+	}
+}
+
+// Doubt has all exchanges judged by their tokens as Find reads them: changes may have
+// been made that nobody can tell of any more. It is called after
+// [tokenstore.Cache.Forget], and does not wait.
+func (s *Streams) Doubt() { wake(s.wakeDoubt) }
+
+// settle does what Doubt asks for, until ctx ends.
+func (s *Streams) settle(ctx context.Context) {
+	var retry <-chan time.Time // nil: nothing is left to be read
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.wakeDoubt:
+		case <-retry:
+		}
+		retry = nil
+		if s.Find != nil && !s.readAnew(ctx) {
+			retry = time.After(doubtEvery)
+		}
+	}
+}
+
+// readAnew judges all exchanges by their tokens as they are now, and reports whether
+// all could be read.
+func (s *Streams) readAnew(ctx context.Context) bool {
+	all := true
+	for id, last := range s.inUse() {
+		for {
+			noted := s.changes.Load()
+			after, err := s.Find(ctx, id)
+			if err != nil && !errors.Is(err, tokenstore.ErrNotFound) {
+				all = false
+				break
+			}
+			if after != nil {
+				last = after
+			}
+			if s.become(last, after, noted) {
+				break
+			}
+		}
+	}
+	return all
+}
+
+// inUse are the tokens of all exchanges. A request whose token was looked up before is
+// judged anew when it comes onto its list.
+func (s *Streams) inUse() map[tokenstore.ID]*tokenstore.Token {
+	tokens := map[tokenstore.ID]*tokenstore.Token{}
+	for i := range s.lists {
+		l := &s.lists[i]
+		l.mu.Lock()
+		l.changed = s.changes.Add(1)
+		for head := range l.heads {
+			for one := l.heads[head]; one != nil; one = one.next {
+				tokens[one.match.Token.ID] = one.match.Token
+			}
+		}
+		l.mu.Unlock()
+	}
+	return tokens
 }
 
 // touch tells of the exchanges that have gone on for touchEvery: a token that is in
@@ -426,12 +545,17 @@ func (g *Guard) hold(ctx context.Context, p *passage) bool {
 	if p.decision.Reason != enforce.Allowed || g.Streams.hold(p, p.decision.Match, p.changes) {
 		return true
 	}
-	// The token was changed since it was looked up. Later changes will find the
-	// exchange on its list.
-	d := g.Engine.Decide(ctx, p.rules.Policy, &p.req, g.Now())
-	if d.Allowed() {
-		g.Streams.renew(p, d.Match)
-		return true
+	// The token was changed since it was looked up. What changes after this look will
+	// find the exchange on its list, and is not to be taken back by what was seen.
+	var d enforce.Decision
+	for {
+		noted := g.Streams.changes.Load()
+		if d = g.Engine.Decide(ctx, p.rules.Policy, &p.req, g.Now()); !d.Allowed() {
+			break
+		}
+		if g.Streams.renew(p, d.Match, noted) {
+			return true
+		}
 	}
 	if p.lane.observes(p.started) {
 		return true

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -448,5 +449,106 @@ func cutAll(b *testing.B, open func(s *streaming)) {
 		waitFor(b, func() bool { return s.guard.InFlight() == 0 })
 		b.ReportMetric(float64(time.Since(start).Milliseconds()), "ms/cut")
 		b.ReportMetric(float64(changed.Microseconds())/1000, "ms/change")
+	}
+}
+
+// TestChangeWhileARenewedJudgementIsMadeIsNotMissed: the token is changed twice while
+// the request is on its way, the second time so that it ends.
+func TestChangeWhileARenewedJudgementIsMadeIsNotMissed(t *testing.T) {
+	for _, d := range doors {
+		t.Run(d.name, func(t *testing.T) {
+			s := newStreaming(t)
+			s.mint(t, "stream", nil)
+			finder := &changing{breakable: breakable{s.cache, s.world}}
+			finder.change = func() {
+				s.change(t, "stream", func(t *tokenstore.Token) { t.Name = "once" })
+				finder.change = func() { s.change(t, "stream", func(t *tokenstore.Token) { t.Expiry = soon() }) }
+			}
+			s.guard.Engine = enforce.NewEngine(finder, 0)
+			addr := d.open(t, s.world)
+			ended := make(chan bool, 1)
+			go func() {
+				whole, _ := isWhole(t, addr, request("GET", "/echo/", s.secrets["stream"], ""))
+				ended <- whole
+			}()
+			<-s.arrived
+			s.ahead.Store(int64(time.Hour))
+			if cuts := <-s.told; cuts[0].Reason != enforce.ExpiredToken {
+				t.Errorf("told %+v", cuts)
+			}
+			if <-ended {
+				t.Error("the stream looks whole")
+			}
+		})
+	}
+}
+
+// TestStreamsEndWhereTokensAreTooOldToJudgeBy: a node that refuses every request for
+// want of news of the tokens lets no stream go on either.
+func TestStreamsEndWhereTokensAreTooOldToJudgeBy(t *testing.T) {
+	s := newStreaming(t)
+	s.guard.Streams.Usable = func() error {
+		if s.ahead.Load() == 0 {
+			return nil
+		}
+		return errors.New("stale")
+	}
+	addr := openWire(t, s.world)
+	for _, name := range []string{"full", "limited"} {
+		nc := s.upgrade(t, addr, name)
+		defer func() {
+			if _, err := nc.Read(make([]byte, 1)); err == nil || isTimeout(err) {
+				t.Errorf("the stream of %s: %v", name, err)
+			}
+		}()
+	}
+	s.ahead.Store(1)
+	for told := 0; told < 2; { // together or one by one
+		cuts := <-s.told
+		told += len(cuts)
+		if slices.ContainsFunc(cuts, func(c proxy.CutReport) bool { return c.Reason != enforce.StoreUnavailable || c.Exchanges != 1 }) {
+			t.Errorf("told %+v", cuts)
+		}
+	}
+}
+
+// TestStreamIsCutAlthoughItsChangeWasMissed: nobody can tell what became of the tokens,
+// so that they are read; or what it was before the change is not known.
+func TestStreamIsCutAlthoughItsChangeWasMissed(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		lose   func(*tokenstore.Change)
+		doubt  bool
+		reason enforce.Reason
+	}{
+		{name: "told without what was before", lose: func(c *tokenstore.Change) { c.Before = nil }, reason: enforce.RevokedToken},
+		{name: "not told", lose: func(c *tokenstore.Change) { *c = tokenstore.Change{} }, doubt: true, reason: enforce.RevokedToken},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newStreaming(t)
+			var failures atomic.Int64
+			s.guard.Streams.Find = func(ctx context.Context, id tokenstore.ID) (*tokenstore.Token, error) {
+				if failures.Add(1) == 1 {
+					return nil, errors.New("away")
+				}
+				return s.store.ByID(ctx, id)
+			}
+			addr := openWire(t, s.world)
+			nc, other := s.upgrade(t, addr, "full"), s.upgrade(t, addr, "limited")
+			s.lose = c.lose
+			s.change(t, "full", revoke)
+			if c.doubt {
+				s.cache.Forget()
+				s.guard.Streams.Doubt()
+			}
+			if cuts := <-s.told; len(cuts) != 1 || cuts[0].Reason != c.reason || cuts[0].Exchanges != 1 || cuts[0].Token.Name != "full" {
+				t.Errorf("told %+v", cuts)
+			}
+			if _, err := nc.Read(make([]byte, 1)); err == nil || isTimeout(err) {
+				t.Error(err)
+			}
+			waitFor(t, func() bool { return s.guard.InFlight() == 1 })
+			_ = other.Close()
+		})
 	}
 }

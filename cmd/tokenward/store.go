@@ -35,7 +35,8 @@ type vault struct {
 
 	importKeys *tokenstore.ImportKeys
 
-	told atomic.Pointer[func(tokenstore.Change)] // of changes, after the cache; nil: nobody
+	told    atomic.Pointer[func(tokenstore.Change)] // of changes, after the cache; nil: nobody
+	doubted atomic.Pointer[func()]                  // called when changes were missed, after the cache; nil: nobody is
 
 	drained chan error // what the drainer of the outbox ended with
 	stop    context.CancelFunc
@@ -80,6 +81,14 @@ func (v *vault) changed(c tokenstore.Change) {
 	v.cache.Changed(c)
 	if tell := v.told.Load(); tell != nil {
 		(*tell)(c)
+	}
+}
+
+// missed is told that tokens may have changed in ways that are not known.
+func (v *vault) missed() {
+	v.cache.Forget()
+	if doubt := v.doubted.Load(); doubt != nil {
+		(*doubt)()
 	}
 }
 

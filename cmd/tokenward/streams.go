@@ -23,7 +23,9 @@ func (a *app) startStreams() {
 	s := a.guard.Streams
 	s.Cut = func(reason enforce.Reason) { a.registry.Cut.Add(int(reason)) }
 	s.Report = a.auditCuts
+	s.Usable, s.Find = a.vault.store.Usable, a.vault.store.ByID
 	a.vault.onChange(s.Changed)
+	a.vault.doubted.Store(new(s.Doubt))
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {

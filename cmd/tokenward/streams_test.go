@@ -73,6 +73,40 @@ func TestRevokedTokensStreamEndsAndIsAudited(t *testing.T) {
 	}
 }
 
+// TestStreamEndsWhoseRevocationWasMissed: all that is known is that something was.
+func TestStreamEndsWhoseRevocationWasMissed(t *testing.T) {
+	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, "data: 1\n\n")
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	}))
+	t.Cleanup(upstream.Close)
+	s := startApp(t, "routes:\n  - {match: GET /stream, restricted_tokens: allow, upstream: '"+upstream.URL+"'}\n")
+	admin := "http://" + s.adminListener.Addr().String()
+	var made struct {
+		Secret string `json:"token"`
+	}
+	if err := json.Unmarshal([]byte(send(t, "POST", admin+"/v1/tokens", s.root, `{"name":"stream"}`)), &made); err != nil {
+		t.Fatal(err)
+	}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.proxy+"/stream", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+made.Secret)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatal(resp, err)
+	}
+	defer resp.Body.Close()
+	s.vault.told.Store(nil)
+	send(t, "DELETE", admin+"/v1/tokens/2", s.root, "")
+	s.vault.missed()
+	if _, err := io.ReadAll(resp.Body); err == nil {
+		t.Error("the stream looks whole")
+	}
+}
+
 // send asks and returns the body of an answer that must be a success.
 func send(t *testing.T, method, url, secret, body string) string {
 	t.Helper()
