@@ -36,6 +36,10 @@ RACE_PACKAGES ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 2)))
 # The toolchain is the one that is installed: none is fetched behind one's back.
 export GOTOOLCHAIN := local
 
+# What ships is compiled by the profile in cmd/tokenward/default.pgo, which `go build`
+# finds by itself; tests would only compile every package twice for it.
+test race vet lint fuzz soak: export GOFLAGS += -pgo=off
+
 LINT := bin/golangci-lint
 BENCHSTAT := bin/benchstat
 STEP := tools/step
@@ -90,10 +94,16 @@ bench: build ## Measure side by side with nginx, HAProxy and the standard revers
 	go build -o bin/bench ./bench
 	bin/bench -rounds $(ROUNDS) -cases '$(CASES)'
 
+.PHONY: profile
+profile: ## Drive the program as `make bench` does, and write the profile by which it is compiled (4 minutes)
+	$(MAKE) build GOFLAGS=-pgo=off
+	go build -o bin/bench ./bench
+	bin/bench -profile cmd/tokenward/default.pgo
+
 .PHONY: microbench
 microbench: $(BENCHSTAT) ## Run the Go benchmarks that hold the promised numbers (BENCH=regexp BENCH_COUNT=6)
 	@mkdir -p bin
-	go test -run '^$$' -bench '$(BENCH)' -benchmem -count $(BENCH_COUNT) -timeout 1h $(BENCH_PACKAGES) | tee bin/bench.txt
+	go test -pgo=cmd/tokenward/default.pgo -run '^$$' -bench '$(BENCH)' -benchmem -count $(BENCH_COUNT) -timeout 1h $(BENCH_PACKAGES) | tee bin/bench.txt
 	@$(BENCHSTAT) bin/bench.txt
 
 .PHONY: image

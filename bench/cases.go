@@ -178,30 +178,15 @@ func guessingCase(ctx context.Context, o options, f *field) error {
 
 // refusedCase compares refusals with a forwarded request on the same proxy.
 func refusedCase(ctx context.Context, o options, f *field) error {
-	expired, err := readLines(expiredPath(o))
+	kinds, err := refusals(o, f)
 	if err != nil {
 		return err
 	}
-	unknown := make([]string, 1000)
-	for i := range unknown {
-		unknown[i] = tokenstore.NewSecret("tw").Reveal()
-	}
-	small := "/accounts/10000/small"
-	kinds := []struct {
-		name string
-		load load
-	}{
-		{"forwarded", load{path: small, keys: f.secrets}},
-		{"garbage", load{path: small, keys: []string{"tw_garbage", "tw_" + strings.Repeat("A", 38)}, refused: true}},
-		{"unknown", load{path: small, keys: unknown, refused: true}},
-		{"expired", load{path: small, keys: expired, refused: true}},
-		{"wrong scope", load{path: "/things0/10000/1", keys: f.secrets, refused: true}},
-	}
+	kinds = append([]namedLoad{{"forwarded", smallGET(f)}}, kinds...)
 	samples := make(map[string][]sample)
 	for round := range o.rounds {
 		for i := range kinds {
 			k := kinds[(i+round)%len(kinds)]
-			k.load.method, k.load.connections = "GET", 64
 			fmt.Fprintf(os.Stderr, "\rround %d of %d: %-14s", round+1, o.rounds, k.name)
 			s, err := f.drive(ctx, o, f.peers[tokenward], k.load)
 			if err != nil {
@@ -217,6 +202,41 @@ func refusedCase(ctx context.Context, o options, f *field) error {
 		fmt.Printf("| %s | %s | %s |\n", k.name, values(samples[k.name], microsecondsOfCPU), ratios(samples[k.name], samples["forwarded"], microsecondsOfCPU))
 	}
 	return nil
+}
+
+type namedLoad struct {
+	name string
+	load load
+}
+
+// smallGET is the request that most numbers are about.
+func smallGET(f *field) load {
+	return load{method: "GET", path: "/accounts/10000/small", connections: 64, keys: f.secrets}
+}
+
+// refusals are the requests that are not let through, by why they are not.
+func refusals(o options, f *field) ([]namedLoad, error) {
+	expired, err := readLines(expiredPath(o))
+	if err != nil {
+		return nil, err
+	}
+	unknown := make([]string, 1000)
+	for i := range unknown {
+		unknown[i] = tokenstore.NewSecret("tw").Reveal()
+	}
+	with := func(keys []string) load {
+		l := smallGET(f)
+		l.keys, l.refused = keys, true
+		return l
+	}
+	wrongScope := with(f.secrets)
+	wrongScope.path = "/things0/10000/1"
+	return []namedLoad{
+		{"garbage", with([]string{"tw_garbage", "tw_" + strings.Repeat("A", 38)})},
+		{"unknown", with(unknown)},
+		{"expired", with(expired)},
+		{"wrong scope", wrongScope},
+	}, nil
 }
 
 // largeCase moves a file of 1 GiB.

@@ -43,6 +43,7 @@ func main() {
 	flag.StringVar(&o.cases, "cases", "", "run only the cases whose name contains one of these, separated by commas")
 	flag.StringVar(&o.dir, "dir", filepath.Join(os.TempDir(), "tokenward-bench"), "where configurations and the filled store are kept between runs")
 	flag.StringVar(&o.binary, "tokenward", "bin/tokenward", "the binary to measure")
+	flag.StringVar(&o.profile, "profile", "", "measure nothing, and write the profile by which the program is compiled to this file")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -63,6 +64,7 @@ type options struct {
 	tokens, active int
 	cases          string
 	dir, binary    string
+	profile        string
 }
 
 func (o *options) wants(name string) bool {
@@ -91,6 +93,9 @@ func bench(ctx context.Context, o options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, field.stop()) }()
+	if o.profile != "" {
+		return writeProfile(ctx, o, field, o.profile)
+	}
 	for _, c := range benchCases {
 		if !o.wants(c.name) || ctx.Err() != nil {
 			continue

@@ -199,7 +199,7 @@ var house = map[string]room{
 	"bench": {
 		what:    "measures tokenward beside other proxies; a program of its own, never shipped",
 		ours:    []string{"tokenstore", "tokenstore/boltstore", "tokenstore/etcdstore", "tokenstore/etcdstore/etcdtest"}, // the last to run members as processes, and relays
-		outside: []string{"go.etcd.io/etcd", "go.uber.org/zap"},                                                          // to ask members what they have spent and hold
+		outside: []string{"github.com/google/pprof", "go.etcd.io/etcd", "go.uber.org/zap"},                               // to merge profiles without what they say of the machine; to ask members what they have spent and hold
 		never:   []ban{noBolt},
 	},
 }
