@@ -2,7 +2,9 @@ package leaks_test
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
+	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -56,7 +58,7 @@ func TestScanFindsSecretsAndNothingElse(t *testing.T) {
 			t.Parallel()
 			for _, r := range []*bytes.Reader{bytes.NewReader([]byte(test.text))} {
 				var got []string
-				err := scanner(t).Scan(t.Context(), iotest.HalfReader(r), func(f leaks.Found) { got = append(got, fmt.Sprintf("%d:%d", f.Line, f.Column)) })
+				_, err := scanner(t).Scan(t.Context(), iotest.HalfReader(r), func(f leaks.Found) { got = append(got, fmt.Sprintf("%d:%d", f.Line, f.Column)) })
 				if err != nil || !slices.Equal(got, test.want) {
 					t.Errorf("found %v, want %v, %v", got, test.want, err)
 				}
@@ -65,19 +67,27 @@ func TestScanFindsSecretsAndNothingElse(t *testing.T) {
 	}
 }
 
-// Windows writes logs, exports and the output of commands as UTF-16, in which a secret
-// is no run of bytes.
-func TestSecretInUTF16IsFound(t *testing.T) {
+// Windows writes logs, exports and the output of commands as UTF-16, and memory holds wide
+// characters as UTF-32, in which a secret is no run of bytes.
+func TestSecretInWideCharactersIsFound(t *testing.T) {
 	t.Parallel()
 	a, b := tokenstore.NewSecret("tw").Reveal(), tokenstore.NewSecret("api").Reveal()
-	utf16Of := func(text string, order binary.AppendByteOrder) string {
+	wide := func(text string, order binary.AppendByteOrder, width int) string {
 		var out []byte
-		for _, c := range utf16.Encode([]rune(text)) {
-			out = order.AppendUint16(out, c)
+		for _, c := range utf16.Encode([]rune(text)) { // the texts here have one unit for each character
+			if width == 4 {
+				out = order.AppendUint32(out, uint32(c))
+			} else {
+				out = order.AppendUint16(out, c)
+			}
 		}
 		return string(out)
 	}
-	for order, endian := range map[string]binary.AppendByteOrder{"LE": binary.LittleEndian, "BE": binary.BigEndian} {
+	type coding struct {
+		order binary.AppendByteOrder
+		width int
+	}
+	for order, coded := range map[string]coding{"UTF-16LE": {binary.LittleEndian, 2}, "UTF-16BE": {binary.BigEndian, 2}, "UTF-32LE": {binary.LittleEndian, 4}, "UTF-32BE": {binary.BigEndian, 4}} {
 		for name, test := range map[string]struct {
 			text string
 			want []string
@@ -89,6 +99,8 @@ func TestSecretInUTF16IsFound(t *testing.T) {
 			"one after another":  {a + b, []string{"1:1", fmt.Sprintf("1:%d", 1+len(a))}},
 			"at a seam":          {"\ufeff" + strings.Repeat("x", 128<<10-20) + a + "\n" + strings.Repeat(" ", 300<<10) + b, []string{"1:131053", "2:307201"}},
 			"just before a seam": {strings.Repeat("x", 128<<10-64) + a, []string{"1:131009"}},
+			"at a seam of four":  {strings.Repeat("x", 64<<10-20) + a, []string{"1:65517"}},
+			"before one of four": {strings.Repeat("x", 64<<10-64) + a, []string{"1:65473"}},
 			"a wrong checksum":   {a[:len(a)-1] + "-", nil},
 			"cut":                {a[:len(a)-1], nil},
 			"too wide":           {strings.ReplaceAll(a, "_", "_\u0100"), nil},
@@ -97,12 +109,51 @@ func TestSecretInUTF16IsFound(t *testing.T) {
 			t.Run(order+" "+name, func(t *testing.T) {
 				t.Parallel()
 				var got []string
-				text := strings.NewReader(utf16Of(test.text, endian))
-				err := scanner(t).Scan(t.Context(), iotest.HalfReader(text), func(f leaks.Found) { got = append(got, fmt.Sprintf("%d:%d", f.Line, f.Column)) })
+				text := strings.NewReader(wide(test.text, coded.order, coded.width))
+				_, err := scanner(t).Scan(t.Context(), iotest.HalfReader(text), func(f leaks.Found) { got = append(got, fmt.Sprintf("%d:%d", f.Line, f.Column)) })
 				if err != nil || !slices.Equal(got, test.want) {
 					t.Errorf("found %v, want %v, %v", got, test.want, err)
 				}
 			})
+		}
+	}
+}
+
+// Logs that were rotated lie there in gzip.
+func TestSecretInARotatedLogIsFound(t *testing.T) {
+	t.Parallel()
+	a, b := tokenstore.NewSecret("tw").Reveal(), tokenstore.NewSecret("api").Reveal()
+	pack := func(text string) string {
+		var out bytes.Buffer
+		w := gzip.NewWriter(&out)
+		_, err := w.Write([]byte(text))
+		if err := errors.Join(err, w.Close()); err != nil {
+			t.Fatal(err)
+		}
+		return out.String()
+	}
+	noise := make([]byte, 300<<10)
+	_, _ = rand.Read(noise) // so that it stays long
+	long := pack("one\nkey=" + a + "\n" + string(noise) + b)
+	for name, test := range map[string]struct {
+		text   string
+		found  int
+		packed bool
+		broken bool
+	}{
+		"whole":            {long, 2, false, false},
+		"two in one":       {pack(a) + pack(b), 2, false, false},
+		"cut off":          {long[:len(long)-100], 1, false, true},
+		"cut in its head":  {"\x1f\x8b\x08\x08", 0, true, false},
+		"only named so":    {"\x1f\x8b\x08\xff" + a, 1, true, false},
+		"changed":          {long[:len(long)-3] + "xyz", 2, false, true},
+		"packed otherwise": {"\x28\xb5\x2f\xfd\x00", 0, true, false},
+		"zip":              {"PK\x03\x04 " + a, 1, true, false},
+	} {
+		found := 0
+		packed, err := scanner(t).Scan(t.Context(), iotest.HalfReader(strings.NewReader(test.text)), func(leaks.Found) { found++ })
+		if found != test.found || packed != test.packed || (err != nil) != test.broken {
+			t.Errorf("%s: %d found, packed %t, %v", name, found, packed, err)
 		}
 	}
 }
@@ -176,7 +227,7 @@ func FuzzScan(f *testing.F) {
 			text = bytes.Join(bytes.Split(text, nil), []byte{0})
 		}
 		n := 0
-		err := scanner(t).Scan(t.Context(), bytes.NewReader(slices.Concat(before, text, after)), func(found leaks.Found) {
+		_, err := scanner(t).Scan(t.Context(), bytes.NewReader(slices.Concat(before, text, after)), func(found leaks.Found) {
 			if found.Secret.Reveal() == secret && found.Line > 0 {
 				n++
 			}
@@ -222,7 +273,7 @@ func TestScanEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	text := strings.Repeat(" ", 300<<10) + tokenstore.NewSecret("tw").Reveal()
 	endless := io.MultiReader(strings.NewReader(text), readerFunc(func(p []byte) (int, error) { cancel(); return len(p), nil }))
-	if err := scanner(t).Scan(ctx, endless, func(leaks.Found) {}); !errors.Is(err, context.Canceled) {
+	if _, err := scanner(t).Scan(ctx, endless, func(leaks.Found) {}); !errors.Is(err, context.Canceled) {
 		t.Errorf("the scan of what never ends: %v", err)
 	}
 	visit := leaks.Visit{Found: func(string, leaks.Found) {}, Failed: func(err error) { t.Error(err) }, Skipped: func(string, fs.FileMode) {}}

@@ -113,7 +113,7 @@ func newScanCommand() *cobra.Command {
 		Use:   "scan FILE|FOLDER…",
 		Short: "Find secrets in logs and trees, and say which of them are live",
 		Long: "Find secrets of tokens in files, and in all files below folders; - is standard input.\n" +
-			"Text in UTF-16 is read too. What leads out of a folder is not followed, and pipes and\n" +
+			"What is in gzip is unpacked, and text in UTF-16 and UTF-32 is read too. What leads out of a folder is not followed, and pipes and\n" +
 			"devices are read only where they are named. A secret is never shown whole.\n\n" +
 			"With --config, the store of a stopped server says which are live; with --admin or\n" +
 			"$" + envAdmin + ", a running one does, as far as the calling token may see.\n\n" +
@@ -158,11 +158,15 @@ func (s *scanCommand) run(cmd *cobra.Command, paths []string) (err error) {
 	}
 	p := leakPrinter{ctx: cmd.Context(), w: cmd.OutOrStdout(), ask: ask, asJSON: s.asJSON, known: map[string]leak{}}
 	failed := func(err error) { p.errs = append(p.errs, err) }
-	visit := leaks.Visit{Found: p.found, Failed: failed, Skipped: p.skip}
+	visit := leaks.Visit{Found: p.found, Failed: failed, Skipped: p.skip, Packed: p.pack}
 	for _, path := range paths {
 		var err error
 		if path == "-" {
-			err = scanner.Scan(cmd.Context(), cmd.InOrStdin(), func(f leaks.Found) { p.found("standard input", f) })
+			var packed bool
+			packed, err = scanner.Scan(cmd.Context(), cmd.InOrStdin(), func(f leaks.Found) { p.found("standard input", f) })
+			if packed {
+				p.pack("standard input")
+			}
 		} else {
 			err = scanner.ScanPath(cmd.Context(), path, visit)
 		}
@@ -176,6 +180,9 @@ func (s *scanCommand) run(cmd *cobra.Command, paths []string) (err error) {
 	}
 	if p.skipped > 0 {
 		fmt.Fprintf(cmd.ErrOrStderr(), "skipped what is no file: %s, the first is %s; name one yourself to have it read\n", counted(p.skipped, "path"), p.skippedFirst)
+	}
+	if p.packed > 0 {
+		fmt.Fprintf(cmd.ErrOrStderr(), "compressed in a way that is not read: %s, the first is %s; unpack them to have them looked at\n", counted(p.packed, "file"), p.packedFirst)
 	}
 	if p.count > 0 {
 		failed(fmt.Errorf("%s found: revoke what is live with `tokenward token revoke`, or rotate it", counted(p.count, "secret")))
@@ -223,6 +230,8 @@ type leakPrinter struct {
 
 	skipped      int
 	skippedFirst string
+	packed       int
+	packedFirst  string
 }
 
 const maxKnownLeaks = 100_000
@@ -262,6 +271,13 @@ func (p *leakPrinter) found(file string, f leaks.Found) {
 func (p *leakPrinter) skip(file string, kind fs.FileMode) {
 	if p.skipped++; p.skipped == 1 {
 		p.skippedFirst = shownText(file) + " (" + fileKind(kind) + ")"
+	}
+}
+
+// pack notes a file that is compressed, of which only the bytes were looked at.
+func (p *leakPrinter) pack(file string) {
+	if p.packed++; p.packed == 1 {
+		p.packedFirst = shownText(file)
 	}
 }
 
