@@ -495,6 +495,7 @@ func (w *responseWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	c.phase.Store(phaseGone)
 	c.arm(-1)
 	c.settle()
+	engage(c.nc, nil)
 	c.setCancel(nil)
 	nc := c.nc
 	var left []byte

@@ -302,7 +302,7 @@ func (f *forward) toClient(p []byte) error {
 		return nil
 	}
 	f.c.arm(f.stall())
-	if _, err := f.c.write(f.c.wr, p); err != nil {
+	if _, err := f.c.write(f.c.wr, p, f.stall()); err != nil {
 		f.x.broken = true
 		return f.fail(StageClient, err)
 	}

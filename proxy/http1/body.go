@@ -239,6 +239,6 @@ func (x *Exchange) sendContinue() error {
 		return nil
 	}
 	x.invited = true
-	_, err := x.c.write(x.c.wr, []byte("HTTP/1.1 100 Continue\r\n\r\n"))
+	_, err := x.c.write(x.c.wr, []byte("HTTP/1.1 100 Continue\r\n\r\n"), x.stall())
 	return err
 }

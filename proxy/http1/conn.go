@@ -214,6 +214,7 @@ func (c *conn) handshake(tc *tls.Conn) bool {
 		c.srv.turnAway(errHandshake, c.nc.RemoteAddr())
 		return false
 	}
+	engage(tc, c)
 	state := tc.ConnectionState()
 	c.tls = &state
 	return true
@@ -224,6 +225,7 @@ func (c *conn) handOn(read []byte) {
 	c.phase.Store(phaseGone)
 	c.arm(-1)
 	c.settle()
+	engage(c.nc, nil)
 	if c.srv.HTTP2 == nil {
 		c.srv.turnAway(errNoHTTP2, c.nc.RemoteAddr())
 		_ = c.nc.Close() // nothing more can be done for it
@@ -496,23 +498,33 @@ func (c *conn) read(r io.Reader, p []byte) (int, error) {
 	}
 }
 
-// write writes all of p. A write that makes any progress within the stall
-// timeout goes on.
-func (c *conn) write(w io.Writer, p []byte) (int, error) {
+// write writes all of p. A write that makes any progress within patience, which the
+// caller has armed, goes on for as long again.
+func (c *conn) write(w io.Writer, p []byte, patience time.Duration) (int, error) {
+	if t, ok := w.(*tls.Conn); ok {
+		// A write that failed is the last that crypto/tls makes. So it goes on beneath.
+		if d, ok := t.NetConn().(*directConn); ok {
+			d.begin(patience)
+		}
+		return w.Write(p)
+	}
 	total := 0
 	for {
 		n, err := w.Write(p[total:])
 		total += n
-		if err == nil {
-			return total, nil
-		}
-		if n > 0 && errors.Is(err, os.ErrDeadlineExceeded) && !c.cut.Load() {
-			c.arm(c.srv.timeouts.Stall)
-		}
-		if !c.spurious(err) {
+		if err == nil || !c.goesOn(err, n > 0, patience) {
 			return total, err
 		}
 	}
+}
+
+// goesOn reports whether a write that failed with err, having moved something since
+// it was armed or not, is to go on.
+func (c *conn) goesOn(err error, moved bool, patience time.Duration) bool {
+	if moved && errors.Is(err, os.ErrDeadlineExceeded) && !c.cut.Load() {
+		c.arm(patience)
+	}
+	return c.spurious(err)
 }
 
 // spurious reports whether err is an interruption meant for a moment that has

@@ -230,7 +230,7 @@ func (x *Exchange) send(p []byte) {
 		return
 	}
 	x.c.arm(x.stall())
-	if _, err := x.c.write(x.c.wr, p); err != nil {
+	if _, err := x.c.write(x.c.wr, p, x.stall()); err != nil {
 		x.broken = true
 		x.close = true
 	}

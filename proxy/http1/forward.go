@@ -328,6 +328,7 @@ func (f *forward) connect(mayReuse bool) error {
 			return err
 		}
 	}
+	engage(f.pc.nc, f.c)
 	f.c.mu.Lock()
 	f.c.up = f.pc
 	f.c.mu.Unlock()
@@ -360,7 +361,7 @@ func (f *forward) connect(mayReuse bool) error {
 func (f *forward) sendRequest() (int, error) {
 	pc, request := f.pc, f.x.request
 	if pc.asker == nil || !pc.pooled {
-		return f.c.write(pc.wr, request)
+		return f.c.write(pc.wr, request, f.stall())
 	}
 	q := question{request: request, sent: f.c, patience: f.headerTimeout()}
 	if f.whole {
@@ -381,7 +382,7 @@ func (f *forward) sendRequest() (int, error) {
 	case r.err != nil:
 		return r.sent, r.err
 	case r.sent < len(request):
-		n, err := f.c.write(pc.wr, request[r.sent:])
+		n, err := f.c.write(pc.wr, request[r.sent:], f.stall())
 		return r.sent + n, err
 	}
 	return r.sent, nil
@@ -445,6 +446,7 @@ func (f *forward) release(reuse bool) {
 	f.pc = nil
 	c.srv.mem.put(pc.in.blk)
 	pc.in = stream{}
+	engage(pc.nc, nil)
 	if reuse {
 		pc.up.put(pc)
 	} else {

@@ -106,7 +106,7 @@ func (x *Exchange) pumpPieces(pc *upConn, stall time.Duration) (pumpSide, error)
 		if len(piece) > 0 {
 			x.pump.last.Store(b.done)
 			c.arm(stall)
-			n, err := c.write(pc.wr, piece)
+			n, err := c.write(pc.wr, piece, stall)
 			x.pump.bytes += int64(n)
 			if err != nil {
 				return pumpUpstream, err

@@ -16,8 +16,13 @@ func quiet(uintptr) bool { return true }
 // peerGone is not used on this system.
 func peerGone(uintptr) bool { return false }
 
-// socketOf gives the TCP connection that nc is, if it is one.
+// socketOf gives the TCP connection that nc is, or whose bytes are those of nc.
 func socketOf(nc net.Conn) (syscall.RawConn, *net.TCPConn) {
-	tcp, _ := nc.(*net.TCPConn)
-	return nil, tcp
+	switch v := nc.(type) {
+	case *net.TCPConn:
+		return nil, v
+	case interface{ TCPConn() *net.TCPConn }:
+		return nil, v.TCPConn()
+	}
+	return nil, nil
 }

@@ -81,7 +81,7 @@ func (c *conn) copyTunnel(dst net.Conn, w io.Writer, src net.Conn, in *stream) (
 	var total int64
 	send := func(p []byte) error {
 		c.arm(c.srv.timeouts.Tunnel)
-		n, err := c.write(w, p)
+		n, err := c.write(w, p, c.srv.timeouts.Tunnel)
 		total += int64(n)
 		return err
 	}
