@@ -187,20 +187,22 @@ func (l *ProxyProtocol) named(nc net.Conn) (net.Conn, error) {
 	case !ok:
 		return nil, errors.New("the PROXY protocol is spoken over TCP only")
 	}
-	return &namedConn{TCPConn: tcp, remote: remote}, nil
+	return &namedConn{tcpConn: tcp, remote: remote}, nil
 }
 
 // namedConn is a connection whose peer was named by a proxy.
 type namedConn struct {
-	*net.TCPConn
+	*tcpConn
 	remote net.Addr
 }
+
+type tcpConn = net.TCPConn
 
 // RemoteAddr is the address that the proxy named.
 func (c *namedConn) RemoteAddr() net.Addr { return c.remote }
 
-// NetConn gives the connection beneath.
-func (c *namedConn) NetConn() net.Conn { return c.TCPConn }
+// TCPConn gives the connection beneath, whose bytes are the same.
+func (c *namedConn) TCPConn() *net.TCPConn { return c.tcpConn }
 
 // unknownAddr is the address of a peer that the proxy did not know. It is none of
 // the internet, so every rule about sources denies.

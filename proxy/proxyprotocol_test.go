@@ -17,6 +17,7 @@ import (
 
 	"tokenward/enforce/canon"
 	"tokenward/proxy"
+	"tokenward/proxy/http1"
 )
 
 const v2Start = "\r\n\r\n\x00\r\nQUIT\n"
@@ -113,6 +114,32 @@ func TestProxyProtocolNamesThePeer(t *testing.T) {
 
 // TestProxyProtocolFromOthersIsABadRequest: whoever is not listed cannot name an
 // address.
+func TestPeerThatWasNamedIsServedBySocket(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pp := proxy.NewProxyProtocol(l, []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}, 10*time.Second, nil)
+	defer pp.Close()
+	client, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	_, _ = io.WriteString(client, "PROXY TCP4 198.51.100.7 10.0.0.1 12345 443\r\n") // Accept notices what is wrong
+	nc, err := pp.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	for _, nc := range []net.Conn{nc, http1.DirectConn(nc)} {
+		socket, ok := nc.(interface{ TCPConn() *net.TCPConn })
+		if !ok || socket.TCPConn() == nil || nc.RemoteAddr().String() != "198.51.100.7:12345" {
+			t.Errorf("%T from %v shows the engine no socket", nc, nc.RemoteAddr())
+		}
+	}
+}
+
 func TestProxyProtocolFromOthersIsABadRequest(t *testing.T) {
 	w, addr := protocolWorld(t, "192.0.2.0/24", 5*time.Second, nil)
 	raw := get + w.secrets["elsewhere"] + "\r\n\r\n"
