@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 
@@ -53,8 +54,12 @@ func Compile(specs []RouteSpec, opts Options) (*Policy, []SpecFault) {
 	var faults []SpecFault
 	report := func(f SpecFault) { faults = append(faults, f) }
 	p := &Policy{notFoundOnNoRoute: opts.NotFoundOnNoRoute, parents: maps.Clone(opts.Parents)}
+	rules, err := canon.NewRules(canon.Options{MaxTargetBytes: math.MaxInt}) // how long a target may be is the listener's
+	if err != nil {
+		panic("enforce: the default rules of requests do not compile: " + err.Error())
+	}
 	for i := range specs {
-		p.routes = append(p.routes, compileRoute(i, &specs[i], report))
+		p.routes = append(p.routes, compileRoute(i, &specs[i], rules, report))
 	}
 	if len(faults) > 0 {
 		return nil, faults // a route that could not be read is related to nothing

@@ -160,6 +160,16 @@ func TestFaultyRoutesAreRefused(t *testing.T) {
 		{RouteSpec{Match: "GET /{x...}/a"}, "match"},
 		{RouteSpec{Match: "GET /a/%zz"}, "match"},
 		{RouteSpec{Match: "GET /{a}/{b}/{c}/{d}/{e}/{f}/{g}/{h}/{i}"}, "match"},
+		{RouteSpec{Match: "GET *"}, "match"},
+		{RouteSpec{Match: "GET,1GET /a"}, "match"},
+		{RouteSpec{Match: "GET /a%00"}, "match"},
+		{RouteSpec{Match: "GET /caf%E9"}, "match"},
+		{RouteSpec{Match: "GET /．．"}, "match"},
+		{RouteSpec{Match: "GET /a%2Fb"}, "match"},
+		{RouteSpec{Match: "GET /a%5Cb", Relax: []string{"encoded_slash"}}, "match"},
+		{RouteSpec{Match: "GET /100%25"}, "match"},
+		{RouteSpec{Match: "GET /{x}/a;b"}, "match"},
+		{RouteSpec{Match: "GET /" + strings.Repeat("a", 257)}, "match"},
 		{RouteSpec{Match: "GET /a", Scopes: []string{"a b"}}, "scopes"},
 		{RouteSpec{Match: "GET /a", Scopes: []string{""}}, "scopes"},
 		{RouteSpec{Match: "GET /a", Scopes: []string{"a|"}}, "scopes"},
@@ -187,6 +197,30 @@ func TestFaultyRoutesAreRefused(t *testing.T) {
 		}
 		if !slices.ContainsFunc(faults, func(f SpecFault) bool { return f.Field == c.field }) {
 			t.Errorf("%+v: fault %v, want one of field %s", c.spec, faults, c.field)
+		}
+	}
+}
+
+// TestEachRouteCanBeTaken: what is refused before routes are looked at cannot be
+// named by one, and everything else can.
+func TestEachRouteCanBeTaken(t *testing.T) {
+	for _, spec := range []RouteSpec{
+		{Match: "GET /a%2Fb", Relax: []string{"encoded_slash"}},
+		{Match: "GET /a%5Cb/{x}/", Relax: []string{"encoded_backslash"}},
+		{Match: "GET /100%25", Relax: []string{"encoded_percent"}},
+		{Match: "GET /a;b=c", Relax: []string{"semicolon"}},
+		{Match: "* /{x...}"}, {Match: "* /a/{x}/{y...}"}, {Match: "* *"}, {Match: "OPTIONS *"}, {Match: "M-SEARCH /"}, {Match: "GET /caf%C3%A9"}, {Match: "GET /café"},
+		{Match: "GET /a:b@c!$&'()+,=~"}, {Match: "GET /a%20b%22%3C%3E%5B%5D%7B%7C%7D"}, {Match: "GET /..."}, {Match: "GET /" + strings.Repeat("%20", 256)},
+	} {
+		p := mustCompile(t, spec)
+		method := "OPTIONS"
+		if r := p.routes[0]; r.methods != nil {
+			method = r.methods[0]
+		}
+		q := canonical(t, method, p.routes[0].path.sample())
+		var v vars
+		if r := p.match(q, &v); r == nil || r.irregular(q) != 0 {
+			t.Errorf("%s takes no request", spec.Match)
 		}
 	}
 }

@@ -124,17 +124,18 @@ type segment struct {
 // allocation.
 const maxVars = 8
 
-// compileRoute checks one route. It reports every fault it finds.
-func compileRoute(index int, spec *RouteSpec, report func(SpecFault)) *Route {
+// compileRoute checks one route. It reports every fault it finds. rules are those by
+// which requests are read.
+func compileRoute(index int, spec *RouteSpec, rules *canon.Rules, report func(SpecFault)) *Route {
 	fault := func(field, format string, args ...any) {
 		report(SpecFault{index, field, fmt.Sprintf(format, args...)})
 	}
 	r := &Route{Pattern: spec.Match, Index: index, Line: spec.Line, Public: spec.Public,
 		restrictedTokens: spec.RestrictedTokens, tokenAccount: -1, limits: spec.Limits, hash: hashOf(spec.Match)}
 
-	var err error
-	if r.methods, r.path, err = parseMatch(spec.Match); err != nil {
-		fault("match", "%v", err)
+	methods, path, matchErr := parseMatch(spec.Match)
+	if r.methods, r.path = methods, path; matchErr != nil {
+		fault("match", "%v", matchErr)
 	}
 	if spec.Public {
 		for field, set := range map[string]bool{"scopes": len(spec.Scopes) > 0, "resources": len(spec.Resources) > 0,
@@ -190,6 +191,9 @@ func compileRoute(index int, spec *RouteSpec, report func(SpecFault)) *Route {
 		}
 		r.relax |= bit
 	}
+	if detail := r.unmet(rules); matchErr == nil && detail != "" {
+		fault("match", "%s", detail)
+	}
 	for i, item := range spec.Resources {
 		for j, text := range splitOutsideBraces(item) {
 			if r.resources[i][j].ambiguous(r.relax&canon.EncodedSlash != 0) {
@@ -199,6 +203,52 @@ func compileRoute(index int, spec *RouteSpec, report func(SpecFault)) *Route {
 		}
 	}
 	return r
+}
+
+// unmet says why no request can take the route, or nothing. What is refused before
+// any route is looked at would be named in vain, by somebody who believes that the
+// route decides about it.
+func (r *Route) unmet(rules *canon.Rules) string {
+	target := r.path.sample()
+	methods := r.methods
+	if methods == nil {
+		methods = []string{"OPTIONS"} // which goes with every path
+	}
+	for _, s := range r.path.segments {
+		if len(s.literal) > maxDecoded {
+			return fmt.Sprintf("a segment of %q is longer than %d bytes: shorten it, or write a variable {x} in its place", r.Pattern, maxDecoded)
+		}
+	}
+	for _, method := range methods {
+		var q canon.Request
+		head := canon.Head{Method: []byte(method), Target: []byte(target), Fields: []canon.Field{{Name: []byte("Host"), Value: []byte("host")}}, Major: 1, Minor: 1}
+		if v := rules.Canonicalize(&q, &head); v != canon.Accepted {
+			return fmt.Sprintf("%q matches no request, since each is refused beforehand (%s): write a method and a path that requests can have", r.Pattern, v.Detail())
+		}
+		if left := r.irregular(&q); left != 0 {
+			return fmt.Sprintf("%q matches no request, since each is refused for its form (%s): add relax: [%s] to the route, or change the path", r.Pattern, left.Detail(), left)
+		}
+	}
+	return ""
+}
+
+// sample is the shortest target that the pattern matches.
+func (p *pathPattern) sample() string {
+	if p.asterisk {
+		return "*"
+	}
+	var b strings.Builder
+	for _, s := range p.segments {
+		b.WriteByte('/')
+		if s.param {
+			b.WriteByte('x')
+		}
+		b.WriteString(url.PathEscape(s.literal))
+	}
+	if b.Len() == 0 {
+		return "/"
+	}
+	return b.String()
 }
 
 func hashOf(pattern string) uint64 {
