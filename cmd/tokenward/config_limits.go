@@ -53,8 +53,14 @@ func parseRate(s string) (requestRate, error) {
 	if !ok || err != nil || seconds == 0 || !isDecimal(digits) || n == 0 {
 		return 0, errRate
 	}
+	if float64(n)/seconds > maxRate {
+		return 0, fmt.Errorf("is more than %d/s", uint64(maxRate))
+	}
 	return requestRate(float64(n) / seconds), nil
 }
+
+// maxRate is what a token can be limited to, too.
+const maxRate = 1e9
 
 func (c *SharedLimitsConfig) limits() tokenstore.Limits {
 	l := tokenstore.Limits{Rate: float64(c.Rate), Burst: c.Burst, Concurrent: c.Concurrent}
@@ -87,6 +93,10 @@ func (d *decoder) checkLimits(c *Config) {
 	d.choice("enforce.limits.headers", c.Enforce.Limits.Headers)
 	d.checkShared("enforce.limits.account", &c.Enforce.Limits.Account)
 	d.checkShared("enforce.limits.owner", &c.Enforce.Limits.Owner)
+	for i := range c.Routes {
+		l := &c.Routes[i].Limits
+		d.checkShared(itemPath("routes", i)+".limits", &SharedLimitsConfig{Rate: l.Rate, Burst: l.Burst, Concurrent: l.Concurrent})
+	}
 }
 
 func (d *decoder) checkShared(path string, l *SharedLimitsConfig) {

@@ -192,11 +192,20 @@ func (d *decoder) checkBounds(c *Config) {
 	d.checkParents(c)
 	d.count("log.requests_every", int64(c.Log.RequestsEvery), 1, 1_000_000)
 	d.count("tokenstore.cache_entries", int64(c.TokenStore.CacheEntries), 0, 100_000_000)
-	if d.sound("admin.default_account") && c.Admin.DefaultAccount == 0 {
-		d.report("admin.default_account", ruleBounds, "0 is the account of root tokens", "write a number from 1")
+	d.home("admin.default_account", c.Admin.DefaultAccount, "0 is the account of root tokens")
+	d.home("admin.default_owner", c.Admin.DefaultOwner, "there is no owner 0")
+}
+
+// home checks a number that accounts or owners can have; zero says why 0 is none.
+func (d *decoder) home(path string, n uint64, zero string) {
+	const mend = "write a number from 1 to 9007199254740991"
+	if !d.sound(path) {
+		return
 	}
-	if d.sound("admin.default_owner") && c.Admin.DefaultOwner == 0 {
-		d.report("admin.default_owner", ruleBounds, "there is no owner 0", "write a number from 1")
+	if _, ok := tokenstore.ParseNumber(strconv.FormatUint(n, 10)); n == 0 {
+		d.report(path, ruleBounds, zero, mend)
+	} else if !ok {
+		d.report(path, ruleBounds, strconv.FormatUint(n, 10)+" is more than every JSON reader takes exactly", mend)
 	}
 }
 
