@@ -475,13 +475,14 @@ func (c *conn) growHead(r *Request) {
 	r.reset() // its slices pointed to where the bytes were
 }
 
-// arm sets when patience ends, from now. Less than zero is never.
+// arm sets when patience ends, from now. Less than zero is never. The coarse clock may
+// be a tick behind, of which the other side is given the benefit.
 func (c *conn) arm(d time.Duration) {
 	if d <= 0 {
 		c.deadline.Store(0)
 		return
 	}
-	c.deadline.Store(c.srv.now.Load() + int64(d))
+	c.deadline.Store(c.srv.now.Load() + int64(d+c.srv.tick))
 }
 
 // read reads from one of the exchange's connections. It gives

@@ -2,6 +2,7 @@ package http1
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -18,6 +19,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -256,6 +258,26 @@ func TestTimeouts(t *testing.T) {
 	c.wantEnd()
 	c = dial(t, addr).send("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nabc")
 	c.want("POST", 408, "stall")
+}
+
+func TestTimeoutsAreNeverEarly(t *testing.T) {
+	for offset := range 10 {
+		synctest.Test(t, func(t *testing.T) {
+			s := &Server{Timeouts: Timeouts{Header: time.Second}}
+			defer time.Sleep(time.Second) // until the sweeper has ended
+			near, far := net.Pipe()
+			defer near.Close()
+			go s.ServeConn(far)
+			time.Sleep(time.Duration(offset) * 27 * time.Millisecond) // between two looks at the clock
+			began := time.Now()
+			_, _ = near.Write([]byte("G"))
+			answer, _ := io.ReadAll(near)
+			took := time.Since(began)
+			if !bytes.HasPrefix(answer, []byte("HTTP/1.1 408 ")) || took < time.Second || took > time.Second+2*s.tick {
+				t.Errorf("after %v: %.12q", took, answer)
+			}
+		})
+	}
 }
 
 // TestClientThatDoesNotReadIsGivenUp: the answer is larger than all buffers on
