@@ -209,7 +209,7 @@ func (m *mover) source(from string) (path string, ahead bool, remove func() erro
 	if err != nil {
 		return "", false, nil, fmt.Errorf("take the store out of the backup: %w", err)
 	}
-	_, err = boltstore.ReadBackup(in, out, m.peppers)
+	_, err = boltstore.UnpackBackup(in, out, m.peppers)
 	if err = errors.Join(err, out.Close()); err != nil {
 		return "", false, nil, fmt.Errorf("%s: %w", from, errors.Join(err, os.Remove(out.Name())))
 	}

@@ -204,7 +204,7 @@ func (r *restorer) copyOut(backup string) (path string, err error) {
 			err = errors.Join(err, os.Remove(out.Name()))
 		}
 	}()
-	r.manifest, err = boltstore.ReadBackup(in, out, r.peppers)
+	r.manifest, err = boltstore.UnpackBackup(in, out, r.peppers)
 	if err = errors.Join(err, out.Sync(), out.Close()); err != nil {
 		return "", fmt.Errorf("%s: %w", backup, err)
 	}
@@ -474,7 +474,7 @@ func (r *restorer) text() string {
 		fmt.Fprintf(&b, "token %d (%s, account %d) %s by %s: it %s\n", u.ID, shownText(u.Name), u.Account, u.Detail, u.At.UTC().Format(time.RFC3339), verb)
 	}
 	if r.lost > 0 {
-		fmt.Fprintf(&b, "%s made after the backup and are gone; their ids are not used again.\n", were(r.lost))
+		fmt.Fprintf(&b, "%s made after the backup, and gone; no id is used again.\n", were(r.lost))
 	}
 	if r.flags.dryRun {
 		b.WriteString("Nothing was changed.\n")
