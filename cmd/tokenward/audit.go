@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"strings"
 
@@ -39,14 +40,14 @@ type verifyFlags struct {
 func newAuditVerifyCommand() *cobra.Command {
 	var f verifyFlags
 	cmd := &cobra.Command{
-		Use:   "verify --config FILE | --log FILE",
+		Use:   "verify [--config FILE | --log FILE]",
 		Short: "Check that no line of the audit log was changed, cut out or moved",
 		Long: "Read the whole audit log, older files too, and check every line. It may be written\n" +
 			"meanwhile. Each fault is told with the lines it concerns, from where to where.\n\n" +
-			"With --config the keys are those of the configuration. Elsewhere, name the log, the\n" +
-			"pepper files it was written under and the public key of its signatures. Lines cut\n" +
-			"off the end show only against a head that was kept elsewhere: the server logs heads,\n" +
-			"and /metrics has the last one.\n\n" +
+			"Log and keys are those of the configuration, which is tokenward.yaml unless --config names\n" +
+			"another. Elsewhere, name the log, the pepper files it was written under and the public\n" +
+			"key of its signatures. Lines cut off the end show only against a head that was kept\n" +
+			"elsewhere: the server logs heads, and /metrics has the last one.\n\n" +
 			"The exit code is 0 when the log is whole, and 1 when not.",
 		Example: "  tokenward audit verify --config tokenward.yaml --head-file heads.txt\n" +
 			"  tokenward audit verify --log copy.jsonl --pepper pepper --key audit-public.pem",
@@ -54,7 +55,7 @@ func newAuditVerifyCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd) },
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&f.config, "config", "", "configuration `file` that names log, peppers and signing key")
+	flags.StringVar(&f.config, "config", "", "configuration `file` that names log, peppers and signing key (default: tokenward.yaml, unless --log is given)")
 	flags.StringVar(&f.log, "log", "", "the log's `file`, in place of the configured one")
 	flags.StringArrayVar(&f.peppers, "pepper", nil, "a pepper `file` that the log was written under; repeatable")
 	flags.StringVar(&f.key, "key", "", "the signing key, public or private, a PEM `file`")
@@ -86,17 +87,20 @@ func (f *verifyFlags) run(cmd *cobra.Command) error {
 
 // keys gathers what the log is checked with.
 func (f *verifyFlags) keys() (path string, keys audit.Keys, err error) {
-	signing, peppers := "", f.peppers
-	switch {
-	case f.config != "":
-		cfg, err := loadConfig(f.config)
+	signing, peppers, config := "", f.peppers, f.config
+	if config == "" && f.log == "" {
+		config = "tokenward.yaml"
+		if _, err := os.Stat(config); errors.Is(err, fs.ErrNotExist) {
+			return "", keys, usageError{errors.New("which log? There is no tokenward.yaml here: give --config FILE or --log FILE")}
+		}
+	}
+	if config != "" {
+		cfg, err := loadConfig(config)
 		if err != nil {
 			return "", keys, err
 		}
 		path, signing = cfg.Audit.Path, cfg.Audit.SigningKeyFile
 		peppers = append(peppers, cfg.TokenStore.PepperFiles...)
-	case f.log == "":
-		return "", keys, usageError{errors.New("which log? Give --config FILE or --log FILE")}
 	}
 	if f.log != "" {
 		path = f.log
