@@ -4,8 +4,8 @@ import "time"
 
 // bucket is a token bucket: it refills at a rate up to a burst, and each request
 // takes one. The zero bucket is not made yet. A clock that goes back refills
-// nothing. Its owner's lock guards it, which is why it is not x/time/rate: that has
-// a lock and memory of its own, two more cache lines for each request.
+// nothing for what was. Its owner's lock guards it, which is why it is not x/time/rate:
+// that has a lock and memory of its own, two more cache lines for each request.
 type bucket struct {
 	level float64 // at moment at
 	at    int64   // nanoseconds since 1970
@@ -13,9 +13,22 @@ type bucket struct {
 	burst uint64
 }
 
+// overtaking bounds by how much requests that overtake one another can differ in when
+// they came. What lies further back is the time of a clock that was set back.
+const overtaking = int64(time.Minute)
+
+// follow has the bucket refill from now on where the clock was set back: else it would
+// wait until the clock is again where it was.
+func (b *bucket) follow(now int64) {
+	if b.at-now > overtaking {
+		b.at = now
+	}
+}
+
 // make makes the bucket full, or adapts it where the limit was changed: what it
 // holds then stays, up to the new burst.
 func (b *bucket) make(now int64, rate float64, burst uint64) {
+	b.follow(now)
 	if b.rate == rate && b.burst == burst {
 		return
 	}

@@ -185,10 +185,10 @@ const (
 )
 
 // countsLeft looks whether every count of the bound has room for one more.
-func (b *bound) countsLeft(now time.Time) (limitKind, countState) {
+func (b *bound) countsLeft(now time.Time) countState {
 	c := b.meter.counts
 	if c == nil || !c.loaded || c.shared && !c.ready {
-		return 0, countNotDurable
+		return countNotDurable
 	}
 	state := countFree
 	if !c.ready {
@@ -201,13 +201,13 @@ func (b *bound) countsLeft(now time.Time) (limitKind, countState) {
 			if c.shared {
 				c.active, c.refused = true, true
 			}
-			return kind, countUsedUp
+			return countUsedUp
 		}
 		if one.used >= one.kept && (kind != limitMinute || c.shared) && !c.unkept {
 			state = countNotDurable
 		}
 	}
-	return 0, state
+	return state
 }
 
 // countLimits yields the counts that the bound limits, and to how much.
@@ -271,12 +271,17 @@ func (c *counts) forgettable(now time.Time) bool {
 	return true
 }
 
-// reset is how long until the count begins anew; 0 if it never does.
+// reset is how long until the count begins anew; 0 if it never does. A nil counts is
+// in the window that now lies in.
 func (c *counts) reset(kind limitKind, now time.Time) time.Duration {
 	if kind == limitUses {
 		return 0
 	}
-	return time.Unix(c.list[kind].end, 0).Sub(now)
+	_, end := windowAt(kind, now)
+	if c != nil {
+		end = max(end, c.list[kind].end) // a clock that goes back stays in its window
+	}
+	return time.Unix(end, 0).Sub(now)
 }
 
 func quotaKind(w tokenstore.Window) limitKind {
@@ -316,11 +321,6 @@ func windowLength(kind limitKind) time.Duration {
 	default:
 		return 31 * 24 * time.Hour
 	}
-}
-
-func untilNextWindow(kind limitKind, now time.Time) time.Duration {
-	_, end := windowAt(kind, now)
-	return time.Unix(end, 0).Sub(now)
 }
 
 // block is how much of a limit is reserved at once before it is used.

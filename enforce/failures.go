@@ -1,6 +1,7 @@
 package enforce
 
 import (
+	"math"
 	"net/netip"
 	"sync"
 	"time"
@@ -53,8 +54,14 @@ func (f *failureTable) failed(limit FailureLimit, addr netip.Addr, now time.Time
 	if !known && len(s.due) >= maxFailing/limitShards && !s.forget(at) {
 		return time.Duration(every), false
 	}
-	due = max(due, at)
-	if over := due - at - int64(min(burst-1, uint64(time.Hour)))*every; burst == 0 || over > 0 { //nolint:gosec // bounded by the line
+	// All that can be due lies within the burst: what is later is of before the clock was
+	// set back.
+	atOnce := int64(min(burst, uint64(math.MaxInt64/every/2))) * every //nolint:gosec // bounded by the line
+	due = min(max(due, at), at+atOnce)
+	if over := due - at - (atOnce - every); over > 0 {
+		if known {
+			s.due[addr] = due
+		}
 		return time.Duration(max(over, 1)), false
 	}
 	if s.due == nil {

@@ -395,7 +395,7 @@ func TestNothingIsUsedWhileItIsGivenBack(t *testing.T) {
 	ledger.fault = func() (made, reported bool) {
 		b.meter.mu.Lock()
 		defer b.meter.mu.Unlock()
-		if _, left := b.countsLeft(start); left != countNotDurable {
+		if left := b.countsLeft(start); left != countNotDurable {
 			t.Errorf("a use finds %v", left)
 		}
 		looked = true

@@ -262,6 +262,7 @@ func (m *meter) forget(now time.Time) bool {
 		return false // in use
 	}
 	defer m.mu.Unlock()
+	m.bucket.follow(now.UnixNano())
 	if m.inFlight > 0 || !m.bucket.full(now.UnixNano()) || !m.counts.forgettable(now) {
 		return false
 	}
@@ -300,13 +301,13 @@ func (bs *bounds) charge(d *Decision, now time.Time) (uncounted *bound) {
 	for i := range bs.all() {
 		b := &bs.list[i]
 		if b.concurrent != 0 && b.meter.inFlight >= b.concurrent {
-			b.refuse(d, limitConcurrent, time.Second)
+			bs.refuse(d, now)
 			return nil
 		}
 		if b.counted() {
-			switch which, left := b.countsLeft(now); left {
+			switch b.countsLeft(now) {
 			case countUsedUp:
-				b.refuse(d, which, b.meter.counts.reset(which, now))
+				bs.refuse(d, now)
 				return nil
 			case countNotDurable:
 				return b
@@ -322,8 +323,8 @@ func (bs *bounds) charge(d *Decision, now time.Time) (uncounted *bound) {
 		if b.rate == 0 {
 			continue
 		}
-		if missing := b.meter.bucket.missing(at); missing > 0 {
-			b.refuse(d, limitRate, missing)
+		if b.meter.bucket.missing(at) > 0 {
+			bs.refuse(d, now)
 			return nil
 		}
 	}
@@ -349,6 +350,53 @@ func (bs *bounds) charge(d *Decision, now time.Time) (uncounted *bound) {
 func (b *bound) burstInForce() uint64 {
 	l := tokenstore.Limits{Rate: b.rate, Burst: b.burst}
 	return uint64(l.BurstInForce()) //nolint:gosec // at least one
+}
+
+// refuse turns the decision into the refusal by the limit that will refuse for longest:
+// who waits until that has room again need not be refused by another one then. All locks
+// are held.
+func (bs *bounds) refuse(d *Decision, now time.Time) {
+	by, kind, longest := 0, limitKind(0), time.Duration(0)
+	for i := range bs.all() {
+		if which, wait := bs.list[i].lacking(now); wait > longest {
+			by, kind, longest = i, which, wait
+		}
+	}
+	if longest == forGood {
+		longest = 0
+	}
+	bs.list[by].refuse(d, kind, longest)
+}
+
+// forGood is the wait for what waiting does not bring.
+const forGood = time.Duration(math.MaxInt64)
+
+// lacking is the limit of the bound that will have no room for longest, and how long;
+// 0: all have room.
+func (b *bound) lacking(now time.Time) (kind limitKind, longest time.Duration) {
+	m, at := b.meter, now.UnixNano()
+	if b.concurrent != 0 && m.inFlight >= b.concurrent {
+		kind, longest = limitConcurrent, time.Second
+	}
+	for one, most := range b.countLimits() {
+		if c := m.counts; c == nil || !c.loaded || c.used(one, now) < most {
+			continue
+		}
+		wait := forGood
+		if one != limitUses {
+			wait = m.counts.reset(one, now)
+		}
+		if wait > longest {
+			kind, longest = one, wait
+		}
+	}
+	if b.rate != 0 {
+		m.bucket.make(at, b.rate, b.burstInForce())
+		if missing := m.bucket.missing(at); missing > longest {
+			kind, longest = limitRate, missing
+		}
+	}
+	return kind, longest
 }
 
 // refuse turns the decision into the refusal by one limit.
@@ -426,6 +474,10 @@ type Left struct {
 	Concurrent bool
 }
 
+// maxWindowSeconds is what is said of windows that are longer than a time.Duration can
+// be: 285 years.
+const maxWindowSeconds = 9e9
+
 // left describes one limit of the bound.
 func (b *bound) left(kind limitKind, left uint64, reset time.Duration) Left {
 	out := Left{Name: limitNames[b.key.subject][kind], Left: left, Reset: reset}
@@ -436,7 +488,7 @@ func (b *bound) left(kind limitKind, left uint64, reset time.Duration) Left {
 		out.Quota, out.Concurrent = b.concurrent, true
 	case limitRate:
 		out.Quota = b.burstInForce()
-		out.Window = max(time.Second, time.Duration(math.Ceil(float64(out.Quota)/b.rate))*time.Second)
+		out.Window = time.Duration(min(max(1, math.Ceil(float64(out.Quota)/b.rate)), maxWindowSeconds)) * time.Second
 	case limitMinute, limitHour, limitDay, limitMonth:
 		for _, q := range b.quotas {
 			if quotaKind(q.Per) == kind {
@@ -482,7 +534,7 @@ func (b *bound) appendLeft(dst []Left, now time.Time) []Left {
 	for _, q := range b.quotas {
 		kind := quotaKind(q.Per)
 		used := m.counts.used(kind, now)
-		dst = append(dst, b.left(kind, q.Count-min(q.Count, used), untilNextWindow(kind, now)))
+		dst = append(dst, b.left(kind, q.Count-min(q.Count, used), m.counts.reset(kind, now)))
 	}
 	if b.uses != 0 {
 		dst = append(dst, b.left(limitUses, b.uses-min(b.uses, m.counts.used(limitUses, now)), 0))

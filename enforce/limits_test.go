@@ -197,6 +197,70 @@ func TestRefusalChargesNoOtherLimit(t *testing.T) {
 	}
 }
 
+// TestRefusalIsByWhatRefusesForLongest: who comes back when the answer said is not to
+// be refused by another limit that had no room either.
+func TestRefusalIsByWhatRefusesForLongest(t *testing.T) {
+	at := time.Date(2026, 12, 31, 22, 59, 50, 0, time.UTC)
+	perMinute, perHour, perDay := tokenstore.Quota{Count: 1, Per: tokenstore.PerMinute}, tokenstore.Quota{Count: 1, Per: tokenstore.PerHour}, tokenstore.Quota{Count: 1, Per: tokenstore.PerDay}
+	for _, c := range []struct {
+		name string
+		tok  tokenstore.Limits
+		o    LimitOptions
+		want Left
+		by   Reason
+	}{
+		{"quotas", tokenstore.Limits{Quotas: []tokenstore.Quota{perMinute, perDay, perHour}}, LimitOptions{},
+			Left{Name: "day", Quota: 1, Window: 24 * time.Hour, Reset: time.Hour + 10*time.Second}, QuotaExhausted},
+		{"rate and quota", tokenstore.Limits{Rate: 0.01, Burst: 1, Quotas: []tokenstore.Quota{perMinute}}, LimitOptions{},
+			Left{Name: "rate", Quota: 1, Window: 100 * time.Second, Reset: 100 * time.Second}, RateLimited},
+		{"token's quota and account's", tokenstore.Limits{Quotas: []tokenstore.Quota{perMinute}}, LimitOptions{Account: tokenstore.Limits{Quotas: []tokenstore.Quota{perHour}}},
+			Left{Name: "minute", Quota: 1, Window: time.Minute, Reset: 10 * time.Second}, QuotaExhausted}, // equally long
+		{"uses and quota", tokenstore.Limits{Uses: 1, Quotas: []tokenstore.Quota{perDay}}, LimitOptions{},
+			Left{Name: "uses", Quota: 1}, UsesExhausted},
+		{"quota and owner's rate", tokenstore.Limits{Quotas: []tokenstore.Quota{perMinute}}, LimitOptions{Owner: tokenstore.Limits{Rate: 0.001, Burst: 1}},
+			Left{Name: "owner-rate", Quota: 1, Window: 1000 * time.Second, Reset: 1000 * time.Second}, OwnerLimited},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			e := limitedEngine(c.o, &memoryLedger{})
+			tok := with(1, 2, 3, c.tok)
+			if d := use(e, tok, nil, at); !d.Allowed() {
+				t.Fatal(d.Reason)
+			}
+			d := use(e, tok, nil, at)
+			if d.Limited != c.want || d.Reason != c.by || d.RetryAfter != c.want.Reset {
+				t.Errorf("%v, retry after %v: %+v, want %+v", d.Reason, d.RetryAfter, d.Limited, c.want)
+			}
+			if c.want.Reset == 0 {
+				return
+			}
+			if d := use(e, tok, nil, at.Add(d.RetryAfter)); !d.Allowed() {
+				t.Errorf("after that wait: %v", d.Reason)
+			}
+		})
+	}
+	t.Run("concurrency and quota", func(t *testing.T) {
+		e := limitedEngine(LimitOptions{}, &memoryLedger{})
+		d := Decision{Reason: Allowed, Match: tokenstore.Match{Token: with(1, 1, 1, tokenstore.Limits{Concurrent: 1, Quotas: []tokenstore.Quota{perHour}})}}
+		again := d
+		if !e.Admit(&d, at) || e.Admit(&again, at) || again.Reason != QuotaExhausted || again.RetryAfter != 10*time.Second {
+			t.Errorf("%v, then %v, retry after %v", d.Reason, again.Reason, again.RetryAfter)
+		}
+	})
+}
+
+// TestWhatIsLeftIsOfTheWindowThatIsCounted: the clock was set back, and the window stays.
+func TestWhatIsLeftIsOfTheWindowThatIsCounted(t *testing.T) {
+	e := limitedEngine(LimitOptions{}, nil)
+	tok := with(1, 1, 1, quota(1, tokenstore.PerHour))
+	use(e, tok, nil, start)
+	back := start.Add(-3 * time.Hour)
+	d := use(e, tok, nil, back)
+	left := e.AppendLeft(nil, tok, nil, back)
+	if len(left) != 1 || left[0].Left != 0 || left[0].Reset != d.RetryAfter || left[0].Reset <= 3*time.Hour {
+		t.Errorf("%+v, and the refusal says %v", left, d.RetryAfter)
+	}
+}
+
 func TestMoreTokensBuyNothing(t *testing.T) {
 	o := LimitOptions{Owner: tokenstore.Limits{Rate: 0.001, Burst: 3}, Account: tokenstore.Limits{Rate: 0.001, Burst: 5}}
 	e := limitedEngine(o, nil)

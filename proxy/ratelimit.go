@@ -56,7 +56,7 @@ func appendPolicies(dst []byte, left []enforce.Left) []byte {
 	for i := range left {
 		l := &left[i]
 		dst = appendItem(dst, i, l.Name)
-		dst = strconv.AppendUint(append(dst, ";q="...), l.Quota, 10)
+		dst = strconv.AppendUint(append(dst, ";q="...), min(l.Quota, maxInteger), 10)
 		if l.Concurrent {
 			dst = append(dst, `;qu="concurrent-requests"`...)
 		}
@@ -72,13 +72,17 @@ func appendRemains(dst []byte, left []enforce.Left) []byte {
 	for i := range left {
 		l := &left[i]
 		dst = appendItem(dst, i, l.Name)
-		dst = strconv.AppendUint(append(dst, ";r="...), l.Left, 10)
+		dst = strconv.AppendUint(append(dst, ";r="...), min(l.Left, maxInteger), 10)
 		if l.Reset > 0 {
 			dst = strconv.AppendInt(append(dst, ";t="...), seconds(l.Reset), 10)
 		}
 	}
 	return dst
 }
+
+// maxInteger is the greatest integer that structured fields know (RFC 9651, section
+// 3.3.1): with a greater one the whole field is to be ignored.
+const maxInteger = 999_999_999_999_999
 
 func appendItem(dst []byte, i int, name string) []byte {
 	if i > 0 {

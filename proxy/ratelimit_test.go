@@ -30,6 +30,10 @@ func TestRateLimitFields(t *testing.T) {
 		{name: "all", all: true, limits: tokenstore.Limits{Rate: 0.1, Burst: 5, Concurrent: 2, Uses: 1},
 			first: [2]string{`"rate";q=5;w=50, "uses";q=1, "concurrent";q=2;qu="concurrent-requests"`, `"rate";r=4;t=10, "uses";r=0, "concurrent";r=1`},
 			after: [2]string{`"rate";q=5;w=50, "uses";q=1, "concurrent";q=2;qu="concurrent-requests"`, `"rate";r=4;t=10, "uses";r=0, "concurrent";r=2`}},
+		// Integers of structured fields have 15 digits: with more, a reader ignores the field.
+		{name: "very large", all: true, limits: tokenstore.Limits{Rate: 1e-6, Burst: 1<<53 - 1, Uses: 1<<53 - 1, Concurrent: 1<<53 - 1},
+			first: [2]string{`"rate";q=999999999999999;w=9000000000, "uses";q=999999999999999, "concurrent";q=999999999999999;qu="concurrent-requests"`, `"rate";r=999999999999999;t=1000000, "uses";r=999999999999999, "concurrent";r=999999999999999`},
+			after: [2]string{`"rate";q=999999999999999;w=9000000000, .*`, `"rate";r=999999999999999;t=1000000, .*`}},
 		{name: "all of no limit", all: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
