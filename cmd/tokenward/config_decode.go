@@ -345,8 +345,11 @@ func (d *decoder) wrongType(path string, node ast.Node, want string) {
 		d.report(path, ruleType, "there is no value here", mend+", or remove the key to have its default")
 		return
 	case *ast.MappingNode:
-		if n.IsFlowStyle && want == "text" {
+		switch {
+		case n.IsFlowStyle && want == "text":
 			mend = "put text with braces in quotes, as in \"{account}\""
+		case !n.IsFlowStyle && strings.HasSuffix(path, "]") && want != aSection: // {upstream: [http://api:3000]} is read as one, too
+			mend = "put text with a colon in quotes, as in \"http://api:3000\" and \"cards:read\""
 		}
 		d.report(path, ruleType, "this is a section with keys, and should be "+want, mend)
 		return

@@ -123,6 +123,9 @@ func (d *decoder) checkCanon(c *Config) {
 	if !d.sound("proxy.identity") {
 		proxy.Sets, proxy.Removes = nil, nil
 	}
+	if !d.sound("proxy.credentials") {
+		proxy.Credentials = nil
+	}
 	if !d.sound("proxy.client_address") || !slices.Contains(choices["proxy.client_address"], c.Proxy.ClientAddress) {
 		proxy.ClientAddress = ""
 	}
