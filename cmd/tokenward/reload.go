@@ -99,6 +99,7 @@ func (c *Config) fingerprint(path string) [sha256.Size]byte {
 // fault is refused whole, and what was in force stays.
 func (a *app) reload(path string) {
 	err := a.applyFile(path)
+	a.upstreams.keep(a.cfg) // also what a refused file brought in
 	if err != nil {
 		a.registry.Reload.Failed()
 		a.health.Set("config", metrics.Warning, "the configuration on disk was refused, the last good one is in force: see the log")

@@ -164,6 +164,39 @@ func TestReloadPutsRoutesInForceAndRefusesABadFileWhole(t *testing.T) {
 	}
 }
 
+// TestUpstreamThatIsNotConfiguredAnyMoreIsForgotten: else one that was down when it
+// was taken out would be reported for ever.
+func TestUpstreamThatIsNotConfiguredAnyMoreIsForgotten(t *testing.T) {
+	closed, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone := "http://" + closed.Addr().String()
+	_ = closed.Close()
+	s := startApp(t, "routes:\n  - {match: GET /a, public: true, upstream: '"+gone+"'}\n")
+	for range 3 {
+		if got := status(t, s.proxy+"/a"); got != 502 {
+			t.Fatalf("from an upstream that is not there: %d", got)
+		}
+	}
+	if state, _ := s.upstreams.check(); state != metrics.Warning {
+		t.Error("nobody is told of an upstream that is down")
+	}
+	s.rewrite(t, "routes:\n  - {match: GET /a, public: true}\n")
+	s.reload(s.file)
+	if state, said := s.upstreams.check(); state != metrics.Passing || len(s.upstreams.stats()) != 1 {
+		t.Errorf("after it was taken out: %v %s, %v", state, said, s.upstreams.stats())
+	}
+	if got := status(t, s.proxy+"/a"); got != 200 {
+		t.Errorf("from the upstream of all routes: %d", got)
+	}
+	s.rewrite(t, "routes:\n  - {match: GET /a, public: true, upstream: '"+gone+"'}\n  - {match: GET /a, public: true}\n")
+	s.reload(s.file)
+	if n := len(s.upstreams.stats()); n != 1 {
+		t.Errorf("a file that was refused left %d upstreams, want 1", n)
+	}
+}
+
 // TestReloadThatFailsReplacesNothing: of several certificates not even the sound
 // ones, and no word that tokens are made with.
 func TestReloadThatFailsReplacesNothing(t *testing.T) {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 
 	"tokenward/metrics"
@@ -69,6 +70,25 @@ func (s *upstreamSet) list(urls upstreamList) (*proxy.Upstreams, error) {
 		all = append(all, u)
 	}
 	return proxy.NewUpstreams(all...)
+}
+
+// keep forgets the servers that the configuration names no more, so that nobody is
+// told of their health, and closes their unused connections. Requests that are on their way to
+// one still arrive.
+func (s *upstreamSet) keep(cfg *Config) {
+	named := make(map[string]bool)
+	for _, raw := range cfg.allUpstreams() {
+		named[upstreamURL(raw).String()] = true
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.names = slices.DeleteFunc(s.names, func(name string) bool { return !named[name] })
+	for name, u := range s.byURL {
+		if !named[name] {
+			delete(s.byURL, name)
+			u.CloseIdle()
+		}
+	}
 }
 
 // closeIdle closes unused connections.
