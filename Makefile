@@ -37,8 +37,9 @@ RACE_PACKAGES ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 2)))
 export GOTOOLCHAIN := local
 
 # What ships is compiled by the profile in cmd/tokenward/default.pgo, which `go build`
-# finds by itself; tests would only compile every package twice for it.
-test race vet lint fuzz soak: export GOFLAGS += -pgo=off
+# finds by itself; tests would only compile every package twice for it. The long ones
+# of `make soak` are compiled as what ships.
+test race vet lint fuzz: export GOFLAGS += -pgo=off
 
 LINT := bin/golangci-lint
 BENCHSTAT := bin/benchstat
@@ -86,7 +87,7 @@ fuzz: ## Fuzz all targets for FUZZ_SECONDS (50) in all
 
 .PHONY: soak
 soak: ## The long runs: thousands of kills, millions of model steps, bodies of 10 GiB, hours of fuzzing
-	@TOKENWARD_SOAK=1 $(STEP) "long tests" go test -count=1 -timeout 12h -v ./...
+	@TOKENWARD_SOAK=1 $(STEP) "long tests" go test -pgo=cmd/tokenward/default.pgo -count=1 -timeout 12h -v ./...
 	@$(STEP) "long fuzzing" tools/fuzz $(SOAK_FUZZ_SECONDS)
 
 .PHONY: bench
