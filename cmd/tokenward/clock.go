@@ -34,6 +34,7 @@ type clock struct {
 	alarmed  bool
 	leapt    bool          // the time went forward by more than clockAlarm
 	leaptAt  time.Duration // by steady
+	even     time.Time     // from when on the time has not leapt
 	adopted  uint64
 	hindered bool // the machine's clock is behind floor
 }
@@ -66,6 +67,7 @@ func newClock(wall func() time.Time, steady func() time.Duration, floor time.Tim
 		at = floor
 	}
 	c.base.Store(&clockBase{at: at, steady: steady()})
+	c.even = at
 	return c
 }
 
@@ -125,7 +127,7 @@ func (c *clock) compare() {
 	c.base.Store(&clockBase{at: wall, steady: steady})
 	c.adopted++
 	if by > clockAlarm {
-		c.leapt, c.leaptAt = true, steady
+		c.leapt, c.leaptAt, c.even = true, steady, wall
 	}
 	if by.Abs() > clockAlarm {
 		c.log.Warn("the machine's clock was adopted", "was", now, "is", wall)
@@ -141,6 +143,14 @@ func (c *clock) calm() bool {
 	defer c.mu.Unlock()
 	steady := c.steady()
 	return !c.alarmed && steady >= calmAfterLeap && (!c.leapt || steady-c.leaptAt >= calmAfterLeap)
+}
+
+// evenSince is from when on what lies between two times has passed, and was heard of:
+// since the start, or the last leap forward.
+func (c *clock) evenSince() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.even
 }
 
 // check is the clock's part of readiness.

@@ -23,12 +23,12 @@ type upkeep struct {
 	usage   *usage.Recorder
 	clock   *clock
 	log     *slog.Logger
-	started time.Time
 	sender  *notify.Sender // nil: there is no web hook
 	days    []int          // before a token's end, on which it is warned of
 
 	// When the last of each began; of run alone.
 	swept, counted, warned time.Time
+	unsent                 bool // the last look for warnings found no room for all of them
 
 	sweptTokens, silenced, failures atomic.Uint64
 
@@ -47,7 +47,7 @@ var endingDays = []int{1, 7, 30}
 
 // newUpkeep returns what keeps up the tokens of v. sender may be nil.
 func newUpkeep(v *vault, sender *notify.Sender, days []int, log *slog.Logger) *upkeep {
-	return &upkeep{store: v.store, service: v.service, usage: v.usage, clock: v.clock, log: log, started: v.clock.Now(), sender: sender, days: days}
+	return &upkeep{store: v.store, service: v.service, usage: v.usage, clock: v.clock, log: log, sender: sender, days: days}
 }
 
 // run keeps up until ctx ends.
@@ -95,7 +95,7 @@ func (u *upkeep) endSilent(ctx context.Context) error {
 	if u.usage.LostSince(u.clock.Now().Add(-silenceTrust)) {
 		return nil
 	}
-	n, err := u.service.EndSilent(ctx, u.store.AwaitingSilence(ctx), u.started, u.store.UsageLag())
+	n, err := u.service.EndSilent(ctx, u.store.AwaitingSilence(ctx), u.clock.evenSince(), u.store.UsageLag())
 	u.silenced.Add(uint64(n)) //nolint:gosec // a count
 	return err
 }

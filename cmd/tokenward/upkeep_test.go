@@ -2,12 +2,14 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"io"
 	"log/slog"
 	"net/http"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -60,6 +62,7 @@ type kept struct {
 	store   *boltstore.Store
 	service *admin.Service
 	upkeep  *upkeep
+	ahead   time.Duration // of the machine's clock
 	stop    func()
 }
 
@@ -92,11 +95,12 @@ func (k *kept) open() {
 	if err != nil {
 		k.t.Fatal(err)
 	}
-	k.service, err = admin.New(k.store, k.store, nil, time.Now, admin.Options{Usage: used.Of})
+	clock := newClock(func() time.Time { return time.Now().Add(k.ahead) }, steadyClock(), k.store.LastTime(), log)
+	k.service, err = admin.New(k.store, k.store, nil, clock.Now, admin.Options{Usage: used.Of})
 	if err != nil {
 		k.t.Fatal(err)
 	}
-	v := &vault{store: file{k.store}, service: k.service, usage: used, clock: newClock(time.Now, steadyClock(), k.store.LastTime(), log)}
+	v := &vault{store: file{k.store}, service: k.service, usage: used, clock: clock}
 	k.upkeep = newUpkeep(v, sender, []int{14, 3, 1}, log)
 	ctx, cancel := context.WithCancel(k.t.Context())
 	ended := make(chan struct{})
@@ -129,6 +133,7 @@ func (k *kept) pass(d time.Duration) {
 	const rounds = 8
 	for range rounds {
 		time.Sleep(d / rounds) //nolint:forbidigo // in a bubble
+		k.upkeep.clock.compare()
 		k.upkeep.round(k.t.Context())
 		synctest.Wait()
 	}
@@ -192,6 +197,69 @@ func TestWarningWaitsForADeadReceiverAndSkipsThoseOvertaken(t *testing.T) {
 	})
 }
 
+// TestDeadReceiverKeepsNoWarningFromTheAuditLog: what waits for the web hook is not to
+// be taken for what a look did, so that those behind it had their turn never.
+func TestDeadReceiverKeepsNoWarningFromTheAuditLog(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		k := newKept(t)
+		k.hook.down = true
+		end := time.Now().Add(10 * day).UTC().Truncate(time.Millisecond)
+		first := k.create(tokenstore.EndsAt(end))
+		last := first.ID
+		err := k.store.Change(t.Context(), func(tx tokenstore.Tx) error {
+			tx.Emit([]byte("{}"))
+			for i := range warnAtOnce + 2 {
+				id, err := tx.NewID()
+				if err != nil {
+					return err
+				}
+				one := first.Clone()
+				one.ID, one.Secrets[0].Digest, last = id, sha256.Sum256([]byte{byte(i), byte(i >> 8)}), id
+				if err := tx.Put(one); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		k.pass(2 * time.Hour)
+		for _, id := range []tokenstore.ID{first.ID, last} {
+			if n, err := k.store.Notice(id, end); err != nil || n.Told != 14 {
+				t.Errorf("of token %d is noted %+v, %v", id, n, err)
+			}
+		}
+		k.close()
+	})
+}
+
+// TestWarningsGoOnOnceThereIsRoom: more tokens end than can wait for the web hook.
+func TestWarningsGoOnOnceThereIsRoom(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		k := newKept(t)
+		for i := range 1024 {
+			k.upkeep.sender.Send(notify.Event{ID: strconv.Itoa(i)})
+		}
+		k.hook.down = true
+		k.create(tokenstore.EndsAt(time.Now().Add(10 * day)))
+		k.pass(8 * time.Second)
+		if !k.upkeep.unsent {
+			t.Fatal("there was room")
+		}
+		k.hook.mu.Lock()
+		k.hook.down = false
+		k.hook.mu.Unlock()
+		k.pass(8 * time.Minute)
+		if ids := k.hook.ids(); len(ids) != 1025 || !strings.HasPrefix(ids[1024], "expires.1.") || k.upkeep.unsent {
+			t.Errorf("%d were taken", len(ids))
+		}
+		k.close()
+	})
+}
+
 func TestReceiverIsToldOfRevocation(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -220,6 +288,28 @@ func TestReceiverIsToldOfALeak(t *testing.T) {
 		k.pass(time.Second)
 		if ids := k.hook.ids(); !slices.Equal(ids, []string{"leaked.1.1"}) {
 			t.Errorf("it is told of %v", ids)
+		}
+		k.close()
+	})
+}
+
+// TestLeapOfTheClockIsNoSilence: the machine's clock was a day behind and was set right,
+// by which nobody was silent for a day.
+func TestLeapOfTheClockIsNoSilence(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		k := newKept(t)
+		made := k.create(tokenstore.Never())
+		if _, err := k.service.Rotate(t.Context(), admin.Operator("test"), admin.Target{ID: made.ID}, admin.RotateSpec{OldSilence: 12 * time.Hour}); err != nil {
+			t.Fatal(err)
+		}
+		k.pass(2 * time.Hour)
+		k.ahead = day
+		for _, want := range []uint64{0, 1} {
+			k.pass(50 * time.Minute)
+			if s := k.upkeep.stats(); s.Silenced != want || k.upkeep.clock.stats().Adopted != 1 {
+				t.Errorf("%d secrets were ended, want %d; %d leaps", s.Silenced, want, k.upkeep.clock.stats().Adopted)
+			}
 		}
 		k.close()
 	})

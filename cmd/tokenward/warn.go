@@ -53,45 +53,58 @@ func (a *app) tellLeaked(t *tokenstore.Token) {
 // web hook. What was told or taken is noted in the store.
 func (u *upkeep) warn(ctx context.Context) error {
 	now := u.clock.Now()
-	if len(u.days) == 0 || !u.warned.IsZero() && now.Sub(u.warned) < warnEvery {
+	goesOn := u.unsent && u.sender.Stats().Waiting == 0
+	if len(u.days) == 0 || !u.warned.IsZero() && now.Sub(u.warned) < warnEvery && !goesOn {
 		return nil
 	}
-	u.warned = now
-	told := 0
+	u.warned, u.unsent = now, false
+	var r warning
 	for id, err := range u.store.Ending(ctx, now, now.Add(daysOf(slices.Max(u.days)))) {
-		if err != nil {
-			return err
-		}
-		t, err := u.store.ByID(ctx, id)
-		if errors.Is(err, tokenstore.ErrNotFound) {
-			continue
+		if err == nil {
+			err = u.warnOf(ctx, id, now, &r)
 		}
 		if err != nil {
-			return err
+			return errors.Join(append(r.unreadable, err)...)
 		}
-		if t.State == tokenstore.StateRevoked || t.ReplacedBy != 0 || t.Expiry.Never {
-			continue
-		}
-		due, err := u.warnOf(ctx, t, now)
-		if err != nil {
-			return err
-		}
-		if due {
-			told++
-		}
-		if told == warnAtOnce {
+		if r.told == warnAtOnce {
 			u.warned = time.Time{} // the next round goes on
-			return nil
+			break
 		}
 	}
-	return nil
+	return errors.Join(r.unreadable...)
+}
+
+// warning is what came of one look for warnings.
+type warning struct {
+	told       int     // written to the audit log
+	unreadable []error // the first of them: they are not to keep other tokens' warnings back
+}
+
+const maxUnreadable = 3
+
+func (r *warning) skip(err error) {
+	if len(r.unreadable) < maxUnreadable {
+		r.unreadable = append(r.unreadable, err)
+	}
 }
 
 func daysOf(n int) time.Duration { return time.Duration(n) * 24 * time.Hour }
 
-// warnOf gives the warning of t's end that is due and has not been given, and
-// reports whether there was one.
-func (u *upkeep) warnOf(ctx context.Context, t *tokenstore.Token, now time.Time) (bool, error) {
+// warnOf gives the warning of a token's end that is due, to whoever it has not been
+// given: it is written to the audit log once, and waits for the web hook until that
+// takes it.
+func (u *upkeep) warnOf(ctx context.Context, id tokenstore.ID, now time.Time, r *warning) error {
+	t, err := u.store.ByID(ctx, id)
+	if errors.Is(err, tokenstore.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		r.skip(err)
+		return nil //nolint:nilerr // the round tells of it
+	}
+	if t.State == tokenstore.StateRevoked || t.ReplacedBy != 0 || t.Expiry.Never {
+		return nil
+	}
 	due := 0
 	for _, days := range u.days {
 		if t.Expiry.At.Sub(now) <= daysOf(days) && (due == 0 || days < due) {
@@ -99,24 +112,26 @@ func (u *upkeep) warnOf(ctx context.Context, t *tokenstore.Token, now time.Time)
 		}
 	}
 	if due == 0 {
-		return false, nil
+		return nil
 	}
 	end := t.Expiry.At
 	noted, err := u.store.Notice(t.ID, end)
 	if err != nil {
-		return false, err
+		r.skip(err)
+		return nil //nolint:nilerr // the round tells of it
 	}
 	if noted.Told > due {
 		event, err := u.service.ExpiryWarning(t, due)
 		if err != nil {
-			return false, err
+			return err
 		}
 		if err := u.store.NoteWarning(ctx, t.ID, end, event, func(n *tokenstore.Notice) { n.Told = min(n.Told, due) }); err != nil {
-			return false, err
+			return err
 		}
+		r.told++
 	}
-	if u.sender == nil || noted.Sent <= due {
-		return noted.Told > due, nil
+	if u.sender == nil || u.unsent || noted.Sent <= due {
+		return nil
 	}
 	e := notify.ExpiryEvent(t, due, now)
 	e.Delivered = func() {
@@ -126,8 +141,8 @@ func (u *upkeep) warnOf(ctx context.Context, t *tokenstore.Token, now time.Time)
 			u.log.Warn("a warning was taken by the web hook and could not be noted: it may come again", "event", e.ID, "error", err)
 		}
 	}
-	u.sender.Send(e)
-	return true, nil
+	u.unsent = !u.sender.Send(e)
+	return nil
 }
 
 func (u *upkeep) notifyStats() metrics.NotifyStats { return metrics.NotifyStats(u.sender.Stats()) }
