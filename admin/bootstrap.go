@@ -57,26 +57,34 @@ func (s *Service) Initialised(ctx context.Context) (bool, error) {
 	return false, nil
 }
 
+// OtherRoots are the root tokens that were there when another was made in the place
+// of a lost one.
+type OtherRoots struct {
+	Revoked []tokenstore.ID     // ended with it
+	Left    []*tokenstore.Token // made by root tokens, and neither ended now nor before; shared
+}
+
 // NewRoot makes another root token in the place of a lost one, and revokes in
 // the same transaction every root token that the command line made before, for
-// what is lost may have been found. Root tokens that other root tokens made
-// stay. It returns the ids it revoked. On a store without a token it fails with
+// what is lost may have been found. Resets of such a one are the same lost token
+// under another id, and so is one whose lineage is too old to tell. Root tokens that
+// other root tokens made stay. On a store without a token it fails with
 // ErrNotInitialised.
-func (s *Service) NewRoot(ctx context.Context) (Made, []tokenstore.ID, error) {
+func (s *Service) NewRoot(ctx context.Context) (Made, OtherRoots, error) {
 	initialised, err := s.Initialised(ctx)
 	if err != nil {
-		return Made{}, nil, err
+		return Made{}, OtherRoots{}, err
 	}
 	if !initialised {
-		return Made{}, nil, ErrNotInitialised
+		return Made{}, OtherRoots{}, ErrNotInitialised
 	}
-	lost, err := s.madeHere(ctx)
+	others, err := s.otherRoots(ctx)
 	if err != nil {
-		return Made{}, nil, err
+		return Made{}, OtherRoots{}, err
 	}
 	secret, err := s.rootSecret(ctx, tokenstore.Secret{})
 	if err != nil {
-		return Made{}, nil, err
+		return Made{}, OtherRoots{}, err
 	}
 	c := Operator("")
 	var made Made
@@ -86,7 +94,7 @@ func (s *Service) NewRoot(ctx context.Context) (Made, []tokenstore.ID, error) {
 			return err
 		}
 		made = Made{Token: root, Secret: secret}
-		for _, id := range lost {
+		for _, id := range others.Revoked {
 			t, err := tx.Token(id)
 			if err != nil {
 				return err
@@ -101,24 +109,32 @@ func (s *Service) NewRoot(ctx context.Context) (Made, []tokenstore.ID, error) {
 		return nil
 	})
 	if err != nil {
-		return Made{}, nil, err
+		return Made{}, OtherRoots{}, err
 	}
-	return made, lost, nil
+	return made, others, nil
 }
 
-// madeHere returns the root tokens that the command line made and that are not
-// revoked.
-func (s *Service) madeHere(ctx context.Context) ([]tokenstore.ID, error) {
-	var ids []tokenstore.ID
+// otherRoots returns the root tokens that are not revoked.
+func (s *Service) otherRoots(ctx context.Context) (OtherRoots, error) {
+	var others OtherRoots
 	for t, err := range s.reader.List(ctx, tokenstore.Query{Account: tokenstore.Root, OldestFirst: true}) {
 		if err != nil {
-			return nil, err
+			return OtherRoots{}, err
 		}
-		if t.Creator.ID == 0 {
-			ids = append(ids, t.ID)
+		first := t
+		if t.Lineage != 0 {
+			first, err = s.reader.ByID(ctx, t.Lineage)
+		}
+		switch {
+		case errors.Is(err, tokenstore.ErrNotFound), err == nil && first.Creator.ID == 0:
+			others.Revoked = append(others.Revoked, t.ID)
+		case err != nil:
+			return OtherRoots{}, err
+		case !t.Expiry.Ended(s.Now()):
+			others.Left = append(others.Left, t)
 		}
 	}
-	return ids, nil
+	return others, nil
 }
 
 func (s *Service) rootSecret(ctx context.Context, chosen tokenstore.Secret) (tokenstore.Secret, error) {

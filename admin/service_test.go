@@ -391,12 +391,70 @@ func TestBootstrapMakesRootOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	made, revoked, err := w.Service.NewRoot(ctx)
-	if err != nil || !slices.Equal(revoked, []tokenstore.ID{1}) || w.Token(1).State != tokenstore.StateRevoked {
-		t.Errorf("new root revoked %v: %v", revoked, err)
+	made, others, err := w.Service.NewRoot(ctx)
+	if err != nil || !slices.Equal(others.Revoked, []tokenstore.ID{1}) || w.Token(1).State != tokenstore.StateRevoked {
+		t.Errorf("new root revoked %v: %v", others.Revoked, err)
 	}
-	if w.Token(own.Token.ID).State != tokenstore.StateActive || !made.Token.IsRoot() {
-		t.Error("a root token that root made has ended")
+	if w.Token(own.Token.ID).State != tokenstore.StateActive || !made.Token.IsRoot() || len(others.Left) != 1 || others.Left[0].ID != own.Token.ID {
+		t.Errorf("a root token that root made has ended, or is not told of: %v", others.Left)
+	}
+}
+
+// TestLostRootThatWasResetIsRevoked: the one that was lost is another than the one
+// that the command line made, and still the same.
+func TestLostRootThatWasResetIsRevoked(t *testing.T) {
+	w := admintest.New(t)
+	root := w.Root()
+	reset := func(by admintest.Holder, id tokenstore.ID) admintest.Holder {
+		t.Helper()
+		made, err := w.Service.Reset(ctx, w.Caller(by), at(id), admin.ResetSpec{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.Clock.Advance(time.Hour)
+		return admintest.Holder{ID: made.Token.ID, Secret: made.Secret}
+	}
+	create := func(by admintest.Holder, name string) admintest.Holder {
+		t.Helper()
+		made, err := w.Service.Create(ctx, w.Caller(by), admin.Spec{Name: name, Account: new(tokenstore.Root)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return admintest.Holder{ID: made.Token.ID, Secret: made.Secret}
+	}
+	robot := create(root, "robot")
+	second := reset(root, root.ID)
+	third := reset(second, second.ID)
+	newRobot := reset(third, robot.ID)
+	want := []tokenstore.ID{root.ID, second.ID, third.ID}
+	w.Clock.Advance(admintest.Grace)
+	_, others, err := w.Service.NewRoot(ctx)
+	if err != nil || !slices.Equal(others.Revoked, want) {
+		t.Errorf("revoked %v, want %v: %v", others.Revoked, want, err)
+	}
+	if got := outcome(drop(w.Service.Self(ctx, w.Caller(third)))); got != "invalid_token" {
+		t.Errorf("the lost root token: %s", got)
+	}
+	var left []tokenstore.ID
+	for _, t := range others.Left {
+		left = append(left, t.ID)
+	}
+	if !slices.Equal(left, []tokenstore.ID{newRobot.ID}) {
+		t.Errorf("left %v, want the robot's that has not ended", left)
+	}
+	fourth, _, err := w.Service.NewRoot(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fifth := reset(admintest.Holder{ID: fourth.Token.ID, Secret: fourth.Secret}, fourth.Token.ID)
+	if err := w.Store.Change(ctx, func(tx tokenstore.Tx) error { // as long after its end
+		tx.Emit([]byte("swept"))
+		return tx.Sweep(fourth.Token.ID)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if _, others, err = w.Service.NewRoot(ctx); err != nil || !slices.Contains(others.Revoked, fifth.ID) {
+		t.Errorf("one whose first is swept: revoked %v, %v", others.Revoked, err)
 	}
 }
 

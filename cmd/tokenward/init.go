@@ -27,7 +27,8 @@ func newInitCommand() *cobra.Command {
 		Short: "Make a new token store and its root token",
 		Long: "Make the token store that the configuration names, and its root token, whose\n" +
 			"secret is printed once. With --new-root, on a store that is not being served,\n" +
-			"make another root token in the place of a lost one; the lost one is revoked.",
+			"make another root token in the place of a lost one; the lost one is revoked, with\n" +
+			"all root tokens that were made here or by resetting one of these.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := loadConfig(config)
@@ -35,11 +36,11 @@ func newInitCommand() *cobra.Command {
 				return err
 			}
 			log := newLogger(cfg, cmd.ErrOrStderr())
-			made, revoked, err := initialise(cmd.Context(), cfg, log, newRoot)
+			made, others, err := initialise(cmd.Context(), cfg, log, newRoot)
 			if err != nil {
 				return err
 			}
-			if err := printRoot(cmd.OutOrStdout(), cfg, made, revoked, asJSON); err != nil {
+			if err := printRoot(cmd.OutOrStdout(), cfg, made, others, asJSON); err != nil {
 				return fmt.Errorf("root token %d was made, but its secret could not be printed, and cannot be read again: %w\nTo have another in its place, type `tokenward init --new-root --config %s`", made.Token.ID, err, config)
 			}
 			return nil
@@ -54,21 +55,21 @@ func newInitCommand() *cobra.Command {
 // initialise makes the store and its root token, or with newRoot another root
 // token in an existing store. It also completes an initialisation that was cut
 // short between the two.
-func initialise(ctx context.Context, cfg *Config, log *slog.Logger, newRoot bool) (made admin.Made, revoked []tokenstore.ID, err error) {
+func initialise(ctx context.Context, cfg *Config, log *slog.Logger, newRoot bool) (made admin.Made, others admin.OtherRoots, err error) {
 	v, err := openVault(ctx, cfg, log, time.Now, opening{create: !newRoot})
 	if err != nil {
-		return made, nil, err
+		return made, others, err
 	}
 	defer func() { err = errors.Join(err, v.close()) }()
 	if err := v.readied(ctx); err != nil {
-		return made, nil, err
+		return made, others, err
 	}
 	if newRoot {
-		made, revoked, err = v.service.NewRoot(ctx)
+		made, others, err = v.service.NewRoot(ctx)
 	} else {
 		made, err = v.service.Bootstrap(ctx, tokenstore.Secret{})
 	}
-	return made, revoked, err
+	return made, others, err
 }
 
 func exists(path string) bool {
@@ -76,7 +77,7 @@ func exists(path string) bool {
 	return !errors.Is(err, fs.ErrNotExist)
 }
 
-func printRoot(w io.Writer, cfg *Config, made admin.Made, revoked []tokenstore.ID, asJSON bool) error {
+func printRoot(w io.Writer, cfg *Config, made admin.Made, others admin.OtherRoots, asJSON bool) error {
 	secret := made.Secret.Reveal()
 	if asJSON {
 		return json.NewEncoder(w).Encode(struct {
@@ -86,8 +87,11 @@ func printRoot(w io.Writer, cfg *Config, made admin.Made, revoked []tokenstore.I
 	}
 	var text strings.Builder
 	fmt.Fprintf(&text, "Root token %d, shown this once:\n\n    %s\n\n", made.Token.ID, secret)
-	for _, id := range revoked {
+	for _, id := range others.Revoked {
 		fmt.Fprintf(&text, "Revoked: root token %d\n", id)
+	}
+	for _, t := range others.Left {
+		fmt.Fprintf(&text, "Not revoked: root token %d (%s), which token %d made: revoke it too if the lost one may have come into other hands\n", t.ID, shownText(t.Name), t.Creator.ID)
 	}
 	fmt.Fprintf(&text, "It can do everything. Keep it where secrets are kept, and make lesser tokens with it:\n\n"+
 		"    export TOKENWARD_ADMIN=%s TOKENWARD_TOKEN=<the root token>\n"+
