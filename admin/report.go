@@ -15,7 +15,7 @@ type Finding string
 
 // The findings, in the order in which they are told.
 const (
-	FindingUnused       Finding = "unused"            // not used since the time asked about, though there before
+	FindingUnused       Finding = "unused"            // not used since the time asked about, though it could be before
 	FindingNeverExpires Finding = "never_expires"     // it has no end
 	FindingExpires      Finding = "expires_soon"      // it ends before the time asked about, and nothing took its place
 	FindingOldSecret    Finding = "old_secret_in_use" // a rotation or a reset replaced its secret, which was used after it
@@ -50,8 +50,8 @@ type Assessment struct {
 // needs, and costs as much as the list is long; memory is constant. An error, always
 // an *Error, ends the sequence.
 //
-// What a token never exercised is told only of tokens that were used and are older
-// than UnusedSince: the others had no time to, or are unused as a whole.
+// What a token never exercised is told only of tokens that were used and could be
+// before UnusedSince: the others had no time to, or are unused as a whole.
 func (s *Service) Report(ctx context.Context, c Caller, q ReportQuery) (iter.Seq2[*Assessment, error], error) {
 	q.List.Revoked = false
 	tokens, err := s.List(ctx, c, q.List)
@@ -86,13 +86,13 @@ func (s *Service) assess(t *tokenstore.Token, q *ReportQuery) (*Assessment, erro
 	if a.Used, err = s.Usage(t); err != nil {
 		return nil, err
 	}
-	settled := t.CreatedAt.Before(q.UnusedSince)
+	settled := existed(t, q.UnusedSince)
 	note := func(f Finding, holds bool) {
 		if holds && (len(q.Findings) == 0 || slices.Contains(q.Findings, f)) {
 			a.Findings = append(a.Findings, f)
 		}
 	}
-	note(FindingUnused, s.TracksUsage() && settled && a.Used.Last.Before(q.UnusedSince))
+	note(FindingUnused, s.TracksUsage() && UnusedSince(t, &a.Used, q.UnusedSince))
 	note(FindingNeverExpires, t.Expiry.Never)
 	note(FindingExpires, !t.Expiry.Never && t.ReplacedBy == 0 && t.Expiry.At.Before(q.EndingBefore))
 	note(FindingOldSecret, oldSecretInUse(t, &a.Used, now))
@@ -102,6 +102,17 @@ func (s *Service) assess(t *tokenstore.Token, q *ReportQuery) (*Assessment, erro
 		note(FindingRoutes, len(a.UnusedRoutes) > 0)
 	}
 	return a, nil
+}
+
+// UnusedSince reports whether a token could be used before since, and was not from
+// then on.
+func UnusedSince(t *tokenstore.Token, used *usage.Record, since time.Time) bool {
+	return existed(t, since) && used.Last.Before(since)
+}
+
+// existed reports whether t could be used before at.
+func existed(t *tokenstore.Token, at time.Time) bool {
+	return t.CreatedAt.Before(at) && t.NotBefore.Before(at)
 }
 
 func oldSecretInUse(t *tokenstore.Token, used *usage.Record, now time.Time) bool {

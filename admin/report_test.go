@@ -90,6 +90,31 @@ func TestReportTellsWhatIsWorthLookingAt(t *testing.T) {
 	}
 }
 
+// TestTokenThatCouldNotBeUsedIsNotUnused: it was made long ago, and begins to be valid
+// only now.
+func TestTokenThatCouldNotBeUsedIsNotUnused(t *testing.T) {
+	t.Parallel()
+	made := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	since := made.AddDate(0, 6, 0)
+	for _, c := range []struct {
+		name      string
+		notBefore time.Time
+		used      time.Time
+		want      bool
+	}{
+		{"valid from the start", time.Time{}, time.Time{}, true},
+		{"valid before", since.Add(-time.Millisecond), time.Time{}, true},
+		{"valid from then on", since, time.Time{}, false},
+		{"valid some day", since.AddDate(1, 0, 0), time.Time{}, false},
+		{"used just then", time.Time{}, since, false},
+	} {
+		tok := &tokenstore.Token{CreatedAt: made, NotBefore: c.notBefore}
+		if got := admin.UnusedSince(tok, &usage.Record{Last: c.used}, since); got != c.want {
+			t.Errorf("%s: unused is %v", c.name, got)
+		}
+	}
+}
+
 func TestReportNeedsWhatListNeeds(t *testing.T) {
 	t.Parallel()
 	k := newKept(t)

@@ -35,23 +35,29 @@ const sweepPause = 100 * time.Millisecond
 // used for as long as their rotation said, and returns how many it ended. since is
 // from when on all uses are known for sure: before an hour (or less, if the
 // silence is shorter) has passed from then, a secret counts as used. lag is for how
-// long a use on another node may not be known here: silence is that much longer.
+// long a use on another node may not be known here: silence is that much longer. A
+// token of which something cannot be read is left as it is; the first such error is
+// returned once the others have had their turn.
 func (s *Service) EndSilent(ctx context.Context, ids iter.Seq2[tokenstore.ID, error], since time.Time, lag time.Duration) (int, error) {
 	ended := 0
+	var unreadable error
 	for id, err := range ids {
 		if err != nil {
+			return ended, storeError(err)
+		}
+		if err := ctx.Err(); err != nil {
 			return ended, storeError(err)
 		}
 		t, err := s.reader.ByID(ctx, id)
 		if errors.Is(err, tokenstore.ErrNotFound) {
 			continue
 		}
-		if err != nil {
-			return ended, storeError(err)
+		silent := false
+		if err == nil {
+			silent, err = s.silent(t, since, lag)
 		}
-		silent, err := s.silent(t, since, lag)
-		if err != nil {
-			return ended, err
+		if err != nil && unreadable == nil {
+			unreadable = fmt.Errorf("token %d: %w", id, err)
 		}
 		if !silent {
 			continue
@@ -63,6 +69,9 @@ func (s *Service) EndSilent(ctx context.Context, ids iter.Seq2[tokenstore.ID, er
 		if done {
 			ended++
 		}
+	}
+	if unreadable != nil {
+		return ended, storeError(unreadable)
 	}
 	return ended, nil
 }

@@ -131,6 +131,36 @@ func TestOldSecretEndsOnceItIsSilent(t *testing.T) {
 	}
 }
 
+// TestUnreadableUseKeepsNoOtherSecretAlive: of what cannot be read nobody knows whether
+// it was silent, and the others are ended all the same.
+func TestUnreadableUseKeepsNoOtherSecretAlive(t *testing.T) {
+	t.Parallel()
+	k := newKept(t)
+	damaged := k.create(t, tokenstore.Never())
+	var err error
+	k.service, err = admin.New(k.store, k.store, nil, k.clock.Now, admin.Options{Usage: func(t *tokenstore.Token) (usage.Record, error) {
+		if t.ID == damaged.ID {
+			return usage.Record{}, errors.New("damaged")
+		}
+		return k.used.Of(t)
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := k.create(t, tokenstore.Never())
+	for _, id := range []tokenstore.ID{damaged.ID, other.ID} {
+		if _, err := k.service.Rotate(t.Context(), admin.Operator("test"), admin.Target{ID: id}, admin.RotateSpec{OldSilence: time.Hour}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	start := k.clock.Now()
+	k.clock.Advance(2 * time.Hour)
+	n, err := k.service.EndSilent(t.Context(), k.store.AwaitingSilence(t.Context()), start, 0)
+	if n != 1 || err == nil || len(k.get(t, damaged.ID).Secrets) != 2 || len(k.get(t, other.ID).Secrets) != 1 {
+		t.Errorf("%d secrets were ended, %v", n, err)
+	}
+}
+
 func TestSilenceIsBoundedAndNeedsUsage(t *testing.T) {
 	t.Parallel()
 	k := newKept(t)

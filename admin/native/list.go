@@ -10,7 +10,6 @@ import (
 
 	"tokenward/admin"
 	"tokenward/tokenstore"
-	"tokenward/tokenstore/usage"
 )
 
 // The bounds of a page.
@@ -29,15 +28,9 @@ type filter struct {
 	owner uint64
 	state string
 	name  string // part of the name, in any case
-	// unused selects those that were not used from then on, and not made either;
-	// zero: all.
+	// unused selects those that were not used from then on although they could be
+	// before; zero: all.
 	unused time.Time
-}
-
-// unusedSince reports whether a token existed at since and was not used from then
-// on.
-func unusedSince(t *tokenstore.Token, used *usage.Record, since time.Time) bool {
-	return t.CreatedAt.Before(since) && used.Last.Before(since)
 }
 
 func (f *filter) holds(t *tokenstore.Token, state string) bool {
@@ -141,7 +134,7 @@ func (f *Face) page(r *http.Request, c admin.Caller, q admin.ListQuery, which *f
 		if err != nil {
 			return page{}, err
 		}
-		if which.unused.IsZero() || unusedSince(t, &used, which.unused) {
+		if which.unused.IsZero() || admin.UnusedSince(t, &used, which.unused) {
 			p.items = append(p.items, render(t, &used, now))
 		}
 	}

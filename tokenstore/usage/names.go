@@ -14,7 +14,7 @@ type Vocabulary struct {
 }
 
 // maxRoutes bounds the routes whose exercise is followed; those beyond count as
-// uses only.
+// uses only, and the record then says that it lacks some.
 const maxRoutes = 4096
 
 // NewVocabulary returns the vocabulary of a policy with these routes.

@@ -122,6 +122,7 @@ type entry struct {
 	from     netip.Addr
 	route    int
 	agentLen int
+	beyond   bool // a route was taken that has no bit
 	agent    [rawAgent]byte
 }
 
@@ -186,6 +187,8 @@ func (r *Recorder) Record(v *Vocabulary, u *Use) {
 	}
 	if word := u.Route >> 6; u.Route >= 0 && word < len(e.bits) {
 		e.bits[word] |= 1 << (u.Route & 63)
+	} else if u.Route >= 0 {
+		e.beyond = true
 	}
 	s.mu.Unlock()
 }
@@ -213,7 +216,7 @@ func (s *shard) add(where place, v *Vocabulary, old *entry) *entry {
 	}
 	clear(bits)
 	e.place, e.words, e.bits, e.route = where, v, bits, -1
-	e.uses, e.last, e.agentLen = 0, 0, 0
+	e.uses, e.last, e.agentLen, e.beyond = 0, 0, 0, false
 	s.entries[where.key] = e
 	return e
 }
@@ -279,6 +282,7 @@ func (s *shard) latest(where place, record *Record) {
 func (r *Record) add(e *entry) {
 	last := instant(e.last)
 	r.Uses += e.uses
+	r.More = r.More || e.beyond
 	if last.After(r.Last) {
 		r.Last = last
 	}
@@ -486,7 +490,7 @@ func (r *Recorder) gather(e *entry) {
 		p = &stored{}
 		r.pending[e.place.id] = p
 	}
-	add := stored{uses: e.uses, last: e.last}
+	add := stored{uses: e.uses, last: e.last, more: e.beyond}
 	secret := storedSecret{key: e.place.key, uses: e.uses, last: e.last, from: e.from, agent: printable(e.agent[:e.agentLen])}
 	for route := range e.exercised() {
 		numbers, all := r.names.numbered(route)
