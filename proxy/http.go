@@ -149,10 +149,6 @@ func (h *HTTP) forward(w http.ResponseWriter, r *http.Request, p *passage, from 
 			return
 		}
 	case fromWire:
-		// The engine takes a deadline for the length of each wait.
-		if p.lane.stall > 0 {
-			_ = client.SetWriteDeadline(time.Now().Add(p.lane.stall)) // it always can
-		}
 		// Without a server in the context, an answer that broke off would be ended
 		// as if it were whole.
 		ctx = context.WithValue(ctx, http.ServerContextKey, &http.Server{}) //nolint:gosec // it serves nothing

@@ -57,6 +57,7 @@ func (w *Wire) Serve(x *http1.Exchange) {
 		w.guard.countFailure(p.refusal.code, p, errNoUpstream)
 		w.refuse(x, p)
 	case us.http2:
+		x.SetStallTimeout(p.lane.stall)
 		http1.Adapter(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) { w.http.forward(rw, r, p, fromWire) }))(x)
 	default:
 		w.forward(x, p)

@@ -1,14 +1,17 @@
 package http1
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -243,6 +246,24 @@ func TestAdapterPanics(t *testing.T) {
 
 // TestStalledBodyIsNotWaitedForTwice: the answer to a body that stopped arriving
 // must say that the connection ends, and not wait for the rest of it once more.
+func TestExchangeWithoutAStallTimeoutIsWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		defer time.Sleep(time.Second) // until the sweeper has ended
+		echo := Adapter(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) }))
+		s := &Server{Timeouts: Timeouts{Stall: time.Second}, Handler: func(x *Exchange) {
+			x.SetStallTimeout(-1)
+			echo(x)
+		}}
+		near, far := net.Pipe()
+		defer near.Close()
+		go s.ServeConn(far)
+		c := &client{t: t, nc: near, br: bufio.NewReader(near)}
+		c.send("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nabc")
+		time.Sleep(time.Hour)
+		c.send("defghi").want("POST", 200, "abcdefghi")
+	})
+}
+
 func TestStalledBodyIsNotWaitedForTwice(t *testing.T) {
 	addr := start(t, &Server{Timeouts: Timeouts{Stall: 20 * time.Millisecond}, Handler: Adapter(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if _, err := io.ReadAll(r.Body); err != nil {

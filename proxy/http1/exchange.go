@@ -106,6 +106,10 @@ func (x *Exchange) Answered() bool { return x.answered }
 // before the answer begins, that says Connection: close.
 func (x *Exchange) CloseAfter() { x.close = true }
 
+// SetStallTimeout bounds how long the exchange waits without progress, in place of the
+// server's Timeouts.Stall; less than zero: forever. Forward takes Edit.StallTimeout.
+func (x *Exchange) SetStallTimeout(d time.Duration) { x.stallTimeout = d }
+
 // Cutter ends an exchange from another goroutine.
 type Cutter struct {
 	c        *conn
