@@ -18,6 +18,7 @@
 package usage
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -375,7 +376,6 @@ func (r *Recorder) flush(ctx context.Context, commits int) error {
 	}
 	err := r.number(ctx)
 	if err == nil {
-		r.gatherAll()
 		err = r.write(ctx, commits)
 	}
 	if err != nil {
@@ -464,9 +464,9 @@ func (e *entry) taken() func(func(int) bool) {
 	}
 }
 
-// gatherAll moves what was drained to pending.
-func (r *Recorder) gatherAll() {
-	for _, e := range r.drained {
+// gatherAll moves entries that were drained to pending, and gives them back.
+func (r *Recorder) gatherAll(drained []*entry) {
+	for _, e := range drained {
 		r.gather(e)
 		e.words = nil
 		s := &r.shards[uint64(e.place.id)%shards]
@@ -476,8 +476,6 @@ func (r *Recorder) gatherAll() {
 		}
 		s.mu.Unlock()
 	}
-	clear(r.drained)
-	r.drained = r.drained[:0]
 }
 
 func (r *Recorder) gather(e *entry) {
@@ -504,22 +502,44 @@ func (r *Recorder) gather(e *entry) {
 	p.merge(&add)
 }
 
-// write writes pending in batches.
+// write writes in batches what is pending and what was drained, which becomes pending
+// batch by batch: all of it at once would be as much memory again as the entries take.
 func (r *Recorder) write(ctx context.Context, most int) error {
-	ids := make([]tokenstore.ID, 0, len(r.pending))
+	// Behind where the last one ended, so that none has to wait for ever: as numbers
+	// without a sign, those up to there come last.
+	first := r.written + 1
+	turn := func(a, b tokenstore.ID) int { return cmp.Compare(a-first, b-first) }
+	slices.SortFunc(r.drained, func(a, b *entry) int { return turn(a.place.id, b.place.id) })
+	drained := r.drained
+	defer func() { // what is left when the store fails, or has done enough, is kept by token
+		r.gatherAll(drained)
+		clear(r.drained)
+		r.drained = r.drained[:0]
+	}()
+	ids := make([]tokenstore.ID, 0, len(r.pending)+len(drained))
 	for id := range r.pending {
 		ids = append(ids, id)
 	}
-	slices.Sort(ids)
-	// Behind where the last one ended, so that none has to wait for ever.
-	at, _ := slices.BinarySearch(ids, r.written+1)
-	ids = append(ids[at:len(ids):len(ids)], ids[:at]...)
+	for _, e := range drained {
+		ids = append(ids, e.place.id)
+	}
+	slices.SortFunc(ids, turn)
 	commits := 0
-	for batch := range slices.Chunk(ids, r.pace.Tokens) {
+	for batch := range slices.Chunk(slices.Compact(ids), r.pace.Tokens) {
 		if commits++; most > 0 && commits > most {
 			return nil
 		}
 		r.written = batch[len(batch)-1]
+		n := 0
+		for n < len(drained) && turn(drained[n].place.id, r.written) <= 0 {
+			n++
+		}
+		r.gatherAll(drained[:n])
+		drained = drained[n:]
+		batch = slices.DeleteFunc(batch, func(id tokenstore.ID) bool { return r.pending[id] == nil }) // no room: it is lost
+		if len(batch) == 0 {
+			continue
+		}
 		if err := r.store.MergeUsage(ctx, batch, r.merged); err != nil {
 			if errors.Is(err, tokenstore.ErrOutcomeUnknown) {
 				// Better not counted than counted twice.
