@@ -351,7 +351,7 @@ func (c *conn) readLazily(fd uintptr) bool {
 // draining; its answer will close the connection.
 func (c *conn) lastLook() bool {
 	if c.lazy == nil {
-		return false
+		return c.lastLookTLS()
 	}
 	c.lazyN = 0
 	_ = c.raw.Control(func(fd uintptr) { c.readLazily(fd) }) // an error means no request
@@ -362,6 +362,26 @@ func (c *conn) lastLook() bool {
 	c.arm(c.srv.timeouts.Header)
 	c.settle()
 	return true
+}
+
+// lastLookTLS is lastLook where only reading tells what the socket's bytes are.
+func (c *conn) lastLookTLS() bool {
+	if c.raw == nil {
+		return false
+	}
+	silent := true
+	if err := c.raw.Control(func(fd uintptr) { silent = quiet(fd) }); err != nil || silent {
+		return false
+	}
+	c.phase.Store(phaseHead)
+	c.arm(c.srv.timeouts.Header)
+	for {
+		c.settle()
+		n, err := c.readFirst()
+		if n > 0 || !c.spurious(err) {
+			return n > 0
+		}
+	}
 }
 
 // exchangeOnce reads one head and has it handled. keep says that the connection

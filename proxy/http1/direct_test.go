@@ -33,7 +33,8 @@ func tlsWriter(t *testing.T) (c *conn, reader net.Conn) {
 	s := &Server{}
 	s.init()
 	secure := tls.Server(accepted, serverTLS)
-	c = &conn{srv: s, nc: secure, wr: secure}
+	raw, _ := socketOf(secure)
+	c = &conn{srv: s, nc: secure, raw: raw, wr: secure}
 	peer := tls.Client(nc, clientTLS)
 	shaken := make(chan error, 1)
 	go func() { shaken <- peer.Handshake() }()
@@ -118,5 +119,37 @@ func TestReaderThatTakesNothingOverTLSEndsTheWrite(t *testing.T) {
 	}
 	if n, err := c.write(c.wr, []byte("x"), time.Hour); n != 0 || err == nil {
 		t.Errorf("wrote %d, %v after a write that failed; want an error at once", n, err)
+	}
+}
+
+func TestRequestOverTLSThatArrivedBeforeTheEndIsServed(t *testing.T) {
+	c, client := tlsWriter(t)
+	c.srv.draining.Store(true)
+	c.wake() // as Shutdown does
+	if ready, _ := c.waitForRequest(); ready {
+		t.Fatal("a silent connection has a request")
+	}
+	_, _ = io.WriteString(client, get) // the server finds out
+	waitFor(t, "the request to arrive", func() bool {
+		silent := true
+		return c.raw.Control(func(fd uintptr) { silent = quiet(fd) }) == nil && !silent
+	})
+	c.wake()
+	if ready, _ := c.waitForRequest(); !ready || c.phase.Load() != phaseHead {
+		t.Error("a request that had arrived was not taken")
+	}
+}
+
+func TestClientOverTLSThatLeavesBeforeTheEndHoldsUpNothing(t *testing.T) {
+	c, client := tlsWriter(t)
+	c.srv.draining.Store(true)
+	_ = client.Close()
+	waitFor(t, "the end to arrive", func() bool {
+		silent := true
+		return c.raw.Control(func(fd uintptr) { silent = quiet(fd) }) == nil && !silent
+	})
+	c.wake()
+	if ready, _ := c.waitForRequest(); ready {
+		t.Error("a client that left has a request")
 	}
 }

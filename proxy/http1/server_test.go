@@ -497,9 +497,7 @@ func TestTLSOnBothSides(t *testing.T) {
 		c.send("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: " + itoa(n) + "\r\n\r\n" + body)
 		c.want("POST", 200, body)
 	}
-	if pool.Open() != 1 || pool.Idle() != 1 {
-		t.Errorf("%d upstream connections open, %d idle; want 1, 1", pool.Open(), pool.Idle())
-	}
+	waitFor(t, "one connection to the upstream to be idle", func() bool { return pool.Open() == 1 && pool.Idle() == 1 })
 
 	h2 := clientTLS.Clone()
 	h2.NextProtos = []string{"h2"}
