@@ -85,8 +85,13 @@ func (s *Service) Import(ctx context.Context, c Caller, items []ImportItem, o Im
 		}
 		work = append(work, w)
 	}
-	// In the order of the digests neighbours share pages of the index.
-	slices.SortStableFunc(work, func(a, b importing) int { return bytes.Compare(a.record.Digest[:], b.record.Digest[:]) })
+	// In the order of the digests neighbours share pages of the index. Texts come behind
+	// HMACs, which they are compared with.
+	slices.SortStableFunc(work, func(a, b importing) int {
+		return cmp.Or(
+			cmp.Compare(b.record.Scheme, a.record.Scheme),
+			bytes.Compare(a.record.Digest[:], b.record.Digest[:]))
+	})
 	if o.DryRun {
 		work = done.refuseRepeated(work)
 	} else if err := s.recordForeign(ctx, work); err != nil {
@@ -112,14 +117,15 @@ func (s *Service) Import(ctx context.Context, c Caller, items []ImportItem, o Im
 }
 
 // refuseRepeated refuses, in a dry run, all but the first of the items with one
-// secret; they stand beside each other.
+// digest.
 func (i *Imported) refuseRepeated(work []importing) []importing {
-	kept := work[:0]
+	kept, seen := work[:0], make(map[tokenstore.Digest]bool, len(work))
 	for _, w := range work {
-		if n := len(kept); n > 0 && kept[n-1].record.Digest == w.record.Digest {
+		if seen[w.record.Digest] {
 			i.Refused = append(i.Refused, ImportRefusal{Line: w.item.Line, Detail: "has the secret of an earlier one"})
 			continue
 		}
+		seen[w.record.Digest] = true
 		kept = append(kept, w)
 	}
 	return kept
@@ -137,7 +143,7 @@ func (s *Service) precheckImport(c Caller) error {
 type importing struct {
 	item   *ImportItem
 	record tokenstore.SecretRecord
-	others []tokenstore.Digest // under which the other peppers would store it
+	others []tokenstore.Digest // under which it would be stored with another pepper, or as an HMAC of the import keys
 }
 
 // prepareImport makes the record of the item's secret, or says why it cannot be
@@ -183,6 +189,14 @@ func (s *Service) prepareImport(item *ImportItem, o ImportOptions) (w importing,
 	}
 	for i := 1; i < s.peppers.Candidates(); i++ {
 		w.others = append(w.others, candidate(i))
+	}
+	if item.Secret.IsZero() {
+		return w, ""
+	}
+	for _, d := range s.opts.ImportKeys.Digests([]byte(item.Secret.Reveal())) {
+		for i := range s.peppers.Candidates() {
+			w.others = append(w.others, s.peppers.ImportedCandidate(i, tokenstore.SchemeHMAC, d))
+		}
 	}
 	return w, ""
 }
@@ -256,24 +270,13 @@ func (s *Service) recordForeign(ctx context.Context, work []importing) error {
 
 // importBatch makes one batch in one transaction, with one event.
 func (s *Service) importBatch(ctx context.Context, c Caller, batch []importing, o ImportOptions) (made Imported, err error) {
-	known := map[int]tokenstore.ID{}
-	for i := range batch {
-		for _, d := range batch[i].others {
-			switch t, err := s.reader.ByDigest(ctx, d); {
-			case err == nil:
-				known[i] = t.ID
-			case !errors.Is(err, tokenstore.ErrNotFound):
-				return made, storeError(err)
-			}
-		}
-	}
 	err = s.change(ctx, c, verbImport, audit.Target{}, func(tx tokenstore.Tx, m *manager, now time.Time) error {
 		made = Imported{}
 		if err := m.mayWrite(); err != nil {
 			return err
 		}
 		for i := range batch {
-			if err := s.importOne(tx, c, m, &batch[i], known[i], &made, now); err != nil {
+			if err := s.importOne(tx, c, m, &batch[i], &made, now); err != nil {
 				return err
 			}
 		}
@@ -304,7 +307,7 @@ var errDryRun = errors.New("a dry run changes nothing")
 
 // importOne puts one token. Its error ends the transaction; what is wrong with
 // the item alone goes into made.
-func (s *Service) importOne(tx tokenstore.Tx, c Caller, m *manager, w *importing, known tokenstore.ID, made *Imported, now time.Time) error {
+func (s *Service) importOne(tx tokenstore.Tx, c Caller, m *manager, w *importing, made *Imported, now time.Time) error {
 	refuseItem := func(detail string, existing, wanted tokenstore.ID) {
 		made.Refused = append(made.Refused, ImportRefusal{Line: w.item.Line, Detail: detail, Existing: existing, Wanted: wanted})
 	}
@@ -319,9 +322,15 @@ func (s *Service) importOne(tx tokenstore.Tx, c Caller, m *manager, w *importing
 	if err != nil {
 		return err
 	}
-	if known != 0 {
-		refuseTaken("belongs", known, id)
-		return nil
+	for _, d := range w.others {
+		owner, err := tx.DigestOwner(d)
+		if err != nil {
+			return err
+		}
+		if owner != 0 {
+			refuseTaken("belongs, or belonged,", owner, id)
+			return nil
+		}
 	}
 	record := w.record
 	record.CreatedAt = now

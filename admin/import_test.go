@@ -99,8 +99,8 @@ func TestImportRefusesEachByItself(t *testing.T) {
 		item(9, "with space "+rand.Text()), item(10, fresh), item(11, ""), wide, byDigest, unkeyed, unnamed,
 	}
 	want := map[int]string{
-		5: "belongs to token", 6: "belongs to token", 7: "weak", 8: "begins as secrets of this store do", 9: "cannot stand in a request",
-		10: "belong", 11: "neither a secret nor a digest", 12: "no scopes", 13: "belongs to token", 14: "no key for it", 15: "name",
+		5: "belongs, or belonged, to token", 6: "belongs, or belonged, to token", 7: "weak", 8: "begins as secrets of this store do", 9: "cannot stand in a request",
+		10: "belong", 11: "neither a secret nor a digest", 12: "no scopes", 13: "belongs, or belonged, to token", 14: "no key for it", 15: "name",
 	}
 	for _, dry := range []bool{true, false} {
 		count, err := store.Count(ctx, tokenstore.Query{AllAccounts: true, Revoked: true})
@@ -131,6 +131,68 @@ func TestImportRefusesEachByItself(t *testing.T) {
 		after, err := store.Count(ctx, tokenstore.Query{AllAccounts: true, Revoked: true})
 		if err != nil || dry && after != count || !dry && after != count+2 {
 			t.Errorf("dry %v: %d tokens became %d, %v", dry, count, after, err)
+		}
+	}
+}
+
+// TestSecretThatEndedDoesNotComeBackInAnotherForm revokes, and sweeps, tokens whose secrets
+// are imported again: what was an HMAC as its text, and what an old pepper stored under the new one.
+func TestSecretThatEndedDoesNotComeBackInAnotherForm(t *testing.T) {
+	t.Parallel()
+	peppers := func(letters ...string) *tokenstore.Peppers {
+		var files [][]byte
+		for _, letter := range letters {
+			files = append(files, []byte(strings.Repeat(letter, 32)))
+		}
+		p, err := tokenstore.NewPeppers(files...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	keys, err := tokenstore.NewImportKeys([]byte(strings.Repeat("k", 32)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := context.WithoutCancel(t.Context())
+	hmacOf := func(line int, text string) admin.ImportItem {
+		return admin.ImportItem{Line: line, Digest: keys.Digests([]byte(text))[0], Scheme: tokenstore.SchemeHMAC, Spec: admin.Spec{Name: "h", Scopes: []string{"cards"}}}
+	}
+	store := storetest.NewMemory(nil)
+	service := func(p *tokenstore.Peppers) *admin.Service {
+		s, err := admin.New(store, store, p, func() time.Time { return time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC) }, admin.Options{ImportKeys: keys})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	texts := []string{rand.Text(), rand.Text(), rand.Text(), rand.Text()}
+	before := service(peppers("o"))
+	done, err := before.Import(ctx, admin.Operator(""), []admin.ImportItem{hmacOf(1, texts[0]), hmacOf(2, texts[1]), item(3, texts[2]), item(4, texts[3])}, admin.ImportOptions{})
+	if err != nil || done.Count != 4 {
+		t.Fatalf("%+v, %v", done, err)
+	}
+	for id := done.First; id <= done.Last; id++ {
+		if _, err := before.Revoke(ctx, admin.Operator(""), admin.Target{ID: id}, false); err != nil {
+			t.Fatal(err)
+		}
+		if id%2 == 0 {
+			continue
+		}
+		err := store.Change(ctx, func(tx tokenstore.Tx) error {
+			tx.Emit([]byte("swept"))
+			return tx.Sweep(id)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	fresh := rand.Text()
+	again := []admin.ImportItem{item(1, texts[0]), item(2, texts[1]), item(3, texts[2]), item(4, texts[3]), item(5, fresh), hmacOf(6, fresh)}
+	for name, p := range map[string]*tokenstore.Peppers{"the pepper": peppers("o"), "a new one": peppers("n", "o")} {
+		done, err := service(p).Import(ctx, admin.Operator(""), again, admin.ImportOptions{DryRun: true})
+		if err != nil || done.Count != 1 || len(done.Refused) != 5 {
+			t.Errorf("%s: %d are taken, refused %v, %v", name, done.Count, done.Refused, err)
 		}
 	}
 }

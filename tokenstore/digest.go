@@ -266,6 +266,15 @@ func (k *ImportKeys) IDs() []PepperID {
 	return slices.Clone(k.ids)
 }
 
+// Digests are what was made of the text elsewhere, with each of the keys.
+func (k *ImportKeys) Digests(text []byte) []Digest {
+	digests := make([]Digest, len(k.IDs()))
+	for i := range digests {
+		digests[i] = k.digest(i, text)
+	}
+	return digests
+}
+
 // digest is what was made of the text elsewhere, with the i-th key.
 func (k *ImportKeys) digest(i int, text []byte) (d Digest) {
 	h := hmac.New(sha256.New, k.keys[i])

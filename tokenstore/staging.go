@@ -195,17 +195,22 @@ func checkTransition(before, after *Token) error {
 	return nil
 }
 
+// DigestOwner implements [Tx].
+func (s *Staging) DigestOwner(d Digest) (ID, error) {
+	if owner, ok := s.digests[d]; ok {
+		return owner, nil
+	}
+	return s.ground.DigestOwner(d)
+}
+
 // claim checks that a digest may belong to token id, which is current now.
 func (s *Staging) claim(d Digest, id ID, current *Token) error {
-	owner, ok := s.digests[d]
-	if !ok && current != nil && current.holds(d) {
+	if _, ok := s.digests[d]; !ok && current != nil && current.holds(d) {
 		return nil // what it has is its own
 	}
-	if !ok {
-		var err error
-		if owner, err = s.ground.DigestOwner(d); err != nil || owner == 0 {
-			return err
-		}
+	owner, err := s.DigestOwner(d)
+	if err != nil || owner == 0 {
+		return err
 	}
 	if owner != id {
 		return &DuplicateError{Existing: owner, Wanted: id}

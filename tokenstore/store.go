@@ -111,6 +111,10 @@ type Tx interface {
 	// included. EndedAt is set on revoked tokens and on no others.
 	Put(t *Token) error
 
+	// DigestOwner returns the token that has or ever had a secret with the digest, a
+	// swept one too; 0: none. Like all that a change reads it is right in the last run of it.
+	DigestOwner(d Digest) (ID, error)
+
 	// Sweep forgets a token. Its id and digests stay known as used. What its lineage
 	// used of limits, where the store keeps that, is forgotten with the last token of
 	// the lineage, which no other replaced: those before it have ended by then.

@@ -95,6 +95,9 @@ func (s *Store) attempt(ctx context.Context, c *caller, fn func(*writing) error)
 		if errors.Is(err, rpctypes.ErrCompacted) {
 			continue // its revision is gone; the next has another
 		}
+		if err != nil && !certain && len(w.fresh) > 0 {
+			continue // it says no for its own reason, such as a dry run's, and no commit proves what was taken for granted
+		}
 		if err != nil {
 			return nil, 0, err
 		}

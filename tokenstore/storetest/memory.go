@@ -294,6 +294,10 @@ func (tx *memoryTx) NewID() (tokenstore.ID, error) {
 	return tx.m.lastID, nil
 }
 
+func (tx *memoryTx) DigestOwner(d tokenstore.Digest) (tokenstore.ID, error) {
+	return tx.now.digests[d], nil
+}
+
 func (tx *memoryTx) Put(t *tokenstore.Token) error {
 	current := tx.now.tokens[t.ID]
 	if err := tx.allowed(current, t); err != nil {

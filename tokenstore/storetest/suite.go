@@ -468,6 +468,17 @@ func testDigests(t *testing.T, open Opener) {
 		if !ok || dup.Existing != taken.owner || dup.Wanted != other {
 			t.Errorf("taking a secret of token %d: %v", taken.owner, err)
 		}
+		// A change that is not made has looked as well as one that is.
+		var owner tokenstore.ID
+		asked := h.Store.Change(t.Context(), func(tx tokenstore.Tx) (err error) {
+			if owner, err = tx.DigestOwner(taken.digest); err != nil {
+				return err
+			}
+			return errUnmade
+		})
+		if !errors.Is(asked, errUnmade) || owner != taken.owner {
+			t.Errorf("the digest of token %d is said to be of token %d, %v", taken.owner, owner, asked)
+		}
 	}
 	err = edit(h.Store, rotated, func(tok *tokenstore.Token) { tok.Secrets[0].Digest = SampleDigest(rotated) })
 	wantErr(t, "taking back a secret given up", err, tokenstore.ErrInvariant)
@@ -492,6 +503,9 @@ func testDigests(t *testing.T, open Opener) {
 		t.Errorf("one secret for two new tokens: %v", err)
 	}
 }
+
+// errUnmade ends a change that is not to be made.
+var errUnmade = errors.New("it is not to be made")
 
 func testSweep(t *testing.T, open Opener) {
 	h := start(t, open)
