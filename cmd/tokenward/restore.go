@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -58,7 +59,9 @@ func newRestoreCommand() *cobra.Command {
 				return err
 			}
 			r := restorer{flags: f, cfg: cfg, log: newLogger(cfg, cmd.ErrOrStderr()), now: time.Now}
-			if err := r.run(cmd.Context(), args[0]); err != nil {
+			if err := r.run(cmd.Context(), args[0]); errors.Is(err, syscall.ENOSPC) {
+				return fmt.Errorf("%w\nNo store was changed: free space for another store in %s, then try again", err, filepath.Dir(cfg.TokenStore.Path))
+			} else if err != nil {
 				return err
 			}
 			if f.asJSON {
@@ -197,7 +200,7 @@ func (r *restorer) copyOut(backup string) (path string, err error) {
 	defer in.Close()
 	out, err := os.CreateTemp(filepath.Dir(r.cfg.TokenStore.Path), ".tokenward-restore-*")
 	if err != nil {
-		return "", fmt.Errorf("restore: %w", err)
+		return "", fmt.Errorf("the store is made in %s first, the folder of tokenstore.path, and there: %w: make the folder, or run this as who may write in it", filepath.Dir(r.cfg.TokenStore.Path), errors.Unwrap(err))
 	}
 	defer func() {
 		if err != nil {
