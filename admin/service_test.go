@@ -616,6 +616,10 @@ func TestRepeatedRequestGetsTheSameAnswer(t *testing.T) {
 	if err != nil || late.Replayed {
 		t.Errorf("after ten minutes: %+v, %v", late, err)
 	}
+	w.Clock.Advance(-5 * time.Hour) // the secret is not to be had for hours
+	if back, err := create(cast.Admin, once("k1", "a")); err != nil || back.Replayed {
+		t.Errorf("once the clock was set back: %+v, %v", back, err)
+	}
 }
 
 func TestRepeatedRequestIsAnsweredThoughItIsNotSoundAnyMore(t *testing.T) {

@@ -389,7 +389,7 @@ func (b *ledgerBook) join(want *bound, now time.Time) (*round, error) {
 	defer b.mu.Unlock()
 	retries := b.failing != nil
 	if retries {
-		if now.Before(b.retryAt) {
+		if wait := b.retryAt.Sub(now); wait > 0 && wait <= retryEvery { // more: the clock was set back
 			return nil, b.failing
 		}
 		b.retryAt = now.Add(retryEvery)
@@ -659,7 +659,8 @@ func (b *ledgerBook) flushSome(ctx context.Context, work []bound, now time.Time,
 		if c.active {
 			c.active, c.last = false, now.Unix()
 		}
-		settle := last || now.Unix()-c.last > settleAfter
+		quiet := now.Unix() - c.last // negative: the clock was set back
+		settle := last || quiet > settleAfter || quiet < -settleAfter
 		var claim Claim
 		var needed bool
 		if settle {

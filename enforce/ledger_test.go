@@ -336,6 +336,30 @@ func (l *damagedLedger) Move(ctx context.Context, claims []Claim) ([]Moved, erro
 	return moved, err
 }
 
+// TestClockThatWasSetBackKeepsNoLedgerFailing, nor what it reserved: neither waits until
+// the clock is where it was.
+func TestClockThatWasSetBackKeepsNoLedgerFailing(t *testing.T) {
+	fails := true
+	ledger := &sharedLedger{fault: func() (made, reported bool) { return !fails, !fails }}
+	e := sharingEngines(1, ledger)[0]
+	tok := with(1, 1, 1, tokenstore.Limits{Uses: 50})
+	back := start.Add(-5 * time.Hour)
+	if d := use(e, tok, nil, start); d.Reason != StoreUnavailable {
+		t.Fatal(d.Reason)
+	}
+	fails = false
+	if d := use(e, tok, nil, back); !d.Allowed() {
+		t.Fatalf("the ledger works again: %v, %v", d.Reason, d.Cause)
+	}
+	at := start.Add(time.Hour)
+	if err := errors.Join(e.FlushCounts(t.Context(), at), e.FlushCounts(t.Context(), back)); err != nil {
+		t.Fatal(err)
+	}
+	if m := e.limits.look(meterKey{ofToken, 1, 0}); m.counts.listed {
+		t.Error("what has been quiet is not settled")
+	}
+}
+
 // TestFailingLedgerIsNotAskedByEachRequest: while it fails, one request a second finds
 // out whether it still does.
 func TestFailingLedgerIsNotAskedByEachRequest(t *testing.T) {

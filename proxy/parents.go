@@ -57,8 +57,8 @@ type Parents struct {
 type resourceName struct{ typ, id string }
 
 type parentAnswer struct {
-	parent string // empty: there is none
-	until  time.Time
+	parent       string    // empty: there is none
+	asked, until time.Time // it is believed from when it was asked for until then
 }
 
 var _ enforce.ParentFinder = (*Parents)(nil)
@@ -106,8 +106,10 @@ func (p *Parents) Parent(ctx context.Context, typ string, id []byte) (string, er
 		return "", enforce.ErrNoParent
 	}
 	name := resourceName{typ, string(id)}
-	if a, ok := p.answers.GetIfPresent(name); ok && p.now().Before(a.until) {
-		return a.id()
+	if a, ok := p.answers.GetIfPresent(name); ok {
+		if now := p.now(); now.Before(a.until) && !now.Before(a.asked) { // or the clock was set back
+			return a.id()
+		}
 	}
 	// The flight outlives the request that began it: others wait for it too.
 	result := p.flights.DoChan(typ+":"+name.id, func() (any, error) { return p.ask(context.WithoutCancel(ctx), name, rule) })
@@ -138,7 +140,7 @@ func (p *Parents) ask(ctx context.Context, name resourceName, rule ParentRule) (
 	}
 	asked := p.now()
 	parent, err := p.fetch(ctx, name.id, rule)
-	a := parentAnswer{parent: parent, until: asked.Add(rule.TTL)}
+	a := parentAnswer{parent: parent, asked: asked, until: asked.Add(rule.TTL)}
 	if errors.Is(err, enforce.ErrNoParent) {
 		a.until, err = asked.Add(min(rule.TTL, parentAbsentMaxim)), nil
 	}

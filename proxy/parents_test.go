@@ -65,6 +65,24 @@ func TestParentIsReadFromTheAnswerAndKept(t *testing.T) {
 	}
 }
 
+// TestClockThatWasSetBackKeepsNoParent: what was believed for a minute is not to be
+// believed for the hours by which the clock was ahead.
+func TestClockThatWasSetBackKeepsNoParent(t *testing.T) {
+	now := time.Now()
+	p, b := newParents(t, func() time.Time { return now }, func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, `{"data":{"relationships":{"account":{"data":{"type":"account","id":"42"}}}}}`)
+	})
+	for range 2 {
+		if _, err := p.Parent(t.Context(), "card", []byte("1")); err != nil {
+			t.Fatal(err)
+		}
+		now = now.Add(-5 * time.Hour)
+	}
+	if asked := b.asked.Load(); asked != 2 {
+		t.Errorf("it was asked %d times", asked)
+	}
+}
+
 func TestWhatIsNoParentFailsClosed(t *testing.T) {
 	for name, c := range map[string]struct {
 		answer   string

@@ -334,7 +334,7 @@ func (s *Streams) Run(ctx context.Context) {
 			if s.Usable != nil && s.Usable() != nil {
 				s.endAll(now)
 			}
-			if now.Sub(touched) >= touchEvery {
+			if now.Sub(touched).Abs() >= touchEvery { // the clock can be set back
 				touched = now
 				s.touch(now)
 			}

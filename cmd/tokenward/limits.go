@@ -117,7 +117,7 @@ func (a *app) flushCounts(ctx context.Context) {
 	var tidied time.Time
 	var moves, before uint64
 	for {
-		if now := a.now(); now.Sub(tidied) >= tidyEvery {
+		if now := a.now(); due(tidied, now, tidyEvery) {
 			tidied = now
 			if err := a.counts.tidy(ctx, now); err != nil && ctx.Err() == nil {
 				a.log.Warn("counts of quotas that are over could not be dropped; they only take room", "error", err)

@@ -106,7 +106,7 @@ const silenceTrust = 24 * time.Hour
 // sweep forgets what ended long ago.
 func (u *upkeep) sweep(ctx context.Context) error {
 	now := u.clock.Now()
-	if !u.clock.calm() || !u.swept.IsZero() && now.Sub(u.swept) < sweepEvery {
+	if !u.clock.calm() || !due(u.swept, now, sweepEvery) {
 		return nil
 	}
 	u.swept = now
@@ -118,11 +118,17 @@ func (u *upkeep) sweep(ctx context.Context) error {
 	return err
 }
 
+// due reports whether what was begun at last is to be done again at now. A clock that
+// was set back does not keep it waiting.
+func due(last, now time.Time, every time.Duration) bool {
+	return last.IsZero() || now.Sub(last).Abs() >= every
+}
+
 // count counts the tokens that are about to end, by the index alone: the revoked
 // are not in it at times to come.
 func (u *upkeep) count(ctx context.Context) error {
 	now := u.clock.Now()
-	if !u.counted.IsZero() && now.Sub(u.counted) < countEvery {
+	if !due(u.counted, now, countEvery) {
 		return nil
 	}
 	u.counted = now

@@ -54,7 +54,7 @@ func (a *app) tellLeaked(t *tokenstore.Token) {
 func (u *upkeep) warn(ctx context.Context) error {
 	now := u.clock.Now()
 	goesOn := u.unsent && u.sender.Stats().Waiting == 0
-	if len(u.days) == 0 || !u.warned.IsZero() && now.Sub(u.warned) < warnEvery && !goesOn {
+	if len(u.days) == 0 || !goesOn && !due(u.warned, now, warnEvery) {
 		return nil
 	}
 	u.warned, u.unsent = now, false
@@ -100,7 +100,7 @@ func (u *upkeep) warnOf(ctx context.Context, id tokenstore.ID, now time.Time, r 
 	}
 	if err != nil {
 		r.skip(err)
-		return nil //nolint:nilerr // the round tells of it
+		return nil
 	}
 	if t.State == tokenstore.StateRevoked || t.ReplacedBy != 0 || t.Expiry.Never {
 		return nil
@@ -118,7 +118,7 @@ func (u *upkeep) warnOf(ctx context.Context, id tokenstore.ID, now time.Time, r 
 	noted, err := u.store.Notice(t.ID, end)
 	if err != nil {
 		r.skip(err)
-		return nil //nolint:nilerr // the round tells of it
+		return nil
 	}
 	if noted.Told > due {
 		event, err := u.service.ExpiryWarning(t, due)

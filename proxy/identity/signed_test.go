@@ -113,6 +113,12 @@ func TestSignedIdentityServesHalfItsLife(t *testing.T) {
 	if bytes.Equal(first, at(DefaultLifetime/2)) {
 		t.Error("it was used after half of its life")
 	}
+	if second := at(DefaultLifetime / 2); !bytes.Equal(second, at(DefaultLifetime/2-time.Second)) {
+		t.Error("it was signed again for a request that another one overtook")
+	}
+	if c := verify(t, s.JWKS(), at(-5*time.Hour)); c["iat"] != float64(noon.Add(-5*time.Hour).Unix()) {
+		t.Errorf("once the clock was set back it says %v", c["iat"])
+	}
 	tok = tok.Clone()
 	tok.Revision, tok.Scopes = 2, []string{"b"}
 	if c := verify(t, s.JWKS(), at(DefaultLifetime/2)); c["scope"] != "b" {
