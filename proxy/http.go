@@ -253,6 +253,12 @@ func (h *HTTP) rewrite(pr *httputil.ProxyRequest) {
 		delete(out.Header, "Connection")
 		delete(out.Header, "Upgrade")
 	}
+	for _, name := range repeatable {
+		if values, sent := out.Header[name]; sent {
+			delete(out.Header, name)
+			out.Header[strings.ToLower(name)] = values
+		}
+	}
 	// net/http's HTTP/2 keeps a request open for announced trailers that nobody sends
 	// where it has no body (that holds for Go 1.26).
 	out.Trailer = nil
@@ -270,6 +276,12 @@ func (h *HTTP) rewrite(pr *httputil.ProxyRequest) {
 	}
 	out.Body = j.sending
 }
+
+// repeatable are the fields with which net/http sends a request of any method again
+// when the connection breaks, where they have the letter case that it looks for. A
+// proxy must not (RFC 9110 section 9.2.2): what the client means by them is between it and
+// the upstream.
+var repeatable = [...]string{"Idempotency-Key", "X-Idempotency-Key"}
 
 // modifyResponse edits the answer before it goes on.
 func (h *HTTP) modifyResponse(r *http.Response) error {

@@ -14,6 +14,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"tokenward/enforce/canon"
@@ -109,6 +110,42 @@ func TestFailover(t *testing.T) {
 				})
 			}
 		})
+	}
+}
+
+// TestRequestThatActsIsNotRepeated: on a connection that has served before, and breaks
+// when it has read the request, also if the client says that it may be.
+func TestRequestThatActsIsNotRepeated(t *testing.T) {
+	for _, d := range doors {
+		for _, method := range []string{"POST", "DELETE"} {
+			t.Run(d.name+" "+method, func(t *testing.T) {
+				var acted, named atomic.Int32
+				w := newWorld(t, canon.Options{})
+				w.rules.Default.Upstreams = upstreamsAt(t, nil, talking(t, func(nc net.Conn) {
+					br := bufio.NewReader(nc)
+					for {
+						r, err := http.ReadRequest(br)
+						if err != nil {
+							return
+						}
+						if r.Header.Get("Idempotency-Key") != "" {
+							acted.Add(1)
+							named.Add(int32(len(r.Header["X-Idempotency-Key"])))
+							return
+						}
+						fmt.Fprint(nc, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+					}
+				}))
+				addr := d.open(t, w)
+				if resp, body := ask(t, addr, request("GET", "/echo/", w.secrets["full"], "")); resp.StatusCode != 200 {
+					t.Fatal(resp.StatusCode, body)
+				}
+				resp, _ := ask(t, addr, request(method, "/echo/", w.secrets["full"], "", "Idempotency-Key: k", "X-Idempotency-Key: k"))
+				if n := acted.Load(); resp.StatusCode != 502 || n != 1 || named.Load() != n {
+					t.Errorf("%d, and the upstream got it %d times (%d with all fields), want once", resp.StatusCode, n, named.Load())
+				}
+			})
+		}
 	}
 }
 
