@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // The exit codes of every command.
@@ -72,7 +73,7 @@ func newRootCommand() *cobra.Command {
 		if args := cmd.Flags().Args(); cmd.HasSubCommands() && len(args) > 0 {
 			return usageError{unknownCommand(cmd, args[0])}
 		}
-		return usageError{err}
+		return usageError{unknownFlag(cmd, err)}
 	})
 	root.AddCommand(newServeCommand(), newInitCommand(), newCheckCommand(), newExplainCommand(), newHealthCommand(), newTokenCommand(), newReportCommand(), newAuditCommand(), newPatternCommand(), newScanCommand(), newBackupCommand(), newRestoreCommand(), newDoctorCommand(), newMigrateCommand(), newClusterCommand(), newDemoCommand(), newCompletionCommand(), newVersionCommand())
 	useUsageErrors(root)
@@ -139,6 +140,26 @@ func wrongArguments(cmd *cobra.Command, args []string, err error) error {
 		return fmt.Errorf("the arguments are not those that it takes: write %s", strings.TrimSuffix(cmd.UseLine(), " [flags]"))
 	}
 	return err
+}
+
+// unknownFlag adds to an error about a flag that cmd does not have those that may be
+// meant; others stay as they are.
+func unknownFlag(cmd *cobra.Command, err error) error {
+	missing, is := errors.AsType[*pflag.NotExistError](err)
+	if !is || len(missing.GetSpecifiedName()) < 2 {
+		return err
+	}
+	flags := &cobra.Command{SuggestionsMinimumDistance: 2} // it knows which of its commands is like a name
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		if !f.Hidden {
+			flags.AddCommand(&cobra.Command{Use: f.Name, Run: func(*cobra.Command, []string) {}})
+		}
+	})
+	meant := flags.SuggestionsFor(missing.GetSpecifiedName())
+	if len(meant) == 0 {
+		return err
+	}
+	return fmt.Errorf("%w: did you mean --%s?", err, strings.Join(meant, " or --"))
 }
 
 // unknownCommand tells of a command that is not below cmd, and of those that may
