@@ -221,7 +221,8 @@ func (h *Handler) unsigned(r *http.Request) int {
 }
 
 // end disables or revokes the token of a reported secret, if there is one. A
-// secret that has ended is still one that was found.
+// secret that a rotation has ended is still one that was found, but its token lives on by
+// another: whoever has the old one could take it down otherwise.
 func (h *Handler) end(r *http.Request, one *reported, list []reported) (known bool, err error) {
 	ctx := context.WithoutCancel(r.Context()) // the reporter's hanging up saves no leaked token
 	m, err := h.options.Find(ctx, []byte(one.Token))
@@ -237,6 +238,10 @@ func (h *Handler) end(r *http.Request, one *reported, list []reported) (known bo
 	}
 	c := admin.Reporter(Name, from, r.Header.Get("X-Request-Id"))
 	target := admin.Target{ID: m.Token.ID, Revoked: true}
+	if m.Token.State != tokenstore.StateRevoked && m.Secret.Ends.Ended(h.service.Now()) {
+		h.options.Log.WarnContext(ctx, "a secret that had ended was reported as leaked: its token is left as it is", "token_id", m.Token.ID, "account", m.Token.Account, "url", shown(one.URL, list), "source", shown(one.Source, list))
+		return true, nil
+	}
 	switch {
 	case m.Token.State == tokenstore.StateRevoked:
 	case h.options.Action == Revoke:

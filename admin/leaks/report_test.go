@@ -120,6 +120,47 @@ func TestReportEndsTheToken(t *testing.T) {
 	}
 }
 
+func TestReportOfASecretThatEndedLeavesTheTokenThatWasRotated(t *testing.T) {
+	t.Parallel()
+	w, r := admintest.New(t), newReporter(t)
+	root := w.Caller(w.Root())
+	token := w.Make(admin.Spec{Name: "rotated", Scopes: []string{"cards"}})
+	rotated, err := w.Service.Rotate(t.Context(), root, admin.Target{ID: token.ID}, admin.RotateSpec{OldEnds: w.Service.Now().Add(time.Hour)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys, err := leaks.ParseKeys(r.keys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := leaks.New(w.Service, leaks.Options{Keys: keys, Action: leaks.Revoke, Log: w.Log, Find: func(_ context.Context, text []byte) (tokenstore.Match, error) {
+		known := w.Token(token.ID)
+		for i := range known.Secrets {
+			one := known.Secrets[i]
+			if !one.Ends.Never { // an hour later
+				one.Ends = tokenstore.EndsAt(w.Service.Now())
+			}
+			if one.Last4 == string(text[len(text)-4:]) {
+				return tokenstore.Match{Token: known, Secret: &one}, nil
+			}
+		}
+		return tokenstore.Match{}, tokenstore.ErrNotFound
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		secret tokenstore.Secret
+		want   tokenstore.State
+	}{{token.Secret, tokenstore.StateActive}, {rotated.Secret, tokenstore.StateRevoked}} {
+		rec := httptest.NewRecorder()
+		h.ServeHTTP(rec, r.request(t, `[{"token":"`+test.secret.Reveal()+`"}]`))
+		if got := w.Token(token.ID).State; rec.Code != http.StatusOK || !strings.Contains(rec.Body.String(), `"true_positive"`) || got != test.want {
+			t.Errorf("%d %s, the token is %s, want %s", rec.Code, rec.Body, got, test.want)
+		}
+	}
+}
+
 func TestReportThatIsNotSoundIsRefused(t *testing.T) {
 	t.Parallel()
 	w, r, stranger := admintest.New(t), newReporter(t), newReporter(t)
