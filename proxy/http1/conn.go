@@ -436,7 +436,7 @@ func (c *conn) handle(x *Exchange) {
 // readHead reads until the head is complete.
 func (c *conn) readHead(r *Request) (h2 bool, err error) {
 	limits := &c.srv.limits
-	first := true
+	first := c.exchange.Load() == 1 // later it is a request like any other (RFC 9113 §3.4)
 	for {
 		buf := c.in.buffered()
 		if first && buf[0] == 'P' && isPreface(buf) {

@@ -399,6 +399,20 @@ func TestServesAnyConnection(t *testing.T) {
 	<-done
 }
 
+// TestPrefaceAfterARequestIsRefused: behind a proxy that reuses its connections whoever
+// sent it would have those who come later speak HTTP/2.
+func TestPrefaceAfterARequestIsRefused(t *testing.T) {
+	settled(t)
+	c := dial(t, start(t, &Server{Handler: saying("ok"), HTTP2: func(nc net.Conn) {
+		t.Error("the connection was handed on")
+		_ = nc.Close()
+	}}))
+	c.send(get+preface).want("GET", 200, "ok")
+	if resp, _ := c.answer("PRI"); resp.StatusCode != 505 || !resp.Close {
+		t.Errorf("answer %d, closing %v; want 505 and the end", resp.StatusCode, resp.Close)
+	}
+}
+
 func TestHTTP2IsHandedOn(t *testing.T) {
 	settled(t)
 	got := make(chan string, 1)
