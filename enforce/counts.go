@@ -85,6 +85,21 @@ func CountsOver(stored []byte, now time.Time) bool {
 	return true
 }
 
+// CountsUpTo returns stored counts without those of windows that begin after now, which
+// a clock that was ahead has made: they would be counted in until now is there.
+func CountsUpTo(stored []byte, now time.Time) []byte {
+	c, err := ParseCounts(stored)
+	if err != nil {
+		return stored
+	}
+	for kind := limitMinute; kind <= limitMonth; kind++ {
+		if c[kind].Begin > now.Unix() {
+			c[kind] = Count{}
+		}
+	}
+	return c.Append(nil)
+}
+
 // Claim asks a [Ledger] to move the counts of one subject.
 type Claim struct {
 	Key   CountKey

@@ -468,7 +468,7 @@ type Left struct {
 	Name   string        // uses, minute, hour, day, month, rate or concurrent, with route-, owner- or account- before it where it is not the token's own
 	Quota  uint64        // how many requests it allows: at once where Concurrent, in each Window, or for good where that is 0
 	Left   uint64        // how many of them are left
-	Window time.Duration // what the quota is for: rounded to whole seconds, of the present window for calendar months
+	Window time.Duration // what the quota is for: rounded to whole seconds, 31 days for calendar months
 	Reset  time.Duration // until there is more; 0 where waiting does not help, or nothing was used
 
 	Concurrent bool

@@ -67,6 +67,10 @@ const (
 	firstPause = time.Second
 	maxPause   = 10 * time.Minute
 	tryTimeout = 10 * time.Second
+
+	// bodyPatience is how long the rest of an answer is waited for: its status, which
+	// says all, is here.
+	bodyPatience = time.Second
 )
 
 // Kind says what happened.
@@ -346,7 +350,11 @@ func (s *Sender) post(ctx context.Context, e *Event, body []byte) error {
 		return err
 	}
 	defer resp.Body.Close()
-	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10)) // so that the connection can be used again
+	// What it says is of no interest, but read so that the connection can be used again:
+	// not for longer than another connection takes.
+	enough := time.AfterFunc(bodyPatience, cancel)
+	defer enough.Stop()
+	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10))
 	if resp.StatusCode/100 != 2 {
 		return statusError(resp.StatusCode)
 	}

@@ -36,6 +36,7 @@ type receiver struct {
 	t      *testing.T
 	answer func(try int, event string) (status int, err error)
 
+	slow  bool       // its answers have bodies that never end
 	mu    sync.Mutex // guards the rest
 	tries []time.Time
 	taken []notify.Event
@@ -89,7 +90,19 @@ func (r *receiver) RoundTrip(q *http.Request) (*http.Response, error) {
 		r.taken = append(r.taken, e)
 	}
 	header := http.Header{"Location": {"http://elsewhere.example.com/"}}
-	return &http.Response{StatusCode: status, Body: io.NopCloser(strings.NewReader("thanks")), Header: header, Request: q}, nil
+	content := io.Reader(strings.NewReader("thanks"))
+	if r.slow {
+		content = endless{q.Context()}
+	}
+	return &http.Response{StatusCode: status, Body: io.NopCloser(content), Header: header, Request: q}, nil
+}
+
+// endless is a body of which no byte comes until nobody waits for it any more.
+type endless struct{ ctx context.Context } //nolint:containedctx // it is one request's
+
+func (e endless) Read([]byte) (int, error) {
+	<-e.ctx.Done()
+	return 0, e.ctx.Err()
 }
 
 // verify is what a receiver does.
@@ -281,6 +294,22 @@ func TestDeadReceiverIsNotAskedByEveryEvent(t *testing.T) {
 		pass(10 * time.Minute)
 		if st := s.Stats(); st.Sent != 1000 || st.Waiting != 0 || r.tried() != 15+1000 {
 			t.Errorf("it is back: %d tries, %+v", r.tried(), st)
+		}
+	})
+}
+
+// TestReceiverThatNeverEndsItsAnswerHoldsNobodyUpForLong: it took the event, and that is
+// all there is to know.
+func TestReceiverThatNeverEndsItsAnswerHoldsNobodyUpForLong(t *testing.T) {
+	t.Parallel()
+	run(t, fine, io.Discard, func(s *notify.Sender, r *receiver) {
+		r.slow = true
+		for i := range 10 {
+			s.Send(notify.Event{ID: strconv.Itoa(i)})
+		}
+		pass(15 * time.Second)
+		if st := s.Stats(); st.Sent != 10 || r.tried() != 10 {
+			t.Errorf("%d tries, %+v", r.tried(), st)
 		}
 	})
 }

@@ -82,7 +82,9 @@ func newApp(ctx context.Context, cfg *Config, log *slog.Logger, now func() time.
 		}
 	}()
 	a.engine = enforce.NewEngine(a.vault.finder(), 0)
-	a.counts = a.vault.counting()
+	if a.counts, err = a.vault.counting(ctx); err != nil {
+		return nil, err
+	}
 	a.engine.KeepCounts(a.counts.ledger, a.counts.sharers)
 	if err := a.buildProxy(); err != nil {
 		return nil, err

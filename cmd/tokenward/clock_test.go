@@ -8,7 +8,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"tokenward/enforce"
 	"tokenward/metrics"
+	"tokenward/tokenstore"
 	"tokenward/tokenstore/boltstore"
 )
 
@@ -182,6 +184,12 @@ func TestOperatorCanBelieveTheMachinesClock(t *testing.T) {
 		if behind := v.clock.Now().Before(ahead().AddDate(-1, 0, 0)); behind != (i >= 2) {
 			t.Errorf("start %d begins at %s", i, v.clock.Now())
 		}
+		// A quota that was used up in ten years is there again, and no number of uses.
+		admitted := useUp(t, v, &tokenstore.Token{ID: 7, Account: 1, Owner: 1, Limits: tokenstore.Limits{
+			Uses: 5, Quotas: []tokenstore.Quota{{Count: 3, Per: tokenstore.PerDay}}}})
+		if want := []int{3, 0, 2, 0}[i]; admitted != want {
+			t.Errorf("start %d admits %d, want %d", i, admitted, want)
+		}
 		if err := v.store.Stamp(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -189,6 +197,28 @@ func TestOperatorCanBelieveTheMachinesClock(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// useUp is how many requests with a token a server over v lets through.
+func useUp(t *testing.T, v *vault, tok *tokenstore.Token) (admitted int) {
+	t.Helper()
+	kept, err := v.counting(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := enforce.NewEngine(nil, 0)
+	e.KeepCounts(kept.ledger, kept.sharers)
+	for {
+		d := enforce.Decision{Reason: enforce.Allowed, Match: tokenstore.Match{Token: tok}}
+		if !e.Admit(&d, v.now()) {
+			break
+		}
+		admitted++
+	}
+	if err := e.SettleCounts(t.Context(), v.now()); err != nil {
+		t.Fatal(err)
+	}
+	return admitted
 }
 
 func TestClockRunsAndStops(t *testing.T) {

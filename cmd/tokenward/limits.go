@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"slices"
 	"time"
 
 	"tokenward/admin/native"
@@ -41,6 +43,27 @@ func localCounts(store *boltstore.Store) countKeeping {
 			return err
 		},
 	}
+}
+
+// forgetAhead forgets counts in windows that have not begun at now, for an operator who
+// says that the clock was ahead when they were made. Numbers of uses stay.
+func forgetAhead(ctx context.Context, store *boltstore.Store, now time.Time) error {
+	var ahead [][]byte
+	_, err := store.DropCounters(ctx, func(key, value []byte) bool {
+		if !bytes.Equal(value, enforce.CountsUpTo(value, now)) {
+			ahead = append(ahead, bytes.Clone(key))
+		}
+		return false
+	})
+	if err != nil {
+		return err
+	}
+	for keys := range slices.Chunk(ahead, maxLocalClaims) {
+		if err := store.MoveCounters(ctx, keys, func(_ int, old []byte) ([]byte, error) { return enforce.CountsUpTo(old, now), nil }); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // maxLocalClaims bounds how much is read and written in one transaction of the file.

@@ -61,10 +61,12 @@ func (v *vault) stamp() time.Time {
 // a later time, as after a clock that was years ahead.
 const envBelieveClock = "TOKENWARD_BELIEVE_CLOCK"
 
+func believesClock() bool { return os.Getenv(envBelieveClock) == "1" }
+
 // leastTime is the time that the clock does not begin before.
 func (v *vault) leastTime(log *slog.Logger) time.Time {
 	last := v.store.LastTime()
-	if os.Getenv(envBelieveClock) != "1" {
+	if !believesClock() {
 		return last
 	}
 	log.Warn("the machine's clock is believed as it is, whenever the store was last written: unset the variable once the server runs", "variable", envBelieveClock, "last_written", last)

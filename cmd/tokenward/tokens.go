@@ -353,13 +353,19 @@ func (v *vault) finder() enforce.Finder {
 	return gated{v.cache, v.part.Usable}
 }
 
-// counting is how the counts of limits are kept.
-func (v *vault) counting() countKeeping {
+// counting is how the counts of limits are kept. Where the machine's clock is believed,
+// those that it made while it was ahead are forgotten.
+func (v *vault) counting(ctx context.Context) (countKeeping, error) {
 	if v.part != nil {
-		return clusterCounts(v.part.Store)
+		return clusterCounts(v.part.Store), nil
 	}
 	f, _ := v.store.(file)
-	return localCounts(f.Store)
+	if believesClock() {
+		if err := forgetAhead(ctx, f.Store, v.now()); err != nil {
+			return countKeeping{}, err
+		}
+	}
+	return localCounts(f.Store), nil
 }
 
 // pace is how usage is written: in a cluster a flush is a few transactions, and the
