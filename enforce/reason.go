@@ -71,7 +71,7 @@ var reasons = [reasonCount]struct {
 	Public:              {"public", "", 0, ""},
 	IrregularPath:       {"irregular_path", codeBadRequest, 400, "The path has a form that this API does not accept."},
 	AmbiguousQuery:      {"ambiguous_query", codeBadRequest, 400, "A query parameter that decides about access must be given exactly once."},
-	MissingToken:        {"missing_token", "missing_token", 401, "An API token is required: send it as `Authorization: Bearer TOKEN`."},
+	MissingToken:        {"missing_token", "missing_token", 401, "An API token is required."},
 	AmbiguousCredential: {"ambiguous_credential", "ambiguous_credential", 400, "The request bears more than one credential: send exactly one."},
 	MalformedToken:      {"malformed_token", codeInvalidToken, 401, tokenNotValid},
 	UnknownToken:        {"unknown_token", codeInvalidToken, 401, tokenNotValid},

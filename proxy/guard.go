@@ -325,6 +325,9 @@ func (g *Guard) judge(ctx context.Context, p *passage) bool {
 			p.rules.Denied(&p.decision, &p.req, p.started)
 		}
 		p.refusal = refusalOf(&d)
+		if d.Reason == enforce.MissingToken {
+			p.refusal.detail = p.rules.Canon.Required()
+		}
 		return false
 	}
 	p.lane = lane

@@ -71,7 +71,7 @@ func (g *gate) Authenticate(r *http.Request) (admin.Caller, *admin.Error) {
 	g.engine.Fail(&d, v.req.Client.Addr, now)
 	if !g.engine.Admit(&d, now) {
 		g.vault.denied("admin", &d, &v.req, now)
-		return admin.Caller{}, gateError(&d)
+		return admin.Caller{}, g.refused(&d)
 	}
 	d.Release() // what goes on in a token API is bounded there
 	g.used(&d, v, r, now)
@@ -119,10 +119,13 @@ var gateKinds = map[enforce.Reason]admin.Kind{
 	enforce.TooManyFailures:     admin.KindRateLimited,
 }
 
-// gateError is a refusal of the engine, with all that the proxy's listener would
-// tell of it in header fields.
-func gateError(d *enforce.Decision) *admin.Error {
+// refused is a refusal of the engine, with all that the proxy's listener would
+// tell of it.
+func (g *gate) refused(d *enforce.Decision) *admin.Error {
 	e := &admin.Error{Kind: gateKinds[d.Reason], Detail: d.Detail(), RetryAfter: d.RetryAfter, Cause: d.Cause}
+	if e.Kind == admin.KindMissingToken {
+		e.Detail = g.canon.Required()
+	}
 	if e.Kind == admin.KindUnavailable {
 		e.RetryAfter = storeRetry
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -26,9 +27,28 @@ func TestEveryReasonHasItsKind(t *testing.T) {
 // TestUnusableStoreSaysWhenToComeBack: the engine waits for nothing in particular
 // when the store fails, but a client has to be told something.
 func TestUnusableStoreSaysWhenToComeBack(t *testing.T) {
-	e := gateError(&enforce.Decision{Reason: enforce.StoreUnavailable, Cause: errors.New("the disk is gone")})
+	e := (&gate{}).refused(&enforce.Decision{Reason: enforce.StoreUnavailable, Cause: errors.New("the disk is gone")})
 	if e.Kind != admin.KindUnavailable || e.RetryAfter != time.Second || e.Cause == nil {
 		t.Errorf("%+v", e)
+	}
+}
+
+// TestMissingTokenIsAskedForWhereItIsRead: a client that does as it is told gets in.
+func TestMissingTokenIsAskedForWhereItIsRead(t *testing.T) {
+	s := startApp(t, "routes: []\n", "credentials: [x-key, authorization], ")
+	for url, want := range map[string]string{
+		s.proxy + "/a": "x-key: TOKEN",
+		"http://" + s.adminListener.Addr().String() + "/v1/tokens": "Authorization: Bearer TOKEN",
+	} {
+		answer, err := http.Get(url) //nolint:noctx // the server ends with the test
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(answer.Body)
+		answer.Body.Close()
+		if err != nil || answer.StatusCode != http.StatusUnauthorized || !strings.Contains(string(body), "An API token is required: send it as `"+want+"`.") {
+			t.Errorf("%s: %d %s, want %q", url, answer.StatusCode, body, want)
+		}
 	}
 }
 

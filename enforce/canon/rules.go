@@ -51,6 +51,7 @@ type Rules struct {
 	forwarded      bool // read Forwarded, not X-Forwarded-For
 	maxTargetBytes int
 	carriers       []carrier
+	required       string // see Required
 	queryCarriers  bool
 	wsCarriers     bool
 	names          nameTable
@@ -98,7 +99,24 @@ func NewRules(o Options) (*Rules, error) {
 	if len(c.faults) > 0 {
 		return nil, errors.Join(c.faults...)
 	}
+	r.required = "An API token is required: send it as `" + r.carriers[0].example() + "`."
 	return r, nil
+}
+
+// Required is the sentence for a client whose request bears no credential: how the first place for one is used.
+func (r *Rules) Required() string { return r.required }
+
+func (c carrier) example() string {
+	switch c.kind {
+	case carrierAuthorization:
+		return "Authorization: Bearer TOKEN"
+	case carrierQuery:
+		return "?" + c.name + "=TOKEN"
+	case carrierSubprotocol:
+		return "Sec-WebSocket-Protocol: " + c.name + ", TOKEN"
+	default:
+		return c.name + ": TOKEN"
+	}
 }
 
 // CredentialCarriers is how many places credentials are looked for; CarrierName names each of them as configured.

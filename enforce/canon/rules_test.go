@@ -69,6 +69,17 @@ func TestBadOptionsAreRefusedWithMend(t *testing.T) {
 	}
 }
 
+func TestRequiredNamesTheFirstPlaceThatIsRead(t *testing.T) {
+	for credential, want := range map[string]string{
+		"Authorization": "Authorization: Bearer TOKEN", "X-Key": "x-key: TOKEN", "query:token": "?token=TOKEN", "subprotocol:bearer": "Sec-WebSocket-Protocol: bearer, TOKEN",
+	} {
+		rules, err := NewRules(Options{Credentials: []string{credential, "api-token"}})
+		if err != nil || !strings.Contains(rules.Required(), "`"+want+"`") {
+			t.Errorf("%s: %q, %v", credential, rules.Required(), err)
+		}
+	}
+}
+
 func TestAllOptionFaultsAreToldAtOnce(t *testing.T) {
 	_, err := NewRules(Options{
 		TrustedProxies: prefixes("0.0.0.0/0", "::/0"), ClientAddress: "x", Credentials: []string{"cookie", ""}, Sets: []string{"host"}, Keeps: []string{"y"},
