@@ -357,10 +357,14 @@ func (d *decoder) checkStore(c *Config) {
 		if !d.sound(f.key) {
 			continue
 		}
-		switch clean := filepath.Clean(f.path); {
+		clean, err := filepath.Abs(f.path) // a and ../here/a are the same
+		if err != nil {
+			clean = filepath.Clean(f.path)
+		}
+		switch {
 		case f.path == "":
 			d.report(f.key, rulePath, "there is no path", "write the path of a file")
-		case strings.HasSuffix(f.path, "/") || clean == ".":
+		case strings.HasSuffix(f.path, "/") || filepath.Clean(f.path) == ".":
 			d.report(f.key, rulePath, quote(f.path)+" is a directory", "write the path of a file in it")
 		case taken[clean] != "":
 			d.report(f.key, ruleSameFile, fmt.Sprintf("%s names the same file as %s", quote(f.path), taken[clean]), "give each its own file")

@@ -102,6 +102,19 @@ func TestEachRuleHasABrokenFile(t *testing.T) {
 // rulesShownElsewhere need a file that does not lie in testdata.
 var rulesShownElsewhere = []rule{ruleFile, ruleTooLarge, ruleLongLine, ruleTooMany, ruleNotUTF8, ruleByteOrder, ruleNamedFile}
 
+// TestOneFileIsNotUsedTwiceUnderTwoNames: the store would take the log for its own.
+func TestOneFileIsNotUsedTwiceUnderTwoNames(t *testing.T) {
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{dir + "/tokens", "../" + filepath.Base(dir) + "/tokens", "./tokens"} {
+		if _, err := parseConfig("tokenward.yaml", fmt.Appendf(nil, "tokenstore: {path: tokens}\naudit: {path: %s}\n", name)); err == nil || !strings.Contains(err.Error(), "names the same file as tokenstore.path") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestFilesThatAreNoText(t *testing.T) {
 	many := func(n int, format string) string {
 		var b strings.Builder
