@@ -426,6 +426,8 @@ func parseInstant(s string) (instant, error) {
 
 const maxDuration = 10 * 365 * 24 * time.Hour
 
+var errLongDuration = errors.New("is longer than ten years")
+
 // parseDuration reads Go's notation, in which days may come first: 7d, 1d12h.
 func parseDuration(s string) (time.Duration, error) {
 	switch {
@@ -455,7 +457,7 @@ func parseDuration(s string) (time.Duration, error) {
 		}
 	}
 	if days > maxDuration || part > maxDuration-days {
-		return 0, errors.New("is longer than ten years")
+		return 0, errLongDuration
 	}
 	return days + part, nil
 }

@@ -185,6 +185,9 @@ func (t *tokenFlags) setLimits(b *bodyBuilder) {
 		limits.set(flag, flag, func() (any, error) { return parseCount(text) })
 	}
 	limits.set("quota", "quota", func() (any, error) { return parseQuotas(withoutNone(t.quotas)) })
+	if rate, given := limits.fields["rate"]; given && rate == nil && !b.given("burst") {
+		limits.fields["burst"] = nil // it is of the rate, and goes with it
+	}
 	b.errs = append(b.errs, limits.errs...)
 	if len(limits.fields) > 0 {
 		b.fields["limits"] = limits.fields
@@ -246,7 +249,10 @@ func parseWhen(text string, now time.Time) (time.Time, error) {
 		return at, nil
 	}
 	d, err := parseDuration(text)
-	if err != nil || d <= 0 {
+	switch {
+	case errors.Is(err, errLongDuration):
+		return time.Time{}, fmt.Errorf("%w: write the time, as 2047-01-31T00:00:00Z", err)
+	case err != nil || d <= 0:
 		return time.Time{}, errors.New("is no time and no duration: write 2027-01-31T00:00:00Z, or 90d or 12h from now")
 	}
 	return now.Add(d), nil

@@ -18,7 +18,8 @@ import (
 
 // fakeServer answers in the place of a native API, and remembers what came.
 type fakeServer struct {
-	url string
+	url  string
+	read func(body []byte) // is given each request's body; nil: nobody is
 
 	mu       sync.Mutex // guards requests
 	requests []*http.Request
@@ -31,7 +32,10 @@ func newFakeServer(t *testing.T, answer http.HandlerFunc) *fakeServer {
 		f.mu.Lock()
 		f.requests = append(f.requests, r)
 		f.mu.Unlock()
-		_, _ = io.Copy(io.Discard, r.Body)
+		body, _ := io.ReadAll(r.Body)
+		if f.read != nil {
+			f.read(body)
+		}
 		answer(w, r)
 	}))
 	t.Cleanup(s.Close)
@@ -403,6 +407,21 @@ func TestFaultIsNamedByItsFlag(t *testing.T) {
 	}
 }
 
+// TestBurstGoesWithItsRate: alone it means nothing, and the server refuses it.
+func TestBurstGoesWithItsRate(t *testing.T) {
+	for args, want := range map[string]string{
+		"--rate none": `{"limits":{"burst":null,"rate":null}}`, "--rate 5": `{"limits":{"rate":5}}`,
+		"--rate none --burst none": `{"limits":{"burst":null,"rate":null}}`, "--burst 3": `{"limits":{"burst":3}}`, "--rate none --burst 3": `{"limits":{"burst":3,"rate":null}}`,
+	} {
+		var body []byte
+		f := newFakeServer(t, func(w http.ResponseWriter, _ *http.Request) { answerJSON(w, http.StatusOK, made) })
+		f.read = func(b []byte) { body = b }
+		if code, _, stderr := runToken(t, f.url, append([]string{"update", "7"}, strings.Fields(args)...)...); code != exitFine || string(body) != want {
+			t.Errorf("%s: %s, want %s: %s", args, body, want, stderr)
+		}
+	}
+}
+
 func TestTimesAreToldFromNow(t *testing.T) {
 	now := time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
 	for d, want := range map[time.Duration]string{
@@ -427,6 +446,9 @@ func TestEndsAndBeginningsAreRead(t *testing.T) {
 		if (err == nil) != (want != "") || err == nil && wireTime(got) != want {
 			t.Errorf("%q: %v, %v", text, got, err)
 		}
+	}
+	if _, err := parseWhen("4000d", now); err == nil || !strings.Contains(err.Error(), "longer than ten years") {
+		t.Errorf("4000d: %v", err)
 	}
 	for _, read := range []func(string, time.Time) (any, error){expiry, start} {
 		if _, err := read("soon", now); err == nil {
