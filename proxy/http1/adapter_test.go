@@ -248,7 +248,7 @@ func TestAdapterPanics(t *testing.T) {
 // must say that the connection ends, and not wait for the rest of it once more.
 func TestExchangeWithoutAStallTimeoutIsWaitedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		defer time.Sleep(time.Second) // until the sweeper has ended
+		defer time.Sleep(time.Second) //nolint:forbidigo // in a bubble: until the sweeper has ended
 		echo := Adapter(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) }))
 		s := &Server{Timeouts: Timeouts{Stall: time.Second}, Handler: func(x *Exchange) {
 			x.SetStallTimeout(-1)
@@ -259,7 +259,7 @@ func TestExchangeWithoutAStallTimeoutIsWaitedFor(t *testing.T) {
 		go s.ServeConn(far)
 		c := &client{t: t, nc: near, br: bufio.NewReader(near)}
 		c.send("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nabc")
-		time.Sleep(time.Hour)
+		time.Sleep(time.Hour) //nolint:forbidigo // in a bubble
 		c.send("defghi").want("POST", 200, "abcdefghi")
 	})
 }

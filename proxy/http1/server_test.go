@@ -264,11 +264,11 @@ func TestTimeoutsAreNeverEarly(t *testing.T) {
 	for offset := range 10 {
 		synctest.Test(t, func(t *testing.T) {
 			s := &Server{Timeouts: Timeouts{Header: time.Second}}
-			defer time.Sleep(time.Second) // until the sweeper has ended
+			defer time.Sleep(time.Second) //nolint:forbidigo // in a bubble: until the sweeper has ended
 			near, far := net.Pipe()
 			defer near.Close()
 			go s.ServeConn(far)
-			time.Sleep(time.Duration(offset) * 27 * time.Millisecond) // between two looks at the clock
+			time.Sleep(time.Duration(offset) * 27 * time.Millisecond) //nolint:forbidigo // in a bubble: between two looks at the clock
 			began := time.Now()
 			_, _ = near.Write([]byte("G"))
 			answer, _ := io.ReadAll(near)
