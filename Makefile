@@ -39,7 +39,7 @@ export GOTOOLCHAIN := local
 # What ships is compiled by the profile in cmd/tokenward/default.pgo, which `go build`
 # finds by itself; tests would only compile every package twice for it. The long ones
 # of `make soak` are compiled as what ships.
-test race vet lint fuzz: export GOFLAGS += -pgo=off
+test race vet lint: export GOFLAGS += -pgo=off
 
 LINT := bin/golangci-lint
 BENCHSTAT := bin/benchstat
