@@ -153,20 +153,28 @@ func (e *Engine) SettleCounts(ctx context.Context, now time.Time) error {
 //
 // Admit does no I/O but where a quota or a number of uses needs a further block
 // reserved in the ledger, which is at its first use, and when the flush is late.
-func (e *Engine) Admit(d *Decision, now time.Time) bool { return e.admit(e.limits, d, now) }
+func (e *Engine) Admit(d *Decision, now time.Time) bool {
+	return e.admit(e.limits, d, e.others.Load(), now)
+}
+
+// AdmitOwn does as Admit but for what the owner's and the account's other tokens are
+// charged to as well: for requests that must not be kept out by what those did.
+func (e *Engine) AdmitOwn(d *Decision, now time.Time) bool { return e.admit(e.limits, d, nil, now) }
 
 // AdmitShadow does as Admit on limits of their own, so that observing a route
 // uses nothing up.
-func (e *Engine) AdmitShadow(d *Decision, now time.Time) bool { return e.admit(e.shadow, d, now) }
+func (e *Engine) AdmitShadow(d *Decision, now time.Time) bool {
+	return e.admit(e.shadow, d, e.others.Load(), now)
+}
 
-func (e *Engine) admit(limits *limitTable, d *Decision, now time.Time) bool {
+func (e *Engine) admit(limits *limitTable, d *Decision, others *LimitOptions, now time.Time) bool {
 	if !d.Allowed() {
 		return false
 	}
 	if d.Reason == Public {
 		return true
 	}
-	limits.admit(d, e.others.Load(), now)
+	limits.admit(d, others, now)
 	return d.Allowed()
 }
 

@@ -69,7 +69,13 @@ func (g *gate) Authenticate(r *http.Request) (admin.Caller, *admin.Error) {
 	now := g.now()
 	d := g.engine.Decide(r.Context(), g.policy, &v.req, now)
 	g.engine.Fail(&d, v.req.Client.Addr, now)
-	if !g.engine.Admit(&d, now) {
+	// Who has a stolen token may use up all that its account may do; not even that keeps
+	// others of the account from revoking it.
+	admit := g.engine.Admit
+	if r.Method == http.MethodDelete {
+		admit = g.engine.AdmitOwn
+	}
+	if !admit(&d, now) {
 		g.vault.denied("admin", &d, &v.req, now)
 		return admin.Caller{}, g.refused(&d)
 	}

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"strings"
@@ -75,5 +77,46 @@ func TestRefusedCallLearnsItsLimit(t *testing.T) {
 				t.Errorf("request %d to %s: %s %v", i+1, path, answer.Status, answer.Header)
 			}
 		}
+	}
+}
+
+// TestUsedUpAccountCanStillRevoke: who has a stolen token uses up all that its account
+// may do, and the account takes the token away by another one all the same.
+func TestUsedUpAccountCanStillRevoke(t *testing.T) {
+	s := startApp(t, "enforce: {limits: {account: {per_month: 1}, owner: {per_month: 1}}}\nroutes: []\n")
+	listener := "http://" + s.adminListener.Addr().String()
+	var made [5]struct {
+		ID     uint64 `json:"id"`
+		Secret string `json:"token"`
+	}
+	for i := range made {
+		if err := json.Unmarshal([]byte(send(t, "POST", listener+"/v1/tokens", s.root, `{"name":"one"}`)), &made[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ask := func(method, path string) int {
+		t.Helper()
+		r, err := http.NewRequestWithContext(t.Context(), method, listener+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Authorization", "Bearer "+made[0].Secret)
+		answer, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer.Body.Close()
+		return answer.StatusCode
+	}
+	if first, again := ask("GET", "/v1/whoami"), ask("GET", "/v1/whoami"); first != http.StatusOK || again != http.StatusTooManyRequests {
+		t.Fatalf("%d, then %d", first, again)
+	}
+	for i, path := range []string{"/v1/tokens/%d", "/users/1/api-tokens/%d", "/api/accounts/1/api_tokens/%d", "/v1/tokens/%d?descendants=true"} {
+		if status := ask("DELETE", fmt.Sprintf(path, made[4-i].ID)); status/100 != 2 {
+			t.Errorf("revoking by %s: %d", path, status)
+		}
+	}
+	if status := ask("GET", "/v1/whoami"); status != http.StatusTooManyRequests {
+		t.Errorf("asking again: %d", status)
 	}
 }
