@@ -125,8 +125,12 @@ func (a *app) checkStore() (metrics.State, string) {
 	if err := a.vault.probe(); err != nil {
 		return metrics.Failing, "the token store cannot be read: " + err.Error()
 	}
-	if err := a.vault.store.Stats().Fault; err != nil {
-		return metrics.Warning, "the token store cannot be written: " + err.Error()
+	switch s := a.vault.store.Stats(); {
+	case s.Fault != nil:
+		return metrics.Warning, "the token store cannot be written: " + s.Fault.Error()
+	case s.Displaced:
+		return metrics.Warning, "the file that is served is no longer at " + a.cfg.TokenStore.Path + ", and the next start will not find it: " +
+			"take a backup now, with `tokenward backup`, stop, and restore it there"
 	}
 	return metrics.Passing, ""
 }

@@ -345,6 +345,20 @@ func TestObservingIsVisible(t *testing.T) {
 	}
 }
 
+// TestStoreThatIsTakenAwayIsToldOf, and goes on being served.
+func TestStoreThatIsTakenAwayIsToldOf(t *testing.T) {
+	s := startApp(t, "routes: []\n")
+	if state, detail := s.checkStore(); state != metrics.Passing {
+		t.Fatalf("%v: %s", state, detail)
+	}
+	if err := os.Rename(s.cfg.TokenStore.Path, s.cfg.TokenStore.Path+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if state, detail := s.checkStore(); state != metrics.Warning || !strings.Contains(detail, "no longer at "+s.cfg.TokenStore.Path) || !strings.Contains(detail, "tokenward backup") {
+		t.Errorf("%v: %s", state, detail)
+	}
+}
+
 func TestTwoAppsLiveInOneProcess(t *testing.T) {
 	a := startApp(t, "routes:\n  - {match: GET /a, public: true}\n")
 	b := startApp(t, "routes:\n  - {match: GET /b, public: true}\n")

@@ -699,3 +699,37 @@ func TestHeaderIsReadFromEitherPage(t *testing.T) {
 		}
 	}
 }
+
+// TestFileThatIsTakenAwayIsMissed: what is acknowledged from then on is gone at the
+// next start.
+func TestFileThatIsTakenAwayIsMissed(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "tokens.db")
+	s, err := Create(Options{Path: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	look := func(when string, want bool) {
+		t.Helper()
+		if got := s.Stats().Displaced; got != want {
+			t.Errorf("%s: displaced %v", when, got)
+		}
+	}
+	look("at first", false)
+	if err := os.Rename(path, path+".away"); err != nil {
+		t.Fatal(err)
+	}
+	look("moved away", true)
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	look("another in its place", true)
+	if err := os.Rename(path+".away", path); err != nil {
+		t.Fatal(err)
+	}
+	look("put back", false)
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	look("removed", true)
+}

@@ -1,6 +1,8 @@
 package boltstore
 
 import (
+	"errors"
+	"io/fs"
 	"math/bits"
 	"os"
 	"sync/atomic"
@@ -22,6 +24,11 @@ type Stats struct {
 	Failed  uint64 // transactions that could not be committed
 
 	Fault error // why the store cannot be written: the last attempt failed; nil: it did not
+
+	// Displaced says that the path no longer leads to the open file: somebody moved
+	// it away, removed or replaced it. What is written is in a file that the next
+	// start does not find.
+	Displaced bool
 
 	// Batches counts the commits by how many changes they had: up to 1, 2, 4 …
 	// and in the last field more.
@@ -78,6 +85,15 @@ func (s *Store) Stats() Stats {
 	}
 	if info, err := os.Stat(s.path); err == nil {
 		st.FileBytes = info.Size()
+		st.Displaced = s.displaced(info)
+	} else {
+		st.Displaced = errors.Is(err, fs.ErrNotExist)
 	}
 	return st
+}
+
+// displaced reports whether there, what the path leads to, is not the open file.
+func (s *Store) displaced(there fs.FileInfo) bool {
+	open, err := s.file.Stat()
+	return err == nil && !os.SameFile(there, open) // closed: nobody writes any more
 }
