@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/hex"
 	"encoding/json"
@@ -13,6 +14,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -114,6 +116,7 @@ func (t *tokenCommand) importFile(cmd *cobra.Command, f *importFlags, path strin
 		}
 	}
 	total, err := f.run(cmd, items, take)
+	slices.SortStableFunc(total.Refused, func(a, b native.ImportRefusal) int { return cmp.Compare(a.Line, b.Line) })
 	if werr := t.writeImported(cmd.OutOrStdout(), f, &total); err == nil {
 		err = werr
 	}

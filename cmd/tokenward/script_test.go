@@ -19,6 +19,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -66,7 +67,7 @@ func scriptOf(ts *testscript.TestScript) *script { return ts.Value(scriptKey{}).
 
 func scriptCommands() map[string]func(*testscript.TestScript, bool, []string) {
 	return map[string]func(*testscript.TestScript, bool, []string){
-		"exits": exits, "start": startServer, "stop": stopServer, "terminate": terminateServer,
+		"exits": exits, "start": startServer, "halt": haltServer, "terminate": terminateServer,
 		"request": scriptRequest, "upstream": startUpstream, "hold": holdRequest, "release": releaseRequest,
 		"certificate": makeCertificate, "take": takeField, "put": putFile, "expand": expandFile, "nosecrets": noSecrets, "sameobject": sameObject,
 		"etcd": startEtcd,
@@ -195,9 +196,9 @@ func terminateServer(ts *testscript.TestScript, neg bool, args []string) {
 	s.await(ts, "stopping")
 }
 
-// stop NAME sends SIGTERM, wants exit code 0, and writes the log to NAME.log.
-func stopServer(ts *testscript.TestScript, neg bool, args []string) {
-	wantArgs(ts, neg, len(args) == 1, "stop NAME")
+// halt NAME sends SIGTERM, wants exit code 0, and writes the log to NAME.log.
+func haltServer(ts *testscript.TestScript, neg bool, args []string) {
+	wantArgs(ts, neg, len(args) == 1, "halt NAME")
 	s := server(ts, args[0])
 	ts.Check(s.cmd.Process.Signal(syscall.SIGTERM))
 	for range s.lines { // to the end
@@ -406,3 +407,24 @@ func compactJSON(ts *testscript.TestScript, text string) string {
 }
 
 var lastUsed = regexp.MustCompile(`"last_used":\{[^}]*\}`)
+
+// TestNoScriptEndsBeforeItsEnd looks for testscript's own stop and skip, which pass over
+// what follows. A command of ours by the name of one of its own is never called.
+func TestNoScriptEndsBeforeItsEnd(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob("testdata/script/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("%d scripts, %v", len(files), err)
+	}
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, line := range strings.Split(string(b), "\n") {
+			if word, _, _ := strings.Cut(line, " "); word == "stop" || word == "skip" {
+				t.Errorf("%s:%d: %q ends the script here: halt ends a server", file, i+1, line)
+			}
+		}
+	}
+}

@@ -38,7 +38,8 @@ type vault struct {
 	told    atomic.Pointer[func(tokenstore.Change)] // of changes, after the cache; nil: nobody
 	doubted atomic.Pointer[func()]                  // called when changes were missed, after the cache; nil: nobody is
 
-	drained chan error // what the drainer of the outbox ended with
+	drained chan error           // what the drainer of the outbox ended with
+	observe func(audit.Progress) // told of heads; nil: nobody is
 	stop    context.CancelFunc
 	now     func() time.Time
 
@@ -210,6 +211,7 @@ func (v *vault) startDrainer(log *slog.Logger, observe func(audit.Progress)) {
 				observe(p)
 			}
 		}}
+	v.observe = observe
 	ctx, cancel := context.WithCancel(context.Background())
 	v.stop = cancel
 	go func() { v.drained <- d.Run(ctx) }()
@@ -232,7 +234,12 @@ func (v *vault) close() error {
 		return v.store.Close()
 	}
 	v.stop()
-	return errors.Join(<-v.drained, v.log.Close(v.now()), v.store.Close())
+	drained, before := <-v.drained, v.log.SignedHead()
+	closed := v.log.Close(v.now())
+	if last := v.log.SignedHead(); last.Line > before.Line && v.observe != nil {
+		v.observe(audit.Progress{Head: last})
+	}
+	return errors.Join(drained, closed, v.store.Close())
 }
 
 // readPeppers reads the configured pepper files.
