@@ -90,6 +90,9 @@ func (s *Service) silent(t *tokenstore.Token, since time.Time, lag time.Duration
 	if rotated := t.Secrets[0].CreatedAt; last.Before(rotated) {
 		last = rotated
 	}
+	if lag == 0 && last.After(now) { // by this clock, before it was set back: other nodes' may be ahead
+		last = since
+	}
 	return now.Sub(last) >= silence+lag && now.Sub(since) >= min(silence, time.Hour), nil
 }
 

@@ -131,6 +131,32 @@ func TestOldSecretEndsOnceItIsSilent(t *testing.T) {
 	}
 }
 
+// TestClockThatWasSetBackMakesNoSilenceLonger: the last use was noted by a clock that was
+// a year ahead.
+func TestClockThatWasSetBackMakesNoSilenceLonger(t *testing.T) {
+	t.Parallel()
+	k := newKept(t)
+	made := k.create(t, tokenstore.Never())
+	if _, err := k.service.Rotate(t.Context(), admin.Operator("test"), admin.Target{ID: made.ID}, admin.RotateSpec{OldSilence: 6 * time.Hour}); err != nil {
+		t.Fatal(err)
+	}
+	words := usage.NewVocabulary([]usage.Route{{Pattern: "GET /a"}})
+	k.used.Record(words, &usage.Use{Token: made.ID, Secret: k.get(t, made.ID).Secrets[1].Digest, At: k.clock.Now(), Route: 0})
+	k.clock.Advance(-365 * 24 * time.Hour)
+	since := k.clock.Now()
+	for _, want := range []int{0, 0, 1} {
+		// On another node, whose clock is ahead, it may be in use just now.
+		if n, err := k.service.EndSilent(t.Context(), k.store.AwaitingSilence(t.Context()), since, time.Minute); n != 0 || err != nil {
+			t.Errorf("in a cluster %d secrets ended, %v", n, err)
+		}
+		n, err := k.service.EndSilent(t.Context(), k.store.AwaitingSilence(t.Context()), since, 0)
+		if err != nil || n != want {
+			t.Errorf("%s after the clock was set back %d secrets ended, want %d, %v", k.clock.Now().Sub(since), n, want, err)
+		}
+		k.clock.Advance(3 * time.Hour)
+	}
+}
+
 // TestUnreadableUseKeepsNoOtherSecretAlive: of what cannot be read nobody knows whether
 // it was silent, and the others are ended all the same.
 func TestUnreadableUseKeepsNoOtherSecretAlive(t *testing.T) {

@@ -34,7 +34,7 @@ type clock struct {
 	alarmed  bool
 	leapt    bool          // the time went forward by more than clockAlarm
 	leaptAt  time.Duration // by steady
-	even     time.Time     // from when on the time has not leapt
+	even     time.Time     // from when on the time has not leapt, either way
 	adopted  uint64
 	hindered bool // the machine's clock is behind floor
 }
@@ -127,9 +127,10 @@ func (c *clock) compare() {
 	c.base.Store(&clockBase{at: wall, steady: steady})
 	c.adopted++
 	if by > clockAlarm {
-		c.leapt, c.leaptAt, c.even = true, steady, wall
+		c.leapt, c.leaptAt = true, steady
 	}
 	if by.Abs() > clockAlarm {
+		c.even = wall
 		c.log.Warn("the machine's clock was adopted", "was", now, "is", wall)
 	}
 	c.apart, c.alarmed = false, false
@@ -146,7 +147,7 @@ func (c *clock) calm() bool {
 }
 
 // evenSince is from when on what lies between two times has passed, and was heard of:
-// since the start, or the last leap forward.
+// since the start, or the last leap.
 func (c *clock) evenSince() time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
