@@ -124,13 +124,23 @@ func (d *doctor) openStore(ctx context.Context) {
 	if err == nil && info.Mode().Perm()&^0o600 != 0 {
 		defer os.Chmod(path, info.Mode().Perm()) //nolint:errcheck // opening tightens it, and nothing is mended here
 	}
-	s, err := boltstore.Open(boltstore.Options{Path: path, Peppers: d.peppers, Logger: slog.New(slog.DiscardHandler)})
+	o := boltstore.Options{Path: path, Peppers: d.peppers, Logger: slog.New(slog.DiscardHandler)}
+	mend := "keep the file, check the disk, then `tokenward restore --replace` with the latest backup"
+	if d.cfg.TokenStore.Etcd.Enabled() {
+		if errors.Is(err, fs.ErrNotExist) {
+			d.fine("store", "the tokens are in etcd, and this node has no copy of them now")
+			return
+		}
+		mend = "remove the file: the node fetches all tokens from etcd anew when it starts"
+		o.ReplicaOf = d.followed(path)
+	}
+	s, err := boltstore.Open(o)
 	switch {
 	case errors.Is(err, boltstore.ErrInUse):
 		d.fault("store", err.Error(), "stop the server first, or look at a copy: make one with `tokenward backup`, restore it elsewhere")
 		return
 	case err != nil:
-		d.fault("store", err.Error(), "if it says nothing better: check the disk, then `tokenward restore --replace` with the latest backup")
+		d.fault("store", err.Error(), "if it says nothing better: "+mend)
 		return
 	}
 	d.store = s
@@ -142,10 +152,10 @@ func (d *doctor) openStore(ctx context.Context) {
 			d.fault("store", fmt.Sprintf("%d more faults", len(faults)-shown), "")
 			break
 		}
-		d.fault("store", fault, "keep the file, check the disk, then `tokenward restore --replace` with the latest backup")
+		d.fault("store", fault, mend)
 	}
 	if err != nil {
-		d.fault("store", err.Error(), "keep the file, check the disk, then `tokenward restore --replace` with the latest backup")
+		d.fault("store", err.Error(), mend)
 	}
 	if len(faults) == 0 && err == nil {
 		st := s.Stats()
@@ -155,12 +165,24 @@ func (d *doctor) openStore(ctx context.Context) {
 		}
 		d.fine("store", "sound: %d active, %d disabled, %d revoked tokens, %d bytes; %s", st.Active, st.Disabled, st.Revoked, st.FileBytes, sealed)
 	}
-	if waiting := s.Stats().Outbox; waiting > 0 {
+	if o.ReplicaOf != "" {
+		d.fine("outbox", "events of this node wait in etcd")
+	} else if waiting := s.Stats().Outbox; waiting > 0 {
 		// A restore and a kill leave some behind; it is no fault, for nothing is lost.
 		d.fine("outbox", "waiting for the audit log: %s, which the server writes there when it starts; if they stay, its log says why", counted(waiting, "event"))
 	} else {
 		d.fine("outbox", "no event waits")
 	}
+}
+
+// followed is the store in etcd that the file is a copy of; if it is none, opening it
+// as a copy says so.
+func (d *doctor) followed(path string) string {
+	p, _, err := boltstore.Follows(path)
+	if err != nil || p.Store == "" {
+		return "none"
+	}
+	return p.Store
 }
 
 func (d *doctor) auditLog() {
@@ -193,8 +215,8 @@ func (d *doctor) auditLog() {
 
 // together looks whether the log has what the store handed to it last.
 func (d *doctor) together(path string) {
-	if d.store == nil {
-		return
+	if d.store == nil || d.cfg.TokenStore.Etcd.Enabled() {
+		return // a copy does not know what its node handed over
 	}
 	_, last, err := d.store.Position()
 	if err != nil || last == 0 || d.store.Stats().Outbox > 0 {
