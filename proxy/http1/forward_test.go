@@ -510,7 +510,8 @@ func TestExpectIsRelayed(t *testing.T) {
 		}
 		c.reply("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n")
 		body, _ := io.ReadAll(r.Body)
-		c.reply(fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(body), body))
+		// It ends here: the next POST must not come upon it, since it could not be repeated.
+		c.reply(fmt.Sprintf("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s", len(body), body))
 	})
 	addr := start(t, &Server{Handler: forwarding(upstreamTo(t, up.addr()), nil)})
 	c := dial(t, addr).send("POST /yes HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n")
