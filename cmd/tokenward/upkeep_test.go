@@ -44,6 +44,12 @@ func (h *hook) RoundTrip(r *http.Request) (*http.Response, error) {
 	return &http.Response{StatusCode: status, Body: io.NopCloser(strings.NewReader("")), Request: r}, nil
 }
 
+func (h *hook) setDown(down bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.down = down
+}
+
 func (h *hook) ids() []string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -180,15 +186,13 @@ func TestWarningWaitsForADeadReceiverAndSkipsThoseOvertaken(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		k := newKept(t)
-		k.hook.down = true
+		k.hook.setDown(true)
 		made := k.create(tokenstore.EndsAt(time.Now().Add(13 * day)))
 		k.pass(11 * day)
 		if n, err := k.store.Notice(made.ID, made.Expiry.At); err != nil || n.Told != 3 || n.Sent <= 365 {
 			t.Errorf("noted is %+v, %v", n, err)
 		}
-		k.hook.mu.Lock()
-		k.hook.down = false
-		k.hook.mu.Unlock()
+		k.hook.setDown(false)
 		k.pass(12 * time.Hour)
 		if days := k.days(); len(days) == 0 || days[len(days)-1] != 3 || len(slices.Compact(days)) != len(days) {
 			t.Errorf("warnings of %v days were taken", days)
@@ -203,7 +207,7 @@ func TestDeadReceiverKeepsNoWarningFromTheAuditLog(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		k := newKept(t)
-		k.hook.down = true
+		k.hook.setDown(true)
 		end := time.Now().Add(10 * day).UTC().Truncate(time.Millisecond)
 		first := k.create(tokenstore.EndsAt(end))
 		last := first.ID
@@ -240,18 +244,16 @@ func TestWarningsGoOnOnceThereIsRoom(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		k := newKept(t)
+		k.hook.setDown(true)
 		for i := range 1024 {
 			k.upkeep.sender.Send(notify.Event{ID: strconv.Itoa(i)})
 		}
-		k.hook.down = true
 		k.create(tokenstore.EndsAt(time.Now().Add(10 * day)))
 		k.pass(8 * time.Second)
 		if !k.upkeep.unsent {
 			t.Fatal("there was room")
 		}
-		k.hook.mu.Lock()
-		k.hook.down = false
-		k.hook.mu.Unlock()
+		k.hook.setDown(false)
 		k.pass(8 * time.Minute)
 		if ids := k.hook.ids(); len(ids) != 1025 || !strings.HasPrefix(ids[1024], "expires.1.") || k.upkeep.unsent {
 			t.Errorf("%d were taken", len(ids))
