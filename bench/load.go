@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -29,7 +31,7 @@ type sample struct {
 	requests int
 	elapsed  time.Duration
 	cpu      time.Duration // of the peer, all of its processes
-	p50, p95 time.Duration // as the client saw it
+	p50      time.Duration // as the client saw it
 }
 
 func (s sample) cpuPerRequest() time.Duration {
@@ -95,7 +97,6 @@ func (f *field) drive(ctx context.Context, o options, p *peer, l load) (sample, 
 var (
 	wrkRequests = regexp.MustCompile(`(\d+) requests in`)
 	wrkP50      = regexp.MustCompile(`50%\s+([\d.]+)(us|ms|s)`)
-	wrkP95      = regexp.MustCompile(`90%\s+([\d.]+)(us|ms|s)`)
 	wrkNot2xx   = regexp.MustCompile(`Non-2xx or 3xx responses: (\d+)`)
 )
 
@@ -106,7 +107,9 @@ func parseWrk(out string, refused bool) (sample, error) {
 	}
 	var s sample
 	s.requests, _ = strconv.Atoi(m[1])
-	s.p50, s.p95 = wrkTime(wrkP50, out), wrkTime(wrkP95, out)
+	if m := wrkP50.FindStringSubmatch(out); m != nil {
+		s.p50, _ = time.ParseDuration(m[1] + m[2])
+	}
 	bad := 0
 	if m := wrkNot2xx.FindStringSubmatch(out); m != nil {
 		bad, _ = strconv.Atoi(m[1])
@@ -115,15 +118,6 @@ func parseWrk(out string, refused bool) (sample, error) {
 		return s, fmt.Errorf("%d of %d answers were refusals, or sockets failed: %s", bad, s.requests, out)
 	}
 	return s, nil
-}
-
-func wrkTime(re *regexp.Regexp, out string) time.Duration {
-	m := re.FindStringSubmatch(out)
-	if m == nil {
-		return 0
-	}
-	d, _ := time.ParseDuration(m[1] + m[2])
-	return d
 }
 
 // rounds measures the peers one after another, o.rounds times, each time in

@@ -1,3 +1,5 @@
+//go:build linux
+
 // Command bench measures tokenward beside the proxies that people would use in
 // its place: nginx with a key map, HAProxy with a key file, and the standard
 // library's reverse proxy with a SHA-256 check. All of them, and a direct line,
@@ -8,7 +10,8 @@
 // `bench cluster` measures nodes around three members of etcd, each in a process of
 // its own.
 //
-// It needs nginx, haproxy and wrk, and stays on the loopback interface.
+// It needs nginx, haproxy and wrk, reads processor times from /proc, which is why it is
+// for Linux alone, and stays on the loopback interface.
 package main
 
 import (
