@@ -57,14 +57,14 @@ func TestIdleConnectionIsAskedAsANewOneIs(t *testing.T) {
 			})
 			pool := upstreamTo(t, up.addr())
 			results, cutters := make(chan Result, 2), make(chan Cutter, 2)
-			wait := patience
-			if c.status == http.StatusGatewayTimeout {
-				wait = 100 * time.Millisecond
-			}
-			addr := start(t, &Server{Timeouts: Timeouts{Stall: wait}, Handler: func(x *Exchange) {
+			wait := patience // of the first exchange, which is answered
+			addr := start(t, &Server{Timeouts: Timeouts{Stall: patience}, Handler: func(x *Exchange) {
 				cutters <- x.Cutter()
 				e := x.Edit()
 				e.HeaderTimeout = wait
+				if c.status == http.StatusGatewayTimeout {
+					wait = 100 * time.Millisecond
+				}
 				res, err := x.Forward(pool, e)
 				if status := res.AnswerStatus(err); status != 0 {
 					_ = x.Respond(status, nil, []byte(res.Stage.String()))
@@ -187,7 +187,12 @@ func TestAskerSaysWhatItDid(t *testing.T) {
 			func(r reply) bool { return errors.Is(r.err, net.ErrClosed) && r.sent == 0 }},
 		"interrupted before": {func(near, _ *net.TCPConn) { _ = near.SetDeadline(past) }, question{request: request, answer: answer},
 			func(r reply) bool { return errors.Is(r.err, os.ErrDeadlineExceeded) && r.sent == 0 }},
-		"interrupted while it waits": {func(near, _ *net.TCPConn) { _ = near.SetDeadline(time.Now().Add(30 * time.Millisecond)) }, question{request: request, answer: answer},
+		"interrupted while it waits": {func(near, far *net.TCPConn) {
+			go func() { // once it has asked
+				_, _ = io.ReadFull(far, make([]byte, len(request)))
+				_ = near.SetDeadline(past)
+			}()
+		}, question{request: request, answer: answer},
 			func(r reply) bool {
 				return errors.Is(r.err, os.ErrDeadlineExceeded) && r.sent == len(request) && r.waited
 			}},

@@ -223,14 +223,20 @@ func runNginx(t *testing.T) reader {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer l.Close()
 	port := l.Addr().(*net.TCPAddr).Port
-	_ = l.Close()
+	socket, err := l.(*net.TCPListener).File() // it takes this over: nobody else gets the port before it does
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
 	config := filepath.Join(dir, "nginx.conf")
 	if err := os.WriteFile(config, fmt.Appendf(nil, nginxConfig, dir, port), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cmd := exec.CommandContext(ctx, path, "-c", config, "-e", filepath.Join(dir, "error.log"))
+	cmd.ExtraFiles, cmd.Env = []*os.File{socket}, append(os.Environ(), "NGINX=3;")
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 5 * time.Second
 	if err := cmd.Start(); err != nil {

@@ -241,22 +241,25 @@ func TestRefusalIsRenderedByTheHook(t *testing.T) {
 
 func TestTimeouts(t *testing.T) {
 	settled(t)
-	addr := start(t, &Server{
-		Handler: func(x *Exchange) {
-			if _, err := io.ReadAll(x.Body()); err == nil {
-				t.Error("a stalled body has an end")
-			}
-			_ = x.Respond(408, nil, []byte("stall"))
-		},
-		Timeouts: Timeouts{Header: 20 * time.Millisecond, Idle: 20 * time.Millisecond, Stall: 20 * time.Millisecond},
-	})
-	dial(t, addr).wantEnd() // idle
-	c := dial(t, addr).send("GET / HTTP/1.1\r\nHo")
+	// Only one of them is short each time: none of the others may come before it.
+	served := func(timeouts Timeouts) string {
+		return start(t, &Server{
+			Handler: func(x *Exchange) {
+				if _, err := io.ReadAll(x.Body()); err == nil {
+					t.Error("a stalled body has an end")
+				}
+				_ = x.Respond(408, nil, []byte("stall"))
+			},
+			Timeouts: timeouts,
+		})
+	}
+	dial(t, served(Timeouts{Idle: 20 * time.Millisecond, Header: time.Hour, Stall: time.Hour})).wantEnd()
+	c := dial(t, served(Timeouts{Header: 20 * time.Millisecond, Idle: time.Hour, Stall: time.Hour})).send("GET / HTTP/1.1\r\nHo")
 	if resp, _ := c.answer("GET"); resp.StatusCode != 408 || !resp.Close {
 		t.Errorf("slow head: %d", resp.StatusCode)
 	}
 	c.wantEnd()
-	c = dial(t, addr).send("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nabc")
+	c = dial(t, served(Timeouts{Stall: 20 * time.Millisecond, Header: time.Hour, Idle: time.Hour})).send("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nabc")
 	c.want("POST", 408, "stall")
 }
 
