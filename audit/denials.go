@@ -208,14 +208,17 @@ func (d *Denials) Flush(l *Log, now time.Time) error {
 	return err
 }
 
+// take gives what is held away; nil if that is nothing. What it returns is the
+// caller's alone.
 func (d *Denials) take() map[denialKey]*held {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	taken := d.held
-	if len(taken) > 0 {
-		d.held, d.account = make(map[denialKey]*held), make(map[uint64]int)
-		d.known, d.strange = 0, 0
+	if len(d.held) == 0 {
+		return nil
 	}
+	taken := d.held
+	d.held, d.account = make(map[denialKey]*held), make(map[uint64]int)
+	d.known, d.strange = 0, 0
 	return taken
 }
 

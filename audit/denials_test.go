@@ -114,6 +114,24 @@ func TestFloodOfDenialsIsBounded(t *testing.T) {
 	}
 }
 
+// TestDenialIsNotWrittenWhileItIsNoted: what was taken to be written is no longer
+// what is noted into, not even where it was nothing.
+func TestDenialIsNotWrittenWhileItIsNoted(t *testing.T) {
+	d := NewDenials()
+	for noted := range 3 {
+		taken := d.take()
+		d.Note(noon, Denial{Reason: "unknown_token", Via: "proxy"})
+		if len(taken) != min(noted, 1) {
+			t.Errorf("after %d: %d were taken", noted, len(taken))
+		}
+		for _, h := range taken {
+			if h.count != 1 {
+				t.Errorf("after %d: taken, and counted on to %d", noted, h.count)
+			}
+		}
+	}
+}
+
 func TestDenialsThatCannotBeWrittenWait(t *testing.T) {
 	path := newPath(t)
 	l := mustOpen(t, path, Options{})
