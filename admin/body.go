@@ -410,12 +410,6 @@ func (v Value) IsText() bool {
 	return ok
 }
 
-// IsList reports whether the value is an array. It records no fault.
-func (v Value) IsList() bool {
-	_, ok := v.v.([]Value)
-	return ok
-}
-
 // Number returns the value as a whole number from 0 to 2^53-1, which is what
 // every JSON reader takes exactly (RFC 7493 section 2.2). It has to be written
 // as one: no sign, fraction or exponent.

@@ -107,14 +107,6 @@ func (e Expiry) Earlier(other Expiry) Expiry {
 	return other
 }
 
-// Later returns whichever of the two ends last.
-func (e Expiry) Later(other Expiry) Expiry {
-	if e.NotLater(other) {
-		return other
-	}
-	return e
-}
-
 // Creator names who made a token: another token, or the command line (ID 0).
 type Creator struct {
 	ID   ID

@@ -119,9 +119,6 @@ func (c carrier) example() string {
 	}
 }
 
-// CredentialCarriers is how many places credentials are looked for; CarrierName names each of them as configured.
-func (r *Rules) CredentialCarriers() int { return len(r.carriers) }
-
 // CarrierName names carrier i as in Options.Credentials; empty if there is none.
 func (r *Rules) CarrierName(i int) string {
 	if i < 0 || i >= len(r.carriers) {

@@ -98,7 +98,7 @@ func TestGoodOptions(t *testing.T) {
 		Keeps:          []string{"cf-connecting-ip", "x-forwarded-port"},
 	})
 	var names []string
-	for i := range r.CredentialCarriers() {
+	for i := range r.carriers {
 		names = append(names, r.CarrierName(i))
 	}
 	if want := []string{"authorization", "x-api-key", "query:access_token", "subprotocol:bearer"}; !slices.Equal(names, want) {

@@ -99,13 +99,6 @@ func (x *Exchange) Conn() net.Conn { return x.c.nc }
 // connection; nil on cleartext.
 func (x *Exchange) TLS() *tls.ConnectionState { return x.c.tls }
 
-// Answered reports whether a final answer was begun.
-func (x *Exchange) Answered() bool { return x.answered }
-
-// CloseAfter has the connection closed once the answer is complete; called
-// before the answer begins, that says Connection: close.
-func (x *Exchange) CloseAfter() { x.close = true }
-
 // SetStallTimeout bounds how long the exchange waits without progress, in place of the
 // server's Timeouts.Stall; less than zero: forever. Forward takes Edit.StallTimeout.
 func (x *Exchange) SetStallTimeout(d time.Duration) { x.stallTimeout = d }

@@ -268,12 +268,6 @@ func (o *overlay) learn(m *meta, t *tokenstore.Traits) {
 	}
 }
 
-// KeepPosition notes how far a replica has come although nothing changed.
-func (s *Store) KeepPosition(ctx context.Context, p tokenstore.Position) error {
-	_, err := s.Apply(ctx, &tokenstore.Update{Position: p})
-	return err
-}
-
 // IDsFrom returns the ids of stored tokens from an id on, in ascending order, at
 // most limit of them.
 func (s *Store) IDsFrom(from tokenstore.ID, limit int) (ids []tokenstore.ID, err error) {
