@@ -11,13 +11,14 @@ import (
 )
 
 // Kind says what went wrong in words that a program can branch on. Each wire
-// contract turns it into its own status, code and text.
+// contract turns it into its own code and text, and into the status of
+// [Kind.Status] or one of its own.
 type Kind uint8
 
 // The kinds. The zero Kind is KindInternal, so that what nobody classified is
-// answered as an opaque fault. Adding one means editing kindCodes here and the
-// table of each face; TestEveryKindHasItsAnswer walks all of them through all
-// tables.
+// answered as an opaque fault. Adding one means editing kindCodes here,
+// [Kind.Status], and what faces say otherwise; TestEveryKindHasItsAnswer walks
+// all of them through all faces.
 const (
 	KindInternal       Kind = iota // a fault of the program; nothing of it is shown
 	KindMissingToken               // no credential

@@ -8,35 +8,6 @@ import (
 	"tokenward/admin"
 )
 
-// statuses has every kind of error. An unknown one is a fault of ours.
-var statuses = map[admin.Kind]int{
-	admin.KindInternal:       http.StatusInternalServerError,
-	admin.KindMissingToken:   http.StatusUnauthorized,
-	admin.KindInvalidToken:   http.StatusUnauthorized,
-	admin.KindAmbiguous:      http.StatusBadRequest,
-	admin.KindSource:         http.StatusForbidden,
-	admin.KindScope:          http.StatusForbidden,
-	admin.KindAccess:         http.StatusForbidden,
-	admin.KindGrace:          http.StatusForbidden,
-	admin.KindWider:          http.StatusForbidden,
-	admin.KindNotFound:       http.StatusNotFound,
-	admin.KindNoPath:         http.StatusNotFound,
-	admin.KindMethod:         http.StatusMethodNotAllowed,
-	admin.KindMalformed:      http.StatusBadRequest,
-	admin.KindMediaType:      http.StatusUnsupportedMediaType,
-	admin.KindTooLarge:       http.StatusRequestEntityTooLarge,
-	admin.KindBodyTimeout:    http.StatusRequestTimeout,
-	admin.KindInvalid:        http.StatusUnprocessableEntity,
-	admin.KindConflict:       http.StatusConflict,
-	admin.KindPrecondition:   http.StatusPreconditionFailed,
-	admin.KindKeyReused:      http.StatusUnprocessableEntity,
-	admin.KindRateLimited:    http.StatusTooManyRequests,
-	admin.KindUnavailable:    http.StatusServiceUnavailable,
-	admin.KindOutcomeUnknown: http.StatusInternalServerError,
-	admin.KindBadGateway:     http.StatusBadGateway,
-	admin.KindGatewayTimeout: http.StatusGatewayTimeout,
-}
-
 // details stand in where an error brings none.
 var details = map[admin.Kind]string{
 	admin.KindInternal:       "Something went wrong on our side.",
@@ -68,10 +39,7 @@ type violation struct {
 
 // writeError is the Refuse of the face.
 func writeError(w http.ResponseWriter, _ *http.Request, e *admin.Error) {
-	status, ok := statuses[e.Kind]
-	if !ok {
-		status, e = http.StatusInternalServerError, &admin.Error{Kind: admin.KindInternal}
-	}
+	status := e.Kind.Status()
 	if challenge := admin.Challenge(e); challenge != "" {
 		w.Header().Set("WWW-Authenticate", challenge)
 	}

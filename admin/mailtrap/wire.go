@@ -268,43 +268,22 @@ func (f *Face) decodeReset(w http.ResponseWriter, r *http.Request) (admin.ResetS
 	return spec, nil
 }
 
-// status is the status of each kind of error; what is not here is 500.
-var status = map[admin.Kind]int{
-	admin.KindInternal:       http.StatusInternalServerError,
-	admin.KindMissingToken:   http.StatusUnauthorized,
-	admin.KindInvalidToken:   http.StatusUnauthorized,
-	admin.KindAmbiguous:      http.StatusBadRequest,
-	admin.KindSource:         http.StatusForbidden,
-	admin.KindScope:          http.StatusForbidden,
-	admin.KindAccess:         http.StatusForbidden,
-	admin.KindGrace:          http.StatusForbidden,
-	admin.KindWider:          http.StatusForbidden,
-	admin.KindNotFound:       http.StatusNotFound,
-	admin.KindNoPath:         http.StatusNotFound,
-	admin.KindMethod:         http.StatusMethodNotAllowed,
-	admin.KindMalformed:      http.StatusBadRequest,
-	admin.KindMediaType:      http.StatusUnsupportedMediaType,
-	admin.KindTooLarge:       http.StatusRequestEntityTooLarge,
-	admin.KindBodyTimeout:    http.StatusRequestTimeout,
-	admin.KindInvalid:        http.StatusUnprocessableEntity,
-	admin.KindConflict:       http.StatusUnprocessableEntity,
-	admin.KindPrecondition:   http.StatusUnprocessableEntity,
-	admin.KindKeyReused:      http.StatusUnprocessableEntity,
-	admin.KindRateLimited:    http.StatusTooManyRequests,
-	admin.KindUnavailable:    http.StatusServiceUnavailable,
-	admin.KindOutcomeUnknown: http.StatusInternalServerError,
-	admin.KindBadGateway:     http.StatusBadGateway,
-	admin.KindGatewayTimeout: http.StatusGatewayTimeout,
+// status knows no conflicts: this contract tells of them as of any other request
+// that cannot be carried out.
+func status(k admin.Kind) int {
+	switch k {
+	case admin.KindConflict, admin.KindPrecondition:
+		return http.StatusUnprocessableEntity
+	default:
+		return k.Status()
+	}
 }
 
 // writeError writes an error in this contract's form: `error` with one text,
 // `errors` with one text, or `errors` with an array of texts for each field. A
 // bare text in the last form crashes one of the clients.
 func writeError(w http.ResponseWriter, _ *http.Request, e *admin.Error) {
-	code, ok := status[e.Kind]
-	if !ok {
-		code = http.StatusInternalServerError
-	}
+	code := status(e.Kind)
 	var body any
 	switch code {
 	case http.StatusUnauthorized:

@@ -234,40 +234,8 @@ type fieldError struct {
 	Detail string `json:"detail"`
 }
 
-// status is the status of each kind of error; what is not here is 500.
-var status = map[admin.Kind]int{
-	admin.KindInternal:       http.StatusInternalServerError,
-	admin.KindMissingToken:   http.StatusUnauthorized,
-	admin.KindInvalidToken:   http.StatusUnauthorized,
-	admin.KindAmbiguous:      http.StatusBadRequest,
-	admin.KindSource:         http.StatusForbidden,
-	admin.KindScope:          http.StatusForbidden,
-	admin.KindAccess:         http.StatusForbidden,
-	admin.KindGrace:          http.StatusForbidden,
-	admin.KindWider:          http.StatusForbidden,
-	admin.KindNotFound:       http.StatusNotFound,
-	admin.KindNoPath:         http.StatusNotFound,
-	admin.KindMethod:         http.StatusMethodNotAllowed,
-	admin.KindMalformed:      http.StatusBadRequest,
-	admin.KindMediaType:      http.StatusUnsupportedMediaType,
-	admin.KindTooLarge:       http.StatusRequestEntityTooLarge,
-	admin.KindBodyTimeout:    http.StatusRequestTimeout,
-	admin.KindInvalid:        http.StatusUnprocessableEntity,
-	admin.KindConflict:       http.StatusConflict,
-	admin.KindPrecondition:   http.StatusPreconditionFailed,
-	admin.KindKeyReused:      http.StatusUnprocessableEntity,
-	admin.KindRateLimited:    http.StatusTooManyRequests,
-	admin.KindUnavailable:    http.StatusServiceUnavailable,
-	admin.KindOutcomeUnknown: http.StatusInternalServerError,
-	admin.KindBadGateway:     http.StatusBadGateway,
-	admin.KindGatewayTimeout: http.StatusGatewayTimeout,
-}
-
 func writeProblem(w http.ResponseWriter, _ *http.Request, e *admin.Error) {
-	code, ok := status[e.Kind]
-	if !ok {
-		code = http.StatusInternalServerError
-	}
+	code := e.Kind.Status()
 	if c := admin.Challenge(e); c != "" {
 		w.Header().Set("WWW-Authenticate", c)
 	}
