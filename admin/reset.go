@@ -30,56 +30,26 @@ type ResetSpec struct {
 // own earlier expiry. Needs what Create needs. A token that is disabled, has
 // ended or was reset before gives KindConflict.
 func (s *Service) Reset(ctx context.Context, c Caller, target Target, spec ResetSpec) (Made, error) {
-	secret, err := s.newSecret(ctx, c.API)
-	if err != nil {
-		return Made{}, err
-	}
-	var made Made
-	err = s.change(ctx, c, verbReset, auditTarget(target), func(tx tokenstore.Tx, m *manager, now time.Time) (err error) {
-		made = Made{}
-		old, err := m.find(target, tx.Token)
-		if err != nil {
-			return err
-		}
-		if err := m.mayWrite(); err != nil {
-			made, err = spec.Once.replayOwn(tx, c, m, target, now, err)
-			return err
-		}
-		if made, err = spec.Once.replay(tx, c, now); err != nil || made.Replayed {
-			return err
-		}
-		if err := target.at(old); err != nil {
-			return err
-		}
-		if err := renewable(old, now); err != nil {
-			return err
-		}
+	return s.renew(ctx, c, verbReset, target, spec.Once, func(n *renewal) error {
 		if spec.Check != nil {
-			if err := spec.Check(old); err != nil {
+			if err := spec.Check(n.old); err != nil {
 				return err
 			}
 		}
-		next, err := s.successor(tx, m, old, &spec, now)
+		next, err := s.successor(n.tx, n.m, n.old, &spec, n.now)
 		if err != nil {
 			return err
 		}
-		next.Secrets = []tokenstore.SecretRecord{s.secretRecord(secret, now)}
-		after := old.Clone()
+		next.Secrets = []tokenstore.SecretRecord{s.secretRecord(n.secret, n.now)}
+		after := n.old.Clone()
 		after.ReplacedBy = next.ID
-		after.Expiry = old.Expiry.Earlier(tokenstore.EndsAt(now.Add(s.opts.ResetGrace)))
-		if err := s.put(tx, c, m, verbReset, now, nil, next); err != nil {
+		after.Expiry = n.old.Expiry.Earlier(tokenstore.EndsAt(n.now.Add(s.opts.ResetGrace)))
+		if err := s.put(n.tx, c, n.m, verbReset, n.now, nil, next); err != nil {
 			return err
 		}
-		if err := s.put(tx, c, m, verbReset, now, old, after); err != nil {
-			return err
-		}
-		made = Made{Token: next, Secret: secret}
-		return spec.Once.keep(tx, c, &made, now)
+		n.made = next
+		return s.put(n.tx, c, n.m, verbReset, n.now, n.old, after)
 	})
-	if err != nil {
-		return Made{}, err
-	}
-	return made, nil
 }
 
 // successor is the token that takes old's place, without its secret.
@@ -127,47 +97,69 @@ type RotateSpec struct {
 // the deadline. Needs what Create needs. A token that is disabled, has ended,
 // was reset, or is being rotated already gives KindConflict.
 func (s *Service) Rotate(ctx context.Context, c Caller, target Target, spec RotateSpec) (Made, error) {
+	return s.renew(ctx, c, verbRotate, target, spec.Once, func(n *renewal) error {
+		before := n.old
+		if len(before.Secrets) > 1 && !before.Secrets[1].Ends.Ended(n.now) {
+			return refuse(KindConflict, "The token is being rotated already: finish that first.")
+		}
+		replaced := before.Secrets[0]
+		if err := s.endOld(&replaced, &spec, n.now); err != nil {
+			return err
+		}
+		if err := n.m.mayYield(before); err != nil {
+			return err
+		}
+		n.made = before.Clone()
+		n.made.Secrets = []tokenstore.SecretRecord{s.secretRecord(n.secret, n.now), replaced}
+		return s.put(n.tx, c, n.m, verbRotate, n.now, before, n.made)
+	})
+}
+
+// renewal is a reset or rotation inside its transaction.
+type renewal struct {
+	tx     tokenstore.Tx
+	m      *manager
+	now    time.Time
+	old    *tokenstore.Token // the target as stored; not changed
+	secret tokenstore.Secret // the new one
+	made   *tokenstore.Token // set by the step: the token that secret opens
+}
+
+// renew has step give the target a new secret, once it is known that the caller
+// sees it and may write, that the call is no repetition, and that the target may
+// have one. A caller whose own secret this very call replaced may no longer write,
+// and still gets its answer again.
+func (s *Service) renew(ctx context.Context, c Caller, verb audit.Word, target Target, once *Once, step func(*renewal) error) (Made, error) {
 	secret, err := s.newSecret(ctx, c.API)
 	if err != nil {
 		return Made{}, err
 	}
 	var made Made
-	err = s.change(ctx, c, verbRotate, auditTarget(target), func(tx tokenstore.Tx, m *manager, now time.Time) (err error) {
+	err = s.change(ctx, c, verb, auditTarget(target), func(tx tokenstore.Tx, m *manager, now time.Time) (err error) {
 		made = Made{}
-		before, err := m.find(target, tx.Token)
+		old, err := m.find(target, tx.Token)
 		if err != nil {
 			return err
 		}
 		if err := m.mayWrite(); err != nil {
-			made, err = spec.Once.replayOwn(tx, c, m, target, now, err)
+			made, err = once.replayOwn(tx, c, m, target, now, err)
 			return err
 		}
-		if made, err = spec.Once.replay(tx, c, now); err != nil || made.Replayed {
+		if made, err = once.replay(tx, c, now); err != nil || made.Replayed {
 			return err
 		}
-		if err := target.at(before); err != nil {
+		if err := target.at(old); err != nil {
 			return err
 		}
-		if err := renewable(before, now); err != nil {
+		if err := renewable(old, now); err != nil {
 			return err
 		}
-		if len(before.Secrets) > 1 && !before.Secrets[1].Ends.Ended(now) {
-			return refuse(KindConflict, "The token is being rotated already: finish that first.")
-		}
-		old := before.Secrets[0]
-		if err := s.endOld(&old, &spec, now); err != nil {
+		n := renewal{tx: tx, m: m, now: now, old: old, secret: secret}
+		if err := step(&n); err != nil {
 			return err
 		}
-		if err := m.mayYield(before); err != nil {
-			return err
-		}
-		after := before.Clone()
-		after.Secrets = []tokenstore.SecretRecord{s.secretRecord(secret, now), old}
-		if err := s.put(tx, c, m, verbRotate, now, before, after); err != nil {
-			return err
-		}
-		made = Made{Token: after, Secret: secret}
-		return spec.Once.keep(tx, c, &made, now)
+		made = Made{Token: n.made, Secret: secret}
+		return once.keep(tx, c, &made, now)
 	})
 	if err != nil {
 		return Made{}, err
