@@ -11,7 +11,7 @@ import (
 const MaxBatch = 256
 
 // An Outbox holds the events that a store committed with the changes they tell
-// of, until they are in the log. Only one Drain at a time may work on it.
+// of, until they are in the log. Only one [Drainer] at a time may work on it.
 type Outbox interface {
 	// Pending returns the oldest entries, at most max, in ascending order.
 	Pending(max int) ([]Entry, error)
@@ -42,7 +42,7 @@ type Drainer struct {
 	Observe func(Progress)
 }
 
-// Progress is what one step of a Drain did.
+// Progress is what one step of a [Drainer] did.
 type Progress struct {
 	Written    int           // entries that are now in the log
 	Repeated   int           // entries that were in it already

@@ -2,7 +2,7 @@
 // of JSON lines in which every line carries a hash over itself and the line
 // before, so that no line can be changed, cut out or moved unseen.
 //
-// An [Event] tells of one verb. [Log] writes events, [Drain] brings them from
+// An [Event] tells of one verb. [Log] writes events, a [Drainer] brings them from
 // a store's outbox into a log, exactly once each, and [Verify] proves a log
 // whole or says from where to where it is not.
 //

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 )
@@ -380,7 +381,7 @@ func (v *verifier) end(path string) {
 	if v.report.First == 0 {
 		v.fault(Fault{File: path, From: 1, To: 1, What: "there is not one line"})
 	}
-	for _, n := range sortedKeys(v.wanted) {
+	for _, n := range slices.Sorted(maps.Keys(v.wanted)) {
 		for _, h := range v.wanted[n] {
 			f := Fault{File: path, From: v.report.Last + 1, To: n, What: "cut off: a head kept elsewhere covers them"}
 			switch {
@@ -395,15 +396,6 @@ func (v *verifier) end(path string) {
 		}
 	}
 	v.report.Head = Head{Log: v.report.Log, Line: v.good.n, Chain: v.good.chain}
-}
-
-func sortedKeys(m map[uint64][]Head) []uint64 {
-	var keys []uint64
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
 }
 
 func (v *verifier) fault(f Fault) {

@@ -37,7 +37,7 @@ func (d Digest) MarshalText() ([]byte, error) { return []byte(Redacted), nil }
 type Scheme uint8
 
 // The schemes. The zero Scheme is invalid. Adding one means editing Scheme.Valid,
-// Scheme.String and Cache.foreign; tests walk all values.
+// Scheme.String and Cache.fillForeign; tests walk all values.
 const (
 	// SchemeNative is a digest that was made here, from the text.
 	SchemeNative Scheme = 1
