@@ -2,7 +2,7 @@
 // tokens, the one rule of who may use them on what, and the plumbing that the
 // faces share.
 //
-// A face (packages unit, fynn, mailtrap, native, dashboard below this one)
+// A face (packages unit, fynn, mailtrap and native below this one)
 // decodes its wire form, calls a verb of [Service], and encodes the answer. It
 // decides nothing about permission: it may narrow what the service allows, and
 // has no way to widen it. [Service] knows no wire form, no HTTP and no driver.
@@ -201,7 +201,7 @@ type Caller struct {
 	Secret    *tokenstore.SecretRecord // the one of Token's secrets that was presented
 	Presented tokenstore.Secret        // its text, only to seal idempotent answers with
 	Remote    netip.Addr               // the client as believed; invalid: not known
-	API       string                   // the face: unit, fynn, mailtrap, native, dashboard, …
+	API       string                   // the face (unit, fynn, mailtrap, native), or what stands for one (cli, leaks)
 	RequestID string
 
 	operator bool

@@ -155,7 +155,7 @@ type ParentConfig struct {
 	CredentialFile string `yaml:"credential_file" reload:"no"`
 }
 
-// AdminConfig configures the listener of token APIs and dashboard.
+// AdminConfig configures the listener of the token APIs.
 type AdminConfig struct {
 	Listen string    `yaml:"listen" reload:"no"`
 	TLS    TLSConfig `yaml:"tls"`

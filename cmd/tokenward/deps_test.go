@@ -64,9 +64,9 @@ var (
 	noDrivers = ban{module + "/tokenstore/boltstore", "drivers are chosen in cmd/tokenward; use the contract in tokenstore"}
 	noCluster = ban{module + "/tokenstore/etcdstore", "drivers are chosen in cmd/tokenward; use the contract in tokenstore"}
 	noAdmin   = ban{module + "/admin/...", "the data plane judges tokens and does not manage them"}
-	noGRPC    = ban{"google.golang.org/grpc/...", "only proxy/extauthz speaks gRPC"}
+	noGRPC    = ban{"google.golang.org/grpc/...", "only tokenstore/etcdstore speaks gRPC"}
 	noProm    = ban{"github.com/prometheus/...", "only metrics knows Prometheus; others are handed an observer"}
-	noHTML    = ban{"html/...", "pages are made in admin/dashboard only"}
+	noHTML    = ban{"html/...", "no pages are made"}
 	noOurs    = ban{module + "/...", "it is a leaf and knows nothing of ours"}
 )
 
@@ -133,7 +133,7 @@ var house = map[string]room{
 		threadless: true,
 	},
 	"proxy": {
-		what:    "the data plane: listeners, facts, judge, forward; the forward-auth door",
+		what:    "the data plane: listeners, facts, judge, forward",
 		ours:    []string{"proxy/http1", "proxy/identity", "enforce", "enforce/canon", "tokenstore"},
 		outside: []string{"golang.org/x/time", "golang.org/x/sync", "github.com/pires/go-proxyproto", "github.com/maypok86/otter/v2"},
 		never:   []ban{noAdmin, noDrivers, noCluster, noBolt, noEtcd, noGRPC, noProm, {module + "/metrics", noProm.because}},
@@ -150,13 +150,6 @@ var house = map[string]room{
 		outside: []string{"github.com/maypok86/otter/v2"},
 		never:   []ban{noAdmin, noDrivers, noCluster},
 	},
-	"proxy/extauthz": {
-		what:    "Envoy ext_authz gRPC door; the only gRPC code",
-		ours:    []string{"proxy", "proxy/identity", "enforce", "enforce/canon", "tokenstore"},
-		outside: []string{"google.golang.org/grpc", "google.golang.org/protobuf", "google.golang.org/genproto", "github.com/envoyproxy/go-control-plane"},
-		never:   []ban{noAdmin, noDrivers, noCluster},
-		inTests: []string{"tokenstore/boltstore"},
-	},
 	"admin": {
 		what:    "the token service: verbs, who may call, errors by kind, shared handler plumbing",
 		ours:    []string{"enforce", "enforce/canon", "tokenstore", "tokenstore/usage", "audit"},
@@ -164,13 +157,12 @@ var house = map[string]room{
 		never:   []ban{noHTML, noDrivers, noCluster, noBolt, noEtcd, {module + "/admin/...", "the service does not know the faces it is shown through"}},
 		inTests: []string{"tokenstore/boltstore", "admin/unit", "admin/fynn", "admin/mailtrap", "admin/native", "admin/leaks"}, // one table of cases runs through all faces
 	},
-	"admin/unit":      dialect("the Unit token API"),
-	"admin/fynn":      dialect("the Fynn token API"),
-	"admin/mailtrap":  dialect("the Mailtrap token API"),
-	"admin/native":    dialect("tokenward's own token API"),
-	"admin/dashboard": dialect("HTML on the service; sessions, CSRF, CSP; embedded assets"),
-	"admin/leaks":     outlet("leak reports in"),
-	"admin/notify":    outlet("signed webhooks out"),
+	"admin/unit":     dialect("the Unit token API"),
+	"admin/fynn":     dialect("the Fynn token API"),
+	"admin/mailtrap": dialect("the Mailtrap token API"),
+	"admin/native":   dialect("tokenward's own token API"),
+	"admin/leaks":    outlet("leak reports in"),
+	"admin/notify":   outlet("signed webhooks out"),
 	"admin/admintest": {
 		what:     "a token service with a cast of callers, and transcripts played against a face",
 		ours:     []string{"admin", "tokenstore", "tokenstore/boltstore", "tokenstore/storetest", "audit", "enforce", "enforce/canon"},
@@ -247,7 +239,7 @@ var everywhere = []struct {
 	{ban: ban{"math/rand", "its state is global; crypto/rand for what must not be guessed, else math/rand/v2"}},
 	{ban: ban{"testing/...", "it would put test flags into the binary"}},
 	{ban: ban{"log", "its state is global; a *slog.Logger is handed in"}, but: []string{"proxy", "cmd/tokenward"}}, // http.Server.ErrorLog wants one
-	{ban: ban{"html/...", "pages are made in admin/dashboard only"}, but: []string{"admin/dashboard"}},
+	{ban: noHTML},
 }
 
 // drawers are names under which anything can be put, and then is.
@@ -596,13 +588,13 @@ func TestArrowsCheckerFindsEachFault(t *testing.T) {
 		"the data plane manages below":        {"proxy/a.go", `import "tokenward/admin/native"`, "does not manage them"},
 		"the data plane knows its driver":     {"proxy/a.go", `import "tokenward/tokenstore/boltstore"`, "drivers are chosen in cmd/tokenward"},
 		"the data plane knows Prometheus":     {"proxy/a.go", `import "github.com/prometheus/client_golang/prometheus"`, "only metrics knows Prometheus"},
-		"the data plane speaks gRPC":          {"proxy/a.go", `import "google.golang.org/grpc"`, "only proxy/extauthz"},
+		"the data plane speaks gRPC":          {"proxy/a.go", `import "google.golang.org/grpc"`, "only tokenstore/etcdstore"},
 		"the wire engine knows tokens":        {"proxy/http1/a.go", `import "tokenward/enforce"`, "knows nothing of tokens"},
 		"the file driver opens sockets":       {"tokenstore/boltstore/a.go", `import "net"`, "must not import net:"},
 		"the file driver reads addresses":     {"tokenstore/boltstore/a.go", `import "net/netip"`, ""},
 		"the cluster driver knows the file":   {"tokenstore/etcdstore/a.go", `import "tokenward/tokenstore/boltstore"`, "small replica interface"},
 		"the service knows a face":            {"admin/a.go", `import "tokenward/admin/unit"`, "does not know the faces"},
-		"the service makes pages":             {"admin/a.go", `import "html/template"`, "admin/dashboard only"},
+		"the service makes pages":             {"admin/a.go", `import "html/template"`, "no pages"},
 		"a face knows another":                {"admin/unit/a.go", `import "tokenward/admin/fynn"`, "do not know one another"},
 		"a face knows the service":            {"admin/unit/a.go", `import "tokenward/admin"`, ""},
 		"a face knows a driver":               {"admin/unit/a.go", `import "tokenward/tokenstore/boltstore"`, "drivers are chosen in cmd/tokenward"},
@@ -622,7 +614,7 @@ func TestArrowsCheckerFindsEachFault(t *testing.T) {
 		"random numbers":                      {"proxy/a.go", `import "math/rand/v2"`, ""},
 		"dot import":                          {"audit/a.go", `import . "strings"`, "dot import of strings"},
 		"blank import":                        {"audit/a.go", `import _ "crypto/md5"`, "blank import of crypto/md5"},
-		"embedding":                           {"admin/dashboard/a.go", `import _ "embed"`, ""},
+		"embedding":                           {"admin/a.go", `import _ "embed"`, ""},
 		"the command wires":                   {"cmd/tokenward/a.go", `import "tokenward/tokenstore/boltstore"`, ""},
 		"the command knows bbolt":             {"cmd/tokenward/a.go", `import "go.etcd.io/bbolt"`, "only tokenstore/boltstore"},
 		"a test uses a test package":          {"enforce/a_test.go", `import "tokenward/tokenstore/storetest"`, ""},

@@ -1,6 +1,6 @@
 // Package canon turns the head of a request into the one canonical form that is both judged and forwarded, or refuses it.
 //
-// A door (HTTP/1.1, HTTP/2, forward-auth, ext_authz) fills a [Head] with what it read and calls [Rules.Canonicalize].
+// A door (HTTP/1.1, HTTP/2, the token APIs) fills a [Head] with what it read and calls [Rules.Canonicalize].
 // From then on nobody looks at the raw request line or at a raw credential again: the decision reads the [Request], and the
 // forwarding side writes what the Request says. What the two could read differently is refused here ([Verdict]), or flagged as an
 // [Irregularity] that is refused unless the matched route relaxes it by name.
