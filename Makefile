@@ -1,5 +1,5 @@
-# Type `make` for what there is. Needed: Go, and for the race detector a C compiler.
-# All else is fetched through the Go module proxy, at the versions in tools/go.mod.
+# Type `make` for a list of targets. Needed: Go, and a C compiler for the race detector.
+# Everything else comes through the Go module proxy, at the versions in tools/go.mod.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -23,22 +23,22 @@ BENCH ?= .
 BENCH_COUNT ?= 1
 BENCH_PACKAGES ?= ./...
 
-# In CI nothing counts that an earlier run has found, and tests come in any order.
+# In CI no cached result counts, and tests run in random order.
 TEST_FLAGS ?= $(if $(CI),-count=1 -shuffle=on)
 
-# Packages whose tests take longest begin first, so that none is left alone at the end.
+# Packages whose tests take longest start first, so that none of them runs alone at the end.
 LONG_FIRST := ./tokenstore/etcdstore/... ./cmd/tokenward ./proxy ./tokenstore/boltstore ./admin/clients
 
-# How many packages are tested at once. Many wait for an etcd to elect, for a patience
-# to end or for the disk, so it is two more than there are processors.
+# How many packages are tested at once: two more than there are processors, since
+# many tests wait for an election of etcd, for a timeout or for the disk.
 RACE_PACKAGES ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 2)))
 
-# The toolchain is the one that is installed: none is fetched behind one's back.
+# Use the toolchain that is installed; never download another one silently.
 export GOTOOLCHAIN := local
 
-# What ships is compiled by the profile in cmd/tokenward/default.pgo, which `go build`
-# finds by itself; tests would only compile every package twice for it. The long ones
-# of `make soak` are compiled as what ships.
+# What ships is compiled with the profile in cmd/tokenward/default.pgo, which `go build`
+# finds by itself. For tests that would only compile every package twice; those of
+# `make soak` are compiled as shipped.
 test race vet lint: export GOFLAGS += -pgo=off
 
 LINT := bin/golangci-lint
@@ -54,7 +54,7 @@ build: ## Build the static binary bin/tokenward
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/tokenward ./cmd/tokenward
 
 .PHONY: test
-test: ## Vet, lint, all tests with the race detector, each fuzz target for seconds (6 to 8 minutes on 2 processors)
+test: ## Vet, lint, run all tests with the race detector and each fuzz target for seconds (6 to 8 minutes on 2 processors)
 	@$(STEP) modules $(MAKE) modules
 	@$(STEP) vet go vet ./...
 	@$(STEP) "build of the linter" $(MAKE) $(LINT)
@@ -69,9 +69,9 @@ race: ## Run all tests with the race detector
 	@$(STEP) "tests with the race detector" go test -race -vet=off -timeout 9m -p $(RACE_PACKAGES) -parallel 4 $(TEST_FLAGS) $(LONG_FIRST) ./...
 
 .PHONY: modules
-modules: ## Check that go.mod says what is imported, and that modules are what go.sum says
+modules: ## Check go.mod against the imports, and the modules against go.sum
 	@go mod verify
-	@go mod tidy -diff || { echo 'go.mod and the imports differ: type `go mod tidy`' >&2; exit 1; }
+	@go mod tidy -diff || { echo 'go.mod and the imports differ: run `go mod tidy`' >&2; exit 1; }
 
 .PHONY: lint
 lint: $(LINT) ## Run the linters of .golangci.yml
@@ -86,7 +86,7 @@ fuzz: ## Fuzz all targets for FUZZ_SECONDS (50) in all
 	tools/fuzz $(FUZZ_SECONDS)
 
 .PHONY: soak
-soak: ## The long runs: thousands of kills, millions of model steps, bodies of 10 GiB, hours of fuzzing
+soak: ## Run the long tests: thousands of kills, millions of model steps, bodies of 10 GiB, hours of fuzzing
 	@TOKENWARD_SOAK=1 $(STEP) "long tests" go test -pgo=cmd/tokenward/default.pgo -count=1 -timeout 12h -v ./...
 	@$(STEP) "long fuzzing" tools/fuzz $(SOAK_FUZZ_SECONDS)
 
@@ -96,7 +96,7 @@ bench: build ## Measure side by side with nginx, HAProxy and the standard revers
 	bin/bench -rounds $(ROUNDS) -cases '$(CASES)'
 
 .PHONY: profile
-profile: ## Drive the program as `make bench` does, and write the profile by which it is compiled (4 minutes)
+profile: ## Record the profile that the program is compiled with, under the load of `make bench` (4 minutes)
 	$(MAKE) build GOFLAGS=-pgo=off
 	go build -o bin/bench ./bench
 	bin/bench -profile cmd/tokenward/default.pgo
@@ -115,7 +115,7 @@ image: ## Build the container image tokenward:VERSION
 clean: ## Remove what the other targets made
 	rm -rf bin
 
-# The tools are built once per version.
+# Tools are rebuilt only when their versions change.
 $(LINT): tools/go.mod tools/go.sum
 	cd tools && GOFLAGS=-mod=readonly go build -ldflags='-s -w' -o ../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 

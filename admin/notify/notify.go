@@ -1,4 +1,4 @@
-// Package notify tells a web hook what happens to tokens: that one is about to
+// Package notify tells a webhook what happens to tokens: that one is about to
 // expire, was revoked, or that its secret leaked.
 //
 // # What the receiver gets
@@ -163,10 +163,10 @@ type parcel struct {
 // the machine's time. client may be nil.
 func New(target string, secret []byte, client *http.Client, now func() time.Time, log *slog.Logger) (*Sender, error) {
 	if problem := CheckURL(target); problem != "" {
-		return nil, fmt.Errorf("the URL of the web hook %s", problem)
+		return nil, fmt.Errorf("the URL of the webhook %s", problem)
 	}
 	if len(secret) < MinSecretBytes {
-		return nil, fmt.Errorf("the secret of the web hook has fewer than %d bytes: make one with `head -c 32 /dev/urandom | base64`", MinSecretBytes)
+		return nil, fmt.Errorf("the secret of the webhook has fewer than %d bytes: make one with `head -c 32 /dev/urandom | base64`", MinSecretBytes)
 	}
 	if client == nil {
 		client = &http.Client{Transport: &http.Transport{

@@ -31,7 +31,7 @@ const (
 	firstPause = time.Second
 )
 
-// receiver is the other side: a web hook without a network.
+// receiver is the other side: a webhook without a network.
 type receiver struct {
 	t      *testing.T
 	answer func(try int, event string) (status int, err error)

@@ -12,7 +12,7 @@ import (
 // NotifyConfig configures whom to tell of tokens that are about to end, or were
 // revoked.
 type NotifyConfig struct {
-	// URL is that of a web hook: https, or http on this machine. Empty: nobody is
+	// URL is that of a webhook: https, or http on this machine. Empty: nobody is
 	// told, and warnings go to the audit log alone.
 	URL string `yaml:"url" reload:"no"`
 	// SecretFile holds the secret that signs what is sent; with URL, and only with
@@ -36,7 +36,7 @@ func (d *decoder) checkNotify(c *Config) {
 	d.checkFileReference("notify.secret_file", n.SecretFile)
 	if d.sound("notify.url") && n.URL != "" {
 		if problem := notify.CheckURL(n.URL); problem != "" {
-			d.report("notify.url", ruleWebHook, quote(n.URL)+" "+problem, "write the URL of the web hook, or remove it")
+			d.report("notify.url", ruleWebHook, quote(n.URL)+" "+problem, "write the URL of the webhook, or remove it")
 		} else if n.SecretFile == "" {
 			d.report("notify.url", ruleMissing, "there is no secret to sign what is sent with", "name a file in secret_file: `head -c 32 /dev/urandom | base64 > notify.secret` makes one; the receiver needs it too")
 		}
@@ -59,7 +59,7 @@ func (d *decoder) checkNotify(c *Config) {
 	}
 }
 
-// hookSecret looks at the secret of the web hook.
+// hookSecret looks at the secret of the webhook.
 func (f *fileChecker) hookSecret(key, path string) {
 	if path == "" || !f.secret(key, path) {
 		return
@@ -69,7 +69,7 @@ func (f *fileChecker) hookSecret(key, path string) {
 	}
 }
 
-// readHookSecret reads the secret of the web hook, without the white space around
+// readHookSecret reads the secret of the webhook, without the white space around
 // it.
 func readHookSecret(path string) ([]byte, error) {
 	b, err := os.ReadFile(path) //nolint:gosec // the operator names it

@@ -23,7 +23,7 @@ type upkeep struct {
 	usage   *usage.Recorder
 	clock   *clock
 	log     *slog.Logger
-	sender  *notify.Sender // nil: there is no web hook
+	sender  *notify.Sender // nil: there is no webhook
 	days    []int          // before a token's end, on which it is warned of
 
 	// When the last of each began; of run alone.

@@ -23,7 +23,7 @@ import (
 	"tokenward/tokenstore/usage"
 )
 
-// hook is a web hook without a network.
+// hook is a webhook without a network.
 type hook struct {
 	mu    sync.Mutex // guards what follows
 	down  bool
@@ -60,7 +60,7 @@ func (h *hook) ids() []string {
 	return ids
 }
 
-// kept is a store that is kept up, with a web hook, and can be opened again.
+// kept is a store that is kept up, with a webhook, and can be opened again.
 type kept struct {
 	t       *testing.T
 	path    string
@@ -201,7 +201,7 @@ func TestWarningWaitsForADeadReceiverAndSkipsThoseOvertaken(t *testing.T) {
 	})
 }
 
-// TestDeadReceiverKeepsNoWarningFromTheAuditLog: what waits for the web hook is not to
+// TestDeadReceiverKeepsNoWarningFromTheAuditLog: what waits for the webhook is not to
 // be taken for what a look did, so that those behind it had their turn never.
 func TestDeadReceiverKeepsNoWarningFromTheAuditLog(t *testing.T) {
 	t.Parallel()
@@ -239,7 +239,7 @@ func TestDeadReceiverKeepsNoWarningFromTheAuditLog(t *testing.T) {
 	})
 }
 
-// TestWarningsGoOnOnceThereIsRoom: more tokens end than can wait for the web hook.
+// TestWarningsGoOnOnceThereIsRoom: more tokens end than can wait for the webhook.
 func TestWarningsGoOnOnceThereIsRoom(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -18,7 +18,7 @@ const (
 	warnAtOnce = 500
 )
 
-// newSender makes what tells a web hook; nil where none is configured.
+// newSender makes what tells a webhook; nil where none is configured.
 func newSender(cfg *Config, a *app) (*notify.Sender, error) {
 	if cfg.Notify.URL == "" {
 		return nil, nil
@@ -30,7 +30,7 @@ func newSender(cfg *Config, a *app) (*notify.Sender, error) {
 	return notify.New(cfg.Notify.URL, secret, nil, time.Now, a.log)
 }
 
-// tellRevoked tells the web hook of a token that was revoked. It does not wait.
+// tellRevoked tells the webhook of a token that was revoked. It does not wait.
 func (u *upkeep) tellRevoked(c tokenstore.Change) {
 	if u.sender == nil || c.After == nil || c.After.State != tokenstore.StateRevoked {
 		return
@@ -40,7 +40,7 @@ func (u *upkeep) tellRevoked(c tokenstore.Change) {
 	}
 }
 
-// tellLeaked tells the web hook of a token whose secret was reported as leaked. It
+// tellLeaked tells the webhook of a token whose secret was reported as leaked. It
 // does not wait.
 func (a *app) tellLeaked(t *tokenstore.Token) {
 	if a.upkeep != nil && a.upkeep.sender != nil {
@@ -50,7 +50,7 @@ func (a *app) tellLeaked(t *tokenstore.Token) {
 
 // warn warns of tokens that are about to end: once for each of the days that the
 // configuration names, by an event in the audit log and, where there is one, to a
-// web hook. What was told or taken is noted in the store.
+// webhook. What was told or taken is noted in the store.
 func (u *upkeep) warn(ctx context.Context) error {
 	now := u.clock.Now()
 	goesOn := u.unsent && u.sender.Stats().Waiting == 0
@@ -91,7 +91,7 @@ func (r *warning) skip(err error) {
 func daysOf(n int) time.Duration { return time.Duration(n) * 24 * time.Hour }
 
 // warnOf gives the warning of a token's end that is due, to whoever it has not been
-// given: it is written to the audit log once, and waits for the web hook until that
+// given: it is written to the audit log once, and waits for the webhook until that
 // takes it.
 func (u *upkeep) warnOf(ctx context.Context, id tokenstore.ID, now time.Time, r *warning) error {
 	t, err := u.store.ByID(ctx, id)
@@ -138,7 +138,7 @@ func (u *upkeep) warnOf(ctx context.Context, id tokenstore.ID, now time.Time, r 
 		// A warning that was taken is noted even while the server stops.
 		err := u.store.NoteWarning(context.WithoutCancel(ctx), t.ID, end, nil, func(n *tokenstore.Notice) { n.Sent = min(n.Sent, due) })
 		if err != nil {
-			u.log.Warn("a warning was taken by the web hook and could not be noted: it may come again", "event", e.ID, "error", err)
+			u.log.Warn("a warning was taken by the webhook and could not be noted: it may come again", "event", e.ID, "error", err)
 		}
 	}
 	u.unsent = !u.sender.Send(e)
