@@ -319,6 +319,25 @@ func (x *Exchange) skipBuffered() bool {
 	return true
 }
 
+// mayFollow reports whether the client has sent more, or may be sending still because it
+// did not know that this was the end. Closing at once would answer that with a reset,
+// which takes from it what it has not read of its last answers (RFC 9112 §9.6).
+func (x *Exchange) mayFollow() bool {
+	c := x.c
+	if !x.body.done || !c.in.empty() {
+		return true
+	}
+	if c.raw == nil {
+		return false
+	}
+	if o := x.req.options; !o.close && (x.req.Minor == 1 || o.keepAlive) {
+		return true
+	}
+	silent := true
+	err := c.raw.Control(func(fd uintptr) { silent = quiet(fd) })
+	return err == nil && !silent
+}
+
 // finish ends the exchange on the wire and reports whether the connection may
 // carry another.
 func (x *Exchange) finish() bool {
@@ -336,7 +355,7 @@ func (x *Exchange) finish() bool {
 		}
 	}
 	if x.close {
-		if !x.body.done || !c.in.empty() {
+		if x.mayFollow() {
 			c.linger()
 		}
 		return false

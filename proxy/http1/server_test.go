@@ -363,8 +363,42 @@ func TestShutdownFinishesWhatIsInFlight(t *testing.T) {
 		t.Error("no Connection: close while draining")
 	}
 	busy.wantEnd()
+	_ = busy.nc.Close() // else what it may still send is waited for
 	if err := <-done; err != nil {
 		t.Errorf("Shutdown: %v", err)
+	}
+}
+
+// TestEndTakesNoAnswerFromWhoSendsOn: a reset takes from a client what it has not
+// read yet (RFC 9112 §9.6).
+func TestEndTakesNoAnswerFromWhoSendsOn(t *testing.T) {
+	for name, test := range map[string]struct{ request, meanwhile, after string }{
+		"the next request is here":                  {request: "GET / HTTP/1.1\r\nHost: h\r\n\r\n", meanwhile: get},
+		"the next request is here over HTTP/1.0":    {request: "GET / HTTP/1.0\r\nHost: h\r\nConnection: keep-alive\r\n\r\n", meanwhile: get},
+		"an empty line after a body that was asked": {request: "POST / HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: 1\r\n\r\nx", meanwhile: "\r\n"},
+		"the next request is on its way":            {request: "GET / HTTP/1.1\r\nHost: h\r\n\r\n", after: get},
+	} {
+		t.Run(name, func(t *testing.T) {
+			entered, release := make(chan struct{}), make(chan struct{})
+			s := &Server{Handler: func(x *Exchange) {
+				_, _ = io.Copy(io.Discard, x.Body())
+				close(entered)
+				<-release
+				_ = x.Respond(200, nil, []byte("ok"))
+			}}
+			c := dial(t, start(t, s)).send(test.request)
+			<-entered
+			ended, cancel := context.WithCancel(t.Context())
+			cancel()
+			_ = s.Shutdown(ended) // so that the answer ends the connection
+			c.send(test.meanwhile)
+			close(release)
+			c.want("GET", 200, "ok")
+			c.wantEnd()
+			if test.after != "" {
+				c.send(test.after).send(test.after)
+			}
+		})
 	}
 }
 
