@@ -37,8 +37,9 @@ func New(service *admin.Service, gate admin.Gate, log *slog.Logger) *Face {
 	return f
 }
 
-// Patterns returns the paths that belong to this API, in the grammar of routes.
-func (f *Face) Patterns() []string { return []string{pathTokens, pathTokens + "/{rest...}"} }
+// Paths returns the paths at and below which everything belongs to this API, in
+// the grammar of routes.
+func Paths() []string { return []string{pathTokens} }
 
 // Register adds the API's paths to a router of [admin.NewRouter].
 func (f *Face) Register(r *mux.Router) {

@@ -54,17 +54,13 @@ func New(service *admin.Service, gate admin.Gate, log *slog.Logger, options Opti
 	return f
 }
 
-// Patterns returns the paths that belong to this API, in the grammar of routes.
-func (f *Face) Patterns() []string {
-	return []string{
-		"/api/api_tokens", "/api/api_tokens/{rest...}",
-		"/api/accounts/{account}/api_tokens", "/api/accounts/{account}/api_tokens/{rest...}",
-	}
-}
+// Paths returns the paths at and below which everything belongs to this API, in
+// the grammar of routes.
+func Paths() []string { return []string{"/api/accounts/{account}/api_tokens", "/api/api_tokens"} }
 
 // Register adds the API's paths to a router of [admin.NewRouter].
 func (f *Face) Register(r *mux.Router) {
-	for _, prefix := range []string{"/api/api_tokens", "/api/accounts/{account}/api_tokens"} {
+	for _, prefix := range Paths() {
 		r.Path(prefix).Handler(f.face.Methods(map[string]admin.Handler{
 			http.MethodGet:  f.list,
 			http.MethodPost: f.create,

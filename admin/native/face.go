@@ -116,10 +116,9 @@ func New(service *admin.Service, gate admin.Gate, log *slog.Logger, options Opti
 	return f
 }
 
-// Patterns returns the paths that belong to this API, in the grammar of routes.
-func (f *Face) Patterns() []string {
-	return []string{"/v1/tokens", "/v1/tokens/{rest...}", "/v1/introspect", "/v1/explain", "/v1/whoami", "/v1/report", "/v1/backup", "/v1/import", "/v1/cluster"}
-}
+// Paths returns the paths at and below which everything belongs to this API, in
+// the grammar of routes.
+func Paths() []string { return []string{"/v1"} }
 
 // Register adds the API's paths to a router of [admin.NewRouter]. Where a path
 // has an id, `self` stands for the caller's own.
@@ -224,7 +223,7 @@ func (f *Face) rightFirst(h admin.Handler) admin.Handler {
 }
 
 func (f *Face) create(w http.ResponseWriter, r *http.Request, c admin.Caller) error {
-	body, once, err := f.readOnce(w, r, http.StatusCreated)
+	body, once, err := f.readOnce(w, r)
 	if err != nil {
 		return err
 	}
@@ -317,7 +316,7 @@ func (f *Face) rotate(w http.ResponseWriter, r *http.Request, c admin.Caller) er
 	if err != nil {
 		return err
 	}
-	body, once, err := f.readOnce(w, r, http.StatusOK)
+	body, once, err := f.readOnce(w, r)
 	if err != nil {
 		return err
 	}
@@ -339,7 +338,7 @@ func (f *Face) reset(w http.ResponseWriter, r *http.Request, c admin.Caller) err
 	if err != nil {
 		return err
 	}
-	body, once, err := f.readOnce(w, r, http.StatusOK)
+	body, once, err := f.readOnce(w, r)
 	if err != nil {
 		return err
 	}
@@ -502,7 +501,7 @@ func (f *Face) explain(w http.ResponseWriter, r *http.Request, c admin.Caller) e
 
 // readOnce reads a JSON body and, if the request bears an idempotency key, what
 // makes the verb repeatable.
-func (f *Face) readOnce(w http.ResponseWriter, r *http.Request, status int) (*admin.Object, *admin.Once, error) {
+func (f *Face) readOnce(w http.ResponseWriter, r *http.Request) (*admin.Object, *admin.Once, error) {
 	raw, err := admin.ReadBody(w, r)
 	if err != nil {
 		return nil, nil, err

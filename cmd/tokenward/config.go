@@ -371,12 +371,12 @@ func (r *RouteConfig) spec() enforce.RouteSpec {
 }
 
 // mountedPaths are the paths that each token API takes from proxy.listen once
-// it is mounted, as in the contracts of those APIs.
+// it is mounted.
 var mountedPaths = map[string][]string{
-	"unit":     {"/users/{user}/api-tokens"},
-	"fynn":     {"/user/api-tokens"},
-	"mailtrap": {"/api/accounts/{account}/api_tokens", "/api/api_tokens"},
-	"native":   {"/v1"},
+	unit.Name:     unit.Paths(),
+	fynn.Name:     fynn.Paths(),
+	mailtrap.Name: mailtrap.Paths(),
+	native.Name:   native.Paths(),
 }
 
 // parentTypes are the types of the parents, by the type that has one.

@@ -21,11 +21,7 @@ import (
 var apiNames = []string{unit.Name, fynn.Name, mailtrap.Name, native.Name}
 
 // face is one token API.
-type face interface {
-	// Patterns are the paths that belong to it, in the grammar of routes.
-	Patterns() []string
-	Register(r *mux.Router)
-}
+type face interface{ Register(r *mux.Router) }
 
 // newFace makes the named token API behind g.
 func (a *app) newFace(name string, g *gate) face {
