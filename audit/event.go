@@ -91,7 +91,7 @@ type Actor struct {
 	Account uint64     `json:"account,omitempty"`
 	Owner   uint64     `json:"owner,omitempty"`
 	Address netip.Addr `json:"address,omitzero"` // the client as believed; invalid when not known
-	Via     Word       `json:"via,omitempty"`    // the door: proxy, unit, fynn, mailtrap, native, leaks, cli
+	Via     Word       `json:"via,omitempty"`    // the door: proxy, admin, unit, fynn, mailtrap, native, leaks, cli
 }
 
 // A Target is the token a verb was aimed at, as the caller named it.

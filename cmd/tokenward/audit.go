@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"tokenward/audit"
+	"tokenward/tokenstore"
 )
 
 func newAuditCommand() *cobra.Command {
@@ -210,6 +211,18 @@ func writeAuditJSON(w io.Writer, r *audit.Report) error {
 	enc := json.NewEncoder(w)
 	enc.SetIndent("", "  ")
 	return enc.Encode(out)
+}
+
+// auditKeys are what the configured log is checked with. On an error they have no
+// signing key.
+func (c *Config) auditKeys(peppers *tokenstore.Peppers) (keys audit.Keys, err error) {
+	keys.MAC = peppers.AuditKeys()
+	if path := c.Audit.SigningKeyFile; path != "" {
+		if keys.Signing, err = readVerifyKey(path); err != nil {
+			return keys, fmt.Errorf("audit.signing_key_file: %w", err)
+		}
+	}
+	return keys, nil
 }
 
 // readSigningKey reads an Ed25519 private key in PEM (RFC 8410 in PKCS #8).

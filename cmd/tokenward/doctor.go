@@ -102,6 +102,7 @@ func (d *doctor) examine(ctx context.Context, config string) {
 // files looks at the files that the configuration names, and at who can reach
 // store and log.
 func (d *doctor) files() {
+	before := len(d.findings)
 	faults, warnings := d.cfg.checkFiles(d.now())
 	for _, f := range append(faults, warnings...) {
 		d.fault("files", f.Key+": "+f.Problem, f.Mend)
@@ -110,10 +111,9 @@ func (d *doctor) files() {
 		info, err := os.Stat(path)
 		if err == nil && info.Mode().Perm()&0o077 != 0 {
 			d.fault("files", fmt.Sprintf("others can reach %s (mode %04o)", path, info.Mode().Perm()), "type `chmod 600 "+path+"`; if others could write it, restore a backup from before")
-			faults = append(faults, configFault{})
 		}
 	}
-	if len(faults)+len(warnings) == 0 {
+	if len(d.findings) == before {
 		d.fine("files", "nobody else can reach store, log and keys")
 	}
 }
@@ -191,13 +191,9 @@ func (d *doctor) auditLog() {
 		d.fault("audit", "there is no audit log at "+path, "put it back from where copies are kept, or correct audit.path; without it, what a restore gives back cannot be told")
 		return
 	}
-	keys := audit.Keys{MAC: d.peppers.AuditKeys()}
-	if file := d.cfg.Audit.SigningKeyFile; file != "" {
-		key, err := readVerifyKey(file)
-		if err != nil {
-			d.fault("audit", "audit.signing_key_file: "+err.Error(), "make one with `openssl genpkey -algorithm ed25519`")
-		}
-		keys.Signing = key
+	keys, err := d.cfg.auditKeys(d.peppers)
+	if err != nil {
+		d.fault("audit", err.Error(), "make one with `openssl genpkey -algorithm ed25519`")
 	}
 	report, err := audit.Verify(path, keys)
 	if err != nil {

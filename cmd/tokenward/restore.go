@@ -298,13 +298,9 @@ func (r *restorer) readLog() error {
 		r.covered = "there is no audit log at " + path
 		return nil
 	}
-	keys := audit.Keys{MAC: r.peppers.AuditKeys()}
-	if file := r.cfg.Audit.SigningKeyFile; file != "" {
-		key, err := readVerifyKey(file)
-		if err != nil {
-			return err
-		}
-		keys.Signing = key
+	keys, err := r.cfg.auditKeys(r.peppers)
+	if err != nil {
+		return err
 	}
 	report, err := audit.Verify(path, keys)
 	if err != nil {
