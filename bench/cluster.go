@@ -174,16 +174,16 @@ func (e *etcd) nodeConf(dir, name, mirror string, port, admin, metrics int) stri
 	return strings.Replace(own, "audit:\n", part, 1)
 }
 
-// cpu is the processor time of all members, and that of the busiest.
-func (e *etcd) cpu() (all, most time.Duration, err error) {
+// cpu is the processor time of all members.
+func (e *etcd) cpu() (all time.Duration, err error) {
 	for _, p := range e.members {
 		c, err := p.cpu()
 		if err != nil {
-			return 0, 0, err
+			return 0, err
 		}
-		all, most = all+c, max(most, c)
+		all += c
 	}
-	return all, most, nil
+	return all, nil
 }
 
 // heard is told of each change of a token.
@@ -431,7 +431,7 @@ func writesCase(ctx context.Context, _ options, e *etcd) (err error) {
 	for _, n := range all {
 		go drain(background, n)
 	}
-	before, _, err := e.cpu()
+	before, err := e.cpu()
 	if err != nil {
 		return err
 	}
@@ -468,7 +468,7 @@ func writesCase(ctx context.Context, _ options, e *etcd) (err error) {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	after, _, err := e.cpu()
+	after, err := e.cpu()
 	if err != nil {
 		return err
 	}
@@ -585,7 +585,7 @@ func quietCase(ctx context.Context, e *etcd, length time.Duration) (err error) {
 	if err != nil {
 		return err
 	}
-	cpu, _, err := e.cpu()
+	cpu, err := e.cpu()
 	if err != nil {
 		return err
 	}
@@ -598,7 +598,7 @@ func quietCase(ctx context.Context, e *etcd, length time.Duration) (err error) {
 	if err != nil {
 		return err
 	}
-	later, _, err := e.cpu()
+	later, err := e.cpu()
 	if err != nil {
 		return err
 	}

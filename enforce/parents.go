@@ -22,7 +22,7 @@ type ParentFinder interface {
 
 // kinship is what a judgement may ask about parents. The zero kinship knows none.
 type kinship struct {
-	ctx    context.Context //nolint:containedctx // it lives as long as one judgement
+	ctx    context.Context // it lives as long as one judgement
 	finder ParentFinder
 	types  map[string]string
 	heard  *[]parentage // is appended to for Explain; nil: nobody wants to know

@@ -98,7 +98,7 @@ func (r *receiver) RoundTrip(q *http.Request) (*http.Response, error) {
 }
 
 // endless is a body of which no byte comes until nobody waits for it any more.
-type endless struct{ ctx context.Context } //nolint:containedctx // it is one request's
+type endless struct{ ctx context.Context } // it is one request's
 
 func (e endless) Read([]byte) (int, error) {
 	<-e.ctx.Done()

@@ -176,7 +176,7 @@ func (c *Config) judgedBy() (*proxy.Ruleset, error) {
 // nothing is configured.
 func (c *Config) parents(upstreams *upstreamSet, now func() time.Time) (enforce.ParentFinder, error) {
 	if len(c.Enforce.Parents) == 0 {
-		return nil, nil //nolint:nilnil // the engine then asks nobody
+		return nil, nil // the engine then asks nobody
 	}
 	rules := make(map[string]proxy.ParentRule, len(c.Enforce.Parents))
 	for typ, p := range c.Enforce.Parents {
@@ -201,7 +201,7 @@ func (c *Config) parents(upstreams *upstreamSet, now func() time.Time) (enforce.
 func (c *Config) signer() (*identity.Signer, error) {
 	i := &c.Proxy.Identity
 	if i.Signed == headerOff {
-		return nil, nil //nolint:nilnil // the nil signer signs nothing
+		return nil, nil // the nil signer signs nothing
 	}
 	o := identity.SignerOptions{Name: i.Signed, Lifetime: i.SignedLifetime}
 	for _, path := range i.SigningKeyFiles {

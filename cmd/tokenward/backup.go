@@ -150,7 +150,7 @@ func (a *app) backup(ctx context.Context, w io.Writer) error {
 // pacer spreads a backup over its time. Of what takes longer by itself, no more than
 // lagMost is made up for.
 type pacer struct {
-	ctx  context.Context //nolint:containedctx // lives as long as one call
+	ctx  context.Context // lives as long as one call
 	done int64           // bytes of the file
 	due  time.Time       // when they may have been written
 }

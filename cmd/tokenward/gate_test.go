@@ -42,7 +42,7 @@ func TestMissingTokenIsAskedForWhereItIsRead(t *testing.T) {
 		s.proxy + "/a": "x-key: TOKEN",
 		"http://" + s.adminListener.Addr().String() + "/v1/tokens": "Authorization: Bearer TOKEN",
 	} {
-		answer, err := http.Get(url) //nolint:noctx // the server ends with the test
+		answer, err := http.Get(url) // the server ends with the test
 		if err != nil {
 			t.Fatal(err)
 		}

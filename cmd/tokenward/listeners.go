@@ -38,7 +38,7 @@ func (a *app) bind(ctx context.Context) error {
 // newServerTLS reads a listener's certificate; nil where it has none.
 func newServerTLS(key string, t TLSConfig) (*proxy.ServerTLS, error) {
 	if !t.Enabled() {
-		return nil, nil //nolint:nilnil // cleartext is no error
+		return nil, nil // cleartext is no error
 	}
 	s, err := proxy.NewServerTLS(t.serverTLSFiles())
 	if err != nil {

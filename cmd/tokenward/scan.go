@@ -220,7 +220,7 @@ func (s *scanCommand) asker(cmd *cobra.Command, prefixes *[]string) (ask asker, 
 
 // leakPrinter prints what is found, and remembers what a secret was found to be.
 type leakPrinter struct {
-	ctx    context.Context //nolint:containedctx // lives as long as one command
+	ctx    context.Context // lives as long as one command
 	w      io.Writer
 	ask    asker // nil: nobody is asked
 	asJSON bool

@@ -45,7 +45,7 @@ type vault struct {
 
 	// Of the background tasks, for as long as the vault is open.
 	tasks  sync.WaitGroup
-	ctx    context.Context //nolint:containedctx // see above
+	ctx    context.Context // see above
 	cancel context.CancelFunc
 }
 

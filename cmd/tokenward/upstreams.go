@@ -59,7 +59,7 @@ func (s *upstreamSet) server(raw string) (*proxy.Upstream, error) {
 // list is the order of preference of those URLs; nil for none.
 func (s *upstreamSet) list(urls upstreamList) (*proxy.Upstreams, error) {
 	if len(urls) == 0 {
-		return nil, nil //nolint:nilnil // a route without upstreams of its own has those of proxy
+		return nil, nil // a route without upstreams of its own has those of proxy
 	}
 	var all []*proxy.Upstream
 	for _, raw := range urls {

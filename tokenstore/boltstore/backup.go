@@ -97,7 +97,7 @@ func (s *Store) Backup(ctx context.Context, w io.Writer, now time.Time, pace fun
 // backupWriter makes a backup of the file that is written to it, and breaks off when
 // ctx ends.
 type backupWriter struct {
-	ctx  context.Context //nolint:containedctx // lives as long as one call
+	ctx  context.Context // lives as long as one call
 	w    io.Writer
 	pace func(m *Manifest, done int64) error
 	m    *Manifest

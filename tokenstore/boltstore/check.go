@@ -27,7 +27,7 @@ func (s *Store) Check(ctx context.Context, report func(fault string)) error {
 
 type checker struct {
 	s      *Store
-	ctx    context.Context //nolint:containedctx // lives as long as one call
+	ctx    context.Context // lives as long as one call
 	tx     *bolt.Tx
 	report func(fault string)
 

@@ -198,7 +198,7 @@ func (w *writing) seen(revision int64) error {
 // writing is one try of a change.
 type writing struct {
 	store    *Store
-	ctx      context.Context //nolint:containedctx // lives as long as one try
+	ctx      context.Context // lives as long as one try
 	caller   *caller
 	certain  bool  // nothing is taken for granted: an earlier try was refused
 	at       int64 // the revision that everything is read at; 0: nothing was read yet

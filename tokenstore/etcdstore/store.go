@@ -78,7 +78,7 @@ type Store struct {
 
 	background sync.WaitGroup
 	cancel     context.CancelFunc
-	ctx        context.Context //nolint:containedctx // of the background, as long as the store is open
+	ctx        context.Context // of the background, as long as the store is open
 	closing    sync.Mutex      // guards closed, after which nothing is added to background
 	closed     bool
 }
@@ -151,13 +151,12 @@ func (s *Store) Close() error {
 }
 
 // inBackground runs a task that ends with the store, unless that has ended.
-func (s *Store) inBackground(task func()) bool {
+func (s *Store) inBackground(task func()) {
 	s.closing.Lock()
 	defer s.closing.Unlock()
 	if !s.closed {
 		s.background.Go(task)
 	}
-	return !s.closed
 }
 
 // ID returns the store's ID.

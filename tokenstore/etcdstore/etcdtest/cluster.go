@@ -29,7 +29,7 @@ type Options struct {
 	Limits      Limits
 	TLS         bool // clients come by https
 	ClientCerts bool // they show a certificate of the cluster's CA as well; needs TLS
-	Auth        bool // users and roles are looked at; Login of the cluster may do all
+	Auth        bool // etcd checks users and roles; the cluster's own client may do everything
 }
 
 // Login is a user of etcd and its password. The zero Login is nobody.
@@ -134,9 +134,6 @@ func (c *Cluster) CA() *CA { return c.ca }
 // ClientCert returns the files that clients use, and none without TLS. Their user is
 // root, should authentication go by certificates.
 func (c *Cluster) ClientCert() CertFiles { return c.own }
-
-// Login returns the user who may do everything, and nobody without Auth.
-func (c *Cluster) Login() Login { return c.login }
 
 // AddUser adds a user who may read and write what begins with prefix, and nothing
 // else.
