@@ -105,8 +105,8 @@ func outcome(err error) string {
 	return admin.AsError(err).Kind.String()
 }
 
-// TestWhoMayManageWhat is design section 3 as a table: what each caller gets
-// from each verb, aimed at an unrestricted token of account 1 and owner 1 that
+// TestWhoMayManageWhat is the rule of docs/api.md ("Who may do what") as a table:
+// what each caller gets from each verb, aimed at an unrestricted token of account 1 and owner 1 that
 // has the scopes accounts and cards and may manage tokens.
 func TestWhoMayManageWhat(t *testing.T) {
 	const (

@@ -276,7 +276,7 @@ func TestZeroValuesDeny(t *testing.T) {
 }
 
 func TestEveryReasonIsMapped(t *testing.T) {
-	codes := map[string]int{ // design section 6
+	codes := map[string]int{ // as README.md lists them for clients
 		"missing_token": 401, "invalid_token": 401, "ambiguous_credential": 400, "source_not_allowed": 403, "insufficient_scope": 403,
 		"resource_not_granted": 403, "no_route": 403, "rate_limited": 429, "store_unavailable": 503, "upstream_lookup_failed": 502, "bad_request": 400,
 	}

@@ -279,7 +279,7 @@ func TestReservedPathsCannotBeRoutes(t *testing.T) {
 	}
 }
 
-// naiveMatch restates the precedence rule of the design: among the routes that
+// naiveMatch restates the precedence rule of docs/config.md: among the routes that
 // match, the one whose path lies within all others, then the named method.
 func naiveMatch(p *Policy, method, path string) string {
 	var best *Route

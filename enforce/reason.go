@@ -48,7 +48,8 @@ const (
 	reasonCount
 )
 
-// The groups of design section 6: what the client is told.
+// What the client is told where several reasons share a code; README.md lists all
+// codes.
 const (
 	codeInvalidToken = "invalid_token"
 	codeResource     = "resource_not_granted"
@@ -131,7 +132,7 @@ func (r Reason) String() string {
 	return reasons[r].name
 }
 
-// Code returns the code of design section 6 that the client sees.
+// Code returns the code that the client sees; empty where the request passes.
 func (r Reason) Code() string { return reasons[r.known()].code }
 
 // Status returns the HTTP status of a refusal, and 0 where the request passes.

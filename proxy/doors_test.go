@@ -342,7 +342,7 @@ func eachDoor(t *testing.T, opts canon.Options, f func(t *testing.T, w *world, a
 	}
 }
 
-// TestEveryRowOfTheAnswerTable walks design section 6 through every door.
+// TestEveryRowOfTheAnswerTable walks what clients are told through every door.
 func TestEveryRowOfTheAnswerTable(t *testing.T) {
 	get := func(target string, fields ...string) string {
 		return "GET " + target + " HTTP/1.1\r\nHost: api.example\r\n" + strings.Join(append(fields, ""), "\r\n") + "\r\n"

@@ -250,8 +250,8 @@ func protocolRefusal(e *http1.ProtocolError) refusal {
 	return refusal{status: e.Status, code: statusCode(e.Status), detail: "The request is not acceptable HTTP: " + e.Code + "."}
 }
 
-// protocolCodes are the codes of design section 6 for requests that are refused
-// as HTTP.
+// protocolCodes are the codes that clients are told, by status, for requests that
+// are refused as HTTP.
 var protocolCodes = map[int]string{
 	400: "bad_request",
 	405: "method_not_allowed",

@@ -23,7 +23,7 @@ type Names struct {
 	Resources string // `all`, or `type:id:level` separated by commas
 }
 
-// DefaultNames are the names of design section 4.
+// DefaultNames are the names of the headers unless the operator chooses others.
 func DefaultNames() Names {
 	return Names{ID: "X-Token-Id", Account: "X-Token-Account", Owner: "X-Token-Owner",
 		Name: "X-Token-Name", Scopes: "X-Token-Scopes", Resources: "X-Token-Resources"}
