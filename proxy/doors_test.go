@@ -299,7 +299,9 @@ func openWire(t testing.TB, w *world) string {
 func openHTTP(t testing.TB, w *world) string {
 	t.Helper()
 	w.enforceRules(t)
-	s := httptest.NewServer(proxy.NewHTTP(w.guard))
+	s := httptest.NewUnstartedServer(proxy.NewHTTP(w.guard))
+	s.Config.DisableGeneralOptionsHandler = true
+	s.Start()
 	t.Cleanup(s.Close)
 	return s.Listener.Addr().String()
 }
@@ -360,6 +362,11 @@ func TestEveryRowOfTheAnswerTable(t *testing.T) {
 			status: 401, code: "missing_token", challenge: `Bearer realm="tokenward"`},
 		{name: "no credential and no route", raw: func(map[string]string) string { return get("/nothing") },
 			status: 401, code: "missing_token", challenge: `Bearer realm="tokenward"`},
+		{name: "no credential for all of the server", raw: func(map[string]string) string { return "OPTIONS * HTTP/1.1\r\nHost: api.example\r\n\r\n" },
+			status: 401, code: "missing_token", challenge: `Bearer realm="tokenward"`},
+		{name: "no route for all of the server", raw: func(s map[string]string) string {
+			return "OPTIONS * HTTP/1.1\r\nHost: api.example\r\nApi-Token: " + s["full"] + "\r\n\r\n"
+		}, status: 403, code: "no_route"},
 		{name: "malformed", raw: func(map[string]string) string { return get("/accounts/1", "Authorization: Bearer tw_x") },
 			status: 401, code: "invalid_token", challenge: `Bearer realm="tokenward", error="invalid_token"`},
 		{name: "unknown", raw: func(map[string]string) string {

@@ -32,6 +32,8 @@ func NewHTTP2(h http.Handler, header, idle time.Duration, maxHeaderBytes int, lo
 		ConnState:         s.connState,
 		ErrorLog:          log.New(logWriter{logger}, "", 0),
 		Protocols:         new(http.Protocols),
+
+		DisableGeneralOptionsHandler: true, // it would answer OPTIONS * itself, whoever asks
 	}
 	s.server.Protocols.SetHTTP2(true)
 	s.server.Protocols.SetUnencryptedHTTP2(true)
