@@ -16,7 +16,8 @@ import (
 // Streams knows the exchanges that go on under a token, and cuts each one that
 // its token no longer allows: after a change of the token, and when the token or
 // the secret in use comes to its end. It judges by enforce as every request is
-// judged, from the facts of the exchange and the token as it is now.
+// judged, from the facts of the exchange and the token as it is now. Exchanges are what
+// the doors forward, and the calls of our own APIs that [Guard.Watch] is told of.
 //
 // Exchanges are linked into a fixed number of lists by the id of their token, so
 // the table needs no memory of its own and no bound: it holds what is in flight.
@@ -124,6 +125,9 @@ type doomed struct {
 func newStreams(now func() time.Time) *Streams {
 	return &Streams{now: now, wakeCut: make(chan struct{}, 1), wakeReport: make(chan struct{}, 1), wakeDoubt: make(chan struct{}, 1)}
 }
+
+// Noted is the number of the last change; see [Guard.Watch].
+func (s *Streams) Noted() uint64 { return s.changes.Load() }
 
 func (s *Streams) list(id tokenstore.ID) *streamList { return &s.lists[uint64(id)%streamLists] }
 
@@ -545,23 +549,25 @@ func (g *Guard) hold(ctx context.Context, p *passage) bool {
 	if p.decision.Reason != enforce.Allowed || g.Streams.hold(p, p.decision.Match, p.changes) {
 		return true
 	}
-	// The token was changed since it was looked up. What changes after this look will
-	// find the exchange on its list, and is not to be taken back by what was seen.
-	var d enforce.Decision
-	for {
-		noted := g.Streams.changes.Load()
-		if d = g.Engine.Decide(ctx, p.rules.Policy, &p.req, g.Now()); !d.Allowed() {
-			break
-		}
-		if g.Streams.renew(p, d.Match, noted) {
-			return true
-		}
-	}
-	if p.lane.observes(p.started) {
+	d := g.again(ctx, p)
+	if d.Allowed() || p.lane.observes(p.started) {
 		return true
 	}
 	g.Streams.release(p)
 	p.decision.Reason, p.decision.Scope, p.decision.Cause = d.Reason, d.Scope, d.Cause
 	p.refusal = refusalOf(&p.decision)
 	return false
+}
+
+// again judges an exchange that is held, since its token was changed after it was looked
+// up. What changes after this look will find the exchange on its list, and is not to be
+// taken back by what was seen.
+func (g *Guard) again(ctx context.Context, p *passage) enforce.Decision {
+	for {
+		noted := g.Streams.changes.Load()
+		d := g.Engine.Decide(ctx, p.rules.Policy, &p.req, g.Now())
+		if !d.Allowed() || g.Streams.renew(p, d.Match, noted) {
+			return d
+		}
+	}
 }

@@ -130,8 +130,8 @@ func (a *app) buildProxy() error {
 	a.guard.Failed = counting(proxy.FailureCodes(), a.registry.Upstream.Add)
 	a.guard.SetRules(rules)
 	if len(a.cfg.Admin.Mount) > 0 {
-		g := newGate(a.engine, rules.Canon, a.vault, a.now)
-		a.guard.Mounts = a.cfg.mounts(func(name string) http.Handler { return withRequestID(a.facesHandler(g, name)) })
+		g := newGate(a.guard, rules.Canon, a.vault, a.now)
+		a.guard.Mounts = a.cfg.mounts(func(name string) http.Handler { return a.guard.Calls(withRequestID(a.facesHandler(g, name))) })
 	}
 	t, l := a.cfg.Proxy.Timeouts, a.cfg.Proxy.Limits
 	wire := proxy.NewWire(a.guard)
@@ -253,7 +253,7 @@ func (a *app) buildAdmin() error {
 	if err != nil {
 		return err
 	}
-	g := newGate(a.engine, rules, a.vault, a.now)
+	g := newGate(a.guard, rules, a.vault, a.now)
 	if a.leaks, err = a.newLeaks(g); err != nil {
 		return err
 	}

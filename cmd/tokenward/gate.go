@@ -18,10 +18,11 @@ import (
 // under a built-in policy: any valid token from an allowed source may knock, and
 // what it may do there is the service's to say.
 type gate struct {
-	engine *enforce.Engine
+	guard  *proxy.Guard // whose engine judges, and which cuts what is being read
 	canon  *canon.Rules
 	policy *enforce.Policy
-	vault  *vault // is told of uses and denials
+	goesOn *enforce.Policy // by which what a token that may read is reading goes on
+	vault  *vault          // is told of uses and denials
 	words  *usage.Vocabulary
 	now    func() time.Time
 	visits sync.Pool // of *visit
@@ -36,12 +37,22 @@ type visit struct {
 // adminRoutes are the built-in policy.
 var adminRoutes = []enforce.RouteSpec{{Match: "* /{path...}", RestrictedTokens: true}}
 
-func newGate(engine *enforce.Engine, rules *canon.Rules, v *vault, now func() time.Time) *gate {
-	policy, faults := enforce.Compile(adminRoutes, enforce.Options{})
-	if len(faults) > 0 {
-		panic("built-in policy: " + faults[0].Error())
+// readingRoutes are by which a long answer goes on after its token was changed: who may
+// not begin it any more does not get the rest.
+var readingRoutes = []enforce.RouteSpec{
+	{Match: "* /{path...}", Scopes: []string{tokenstore.ScopeTokenRead}, RestrictedTokens: true},
+	{Match: "GET /v1/backup", Scopes: []string{tokenstore.ScopeTokenRead, tokenstore.ScopeTokenWrite}},
+}
+
+func newGate(guard *proxy.Guard, rules *canon.Rules, v *vault, now func() time.Time) *gate {
+	compile := func(routes []enforce.RouteSpec) *enforce.Policy {
+		policy, faults := enforce.Compile(routes, enforce.Options{})
+		if len(faults) > 0 {
+			panic("built-in policy: " + faults[0].Error())
+		}
+		return policy
 	}
-	return &gate{engine: engine, canon: rules, policy: policy, vault: v, words: newAPIWords(), now: now}
+	return &gate{guard: guard, canon: rules, policy: compile(adminRoutes), goesOn: compile(readingRoutes), vault: v, words: newAPIWords(), now: now}
 }
 
 // client is the address that a request comes from, as its source is believed; the
@@ -61,25 +72,38 @@ func (g *gate) Authenticate(r *http.Request) (admin.Caller, *admin.Error) {
 	if v == nil {
 		v = &visit{}
 	}
-	defer g.visits.Put(v)
+	done := func() { g.visits.Put(v) }
+	defer func() { done() }()
 	proxy.FillHead(&v.head, r)
 	if verdict := g.canon.Canonicalize(&v.req, &v.head); verdict != canon.Accepted {
 		return admin.Caller{}, &admin.Error{Kind: admin.KindMalformed, Detail: verdict.Detail()}
 	}
-	now := g.now()
-	d := g.engine.Decide(r.Context(), g.policy, &v.req, now)
-	g.engine.Fail(&d, v.req.Client.Addr, now)
+	now, noted := g.now(), g.guard.Streams.Noted()
+	d := g.guard.Engine.Decide(r.Context(), g.policy, &v.req, now)
+	g.guard.Engine.Fail(&d, v.req.Client.Addr, now)
 	// Who has a stolen token may use up all that its account may do; not even that keeps
 	// others of the account from revoking it.
-	admit := g.engine.Admit
+	admit := g.guard.Engine.Admit
 	if r.Method == http.MethodDelete {
-		admit = g.engine.AdmitOwn
+		admit = g.guard.Engine.AdmitOwn
 	}
 	if !admit(&d, now) {
 		g.vault.denied("admin", &d, &v.req, now)
 		return admin.Caller{}, g.refused(&d)
 	}
 	d.Release() // what goes on in a token API is bounded there
+	// Verbs look at the caller in their transaction, and may end the caller itself.
+	if r.Method == http.MethodGet {
+		policy, over := g.policy, done
+		if d.Match.Token.HasScope(tokenstore.ScopeTokenRead) {
+			policy = g.goesOn
+		}
+		done = func() {}
+		if !g.guard.Watch(r.Context(), policy, &d, &v.req, noted, over) {
+			g.vault.denied("admin", &d, &v.req, now)
+			return admin.Caller{}, g.refused(&d)
+		}
+	}
 	g.used(&d, v, r, now)
 	return admin.Caller{
 		Token:     d.Match.Token,

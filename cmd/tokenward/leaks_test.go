@@ -24,6 +24,7 @@ import (
 	"tokenward/admin"
 	"tokenward/audit"
 	"tokenward/enforce/canon"
+	"tokenward/proxy"
 )
 
 func TestReportOfALeakReachesTheStore(t *testing.T) {
@@ -61,7 +62,7 @@ func TestReportOfALeakReachesTheStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	a := &app{cfg: cfg, vault: v, log: slog.New(slog.DiscardHandler)}
-	g := newGate(nil, rules, v, time.Now)
+	g := newGate(proxy.NewGuard(nil, a.log, time.Now), rules, v, time.Now)
 	if a.leaks, err = a.newLeaks(g); err != nil {
 		t.Fatal(err)
 	}

@@ -164,7 +164,7 @@ func (a *app) flushCounts(ctx context.Context) {
 func (g *gate) left(t *tokenstore.Token) []native.Left {
 	now := g.now()
 	var out []native.Left
-	for _, l := range g.engine.AppendLeft(nil, t, nil, now) {
+	for _, l := range g.guard.Engine.AppendLeft(nil, t, nil, now) {
 		one := native.Left{Limit: l.Name, Left: l.Left}
 		switch l.Name {
 		case "rate", "uses", "concurrent":

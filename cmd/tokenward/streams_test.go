@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -130,4 +131,69 @@ func send(t *testing.T, method, url, secret, body string) string {
 		t.Fatalf("%s %s: %d %s, %v", method, url, resp.StatusCode, b, err)
 	}
 	return string(b)
+}
+
+// stuckWriter is a client that takes nothing of its answer, until it is cut.
+type stuckWriter struct {
+	header  http.Header
+	writing chan struct{}
+	cut     chan struct{}
+	once    sync.Once
+}
+
+func (w *stuckWriter) Header() http.Header             { return w.header }
+func (w *stuckWriter) WriteHeader(int)                 {}
+func (w *stuckWriter) SetReadDeadline(time.Time) error { return nil }
+func (w *stuckWriter) SetWriteDeadline(time.Time) error {
+	w.once.Do(func() { close(w.cut) })
+	return nil
+}
+
+func (w *stuckWriter) Write([]byte) (int, error) {
+	close(w.writing)
+	<-w.cut
+	return 0, os.ErrDeadlineExceeded
+}
+
+// TestRevokedTokenReadsNoListToItsEnd: what a token API answers can take as long as any
+// download, and a backup has everything in it.
+func TestRevokedTokenReadsNoListToItsEnd(t *testing.T) {
+	t.Parallel()
+	s := startApp(t, "")
+	admin := "http://" + s.adminListener.Addr().String()
+	handler := s.adminHandler(newGate(s.guard, s.guard.Rules().Canon, s.vault, s.now))
+	for _, path := range []string{"/v1/tokens", "/v1/report", "/v1/backup", "/users/1/api-tokens", "/api/api_tokens", "/user/api-tokens"} {
+		for change, reason := range map[string]string{`{"state":"revoked"}`: "revoked_token", `{"scopes":["a"]}`: "scope_missing", `{"sources":{"allow":["203.0.113.1"]}}`: "source_not_allowed"} {
+			var made struct {
+				ID     uint64 `json:"id"`
+				Secret string `json:"token"`
+			}
+			if err := json.Unmarshal([]byte(send(t, "POST", admin+"/v1/tokens", s.root, `{"name":"reader","account":0}`)), &made); err != nil {
+				t.Fatal(err)
+			}
+			w := &stuckWriter{header: http.Header{}, writing: make(chan struct{}), cut: make(chan struct{})}
+			r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, path, nil)
+			r.Header.Set("Authorization", "Bearer "+made.Secret)
+			ended := make(chan any, 1)
+			go func() {
+				defer func() { ended <- recover() }()
+				handler.ServeHTTP(w, r)
+			}()
+			<-w.writing
+			if reason == "revoked_token" {
+				send(t, "DELETE", fmt.Sprintf("%s/v1/tokens/%d", admin, made.ID), s.root, "")
+			} else {
+				send(t, "PATCH", fmt.Sprintf("%s/v1/tokens/%d", admin, made.ID), s.root, change)
+			}
+			if got := <-ended; got != http.ErrAbortHandler { //nolint:errorlint // the value itself is the sign
+				t.Errorf("%s ended with %v", path, got)
+			}
+		}
+	}
+	scrape := send(t, "GET", "http://"+s.metricsListener.Addr().String()+"/metrics", "", "")
+	for _, want := range []string{`{reason="revoked_token"} 6`, `{reason="scope_missing"} 6`, `{reason="source_not_allowed"} 6`} {
+		if !strings.Contains(scrape, "tokenward_streams_cut_total"+want+"\n") {
+			t.Errorf("the metrics do not have %s", want)
+		}
+	}
 }

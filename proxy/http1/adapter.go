@@ -508,6 +508,9 @@ func (w *responseWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return nc, bufio.NewReadWriter(bufio.NewReader(nc), bufio.NewWriter(nc)), nil
 }
 
+// Cutter gives the handle that cuts this exchange.
+func (w *responseWriter) Cutter() Cutter { return w.x.Cutter() }
+
 // EnableFullDuplex says that reading goes on after the answer began; it always
 // does here.
 func (w *responseWriter) EnableFullDuplex() error { return nil }
