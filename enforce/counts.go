@@ -100,6 +100,38 @@ func CountsUpTo(stored []byte, now time.Time) []byte {
 	return c.Append(nil)
 }
 
+// CountsOfBoth returns what was used at least where two stores kept counts of the same: of
+// each count the later window, and the larger number where that is the same. What
+// cannot be read of stored stays, and else counts for nothing.
+func CountsOfBoth(stored, other []byte) []byte {
+	c, err := ParseCounts(stored)
+	if err != nil {
+		return stored
+	}
+	o, err := ParseCounts(other)
+	if err != nil || o == c {
+		return stored
+	}
+	for i := range c {
+		switch {
+		case o[i].Begin > c[i].Begin:
+			c[i] = o[i]
+		case o[i].Begin == c[i].Begin:
+			c[i].N = max(c[i].N, o[i].N)
+		}
+	}
+	return c.Append(nil)
+}
+
+// CountsOfToken is the token whose counts are kept under a key, the first of its
+// lineage; 0: they are not a token's.
+func CountsOfToken(key []byte) tokenstore.ID {
+	if len(key) != len(CountKey{}) || key[0] != byte(ofToken) {
+		return 0
+	}
+	return tokenstore.ID(binary.BigEndian.Uint64(key[1:]))
+}
+
 // Claim asks a [Ledger] to move the counts of one subject.
 type Claim struct {
 	Key   CountKey

@@ -1,6 +1,7 @@
 package enforce
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -506,5 +507,35 @@ func TestUnspentEndsWithItsWindow(t *testing.T) {
 	c.take(&Moved{Counts: Counts{limitHour: {3600, 10}}})
 	if got := c.list[limitHour]; got != (tally{7200, 10800, 3, 3}) {
 		t.Errorf("%+v", got)
+	}
+}
+
+func TestCountsOfTwoStoresGiveNothingBack(t *testing.T) {
+	t.Parallel()
+	stored := func(uses, begin, n uint64) []byte {
+		c := Counts{{N: uses}, 3: {Begin: int64(begin), N: n}} //nolint:gosec // small
+		return c.Append(nil)
+	}
+	for name, test := range map[string]struct{ a, b, want []byte }{
+		"more uses there":    {stored(1, 86400, 5), stored(3, 86400, 4), stored(3, 86400, 5)},
+		"a later window":     {stored(1, 86400, 5), stored(1, 172800, 1), stored(1, 172800, 1)},
+		"an earlier window":  {stored(1, 172800, 1), stored(2, 86400, 5), stored(2, 172800, 1)},
+		"none here":          {nil, stored(1, 86400, 5), stored(1, 86400, 5)},
+		"none there":         {stored(1, 86400, 5), nil, stored(1, 86400, 5)},
+		"none":               {nil, nil, nil},
+		"damaged there":      {stored(1, 86400, 5), []byte("x"), stored(1, 86400, 5)},
+		"damaged here stays": {[]byte("x"), stored(1, 86400, 5), []byte("x")},
+	} {
+		if got := CountsOfBoth(test.a, test.b); !bytes.Equal(got, test.want) {
+			t.Errorf("%s: %x, want %x", name, got, test.want)
+		}
+	}
+	if id := CountsOfToken(append([]byte{0, 0, 0, 0, 0, 0, 0, 1, 2}, make([]byte, 8)...)); id != 258 {
+		t.Errorf("the counts are of token %d", id)
+	}
+	for _, key := range [][]byte{nil, {0}, append([]byte{3, 0, 0, 0, 0, 0, 0, 1, 2}, make([]byte, 8)...)} {
+		if id := CountsOfToken(key); id != 0 {
+			t.Errorf("%x are the counts of token %d", key, id)
+		}
 	}
 }

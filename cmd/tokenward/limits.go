@@ -49,14 +49,13 @@ func localCounts(store *boltstore.Store) countKeeping {
 // says that the clock was ahead when they were made. Numbers of uses stay.
 func forgetAhead(ctx context.Context, store *boltstore.Store, now time.Time) error {
 	var ahead [][]byte
-	_, err := store.DropCounters(ctx, func(key, value []byte) bool {
-		if !bytes.Equal(value, enforce.CountsUpTo(value, now)) {
-			ahead = append(ahead, bytes.Clone(key))
+	for one, err := range store.Counts(ctx) {
+		if err != nil {
+			return err
 		}
-		return false
-	})
-	if err != nil {
-		return err
+		if !bytes.Equal(one.Value, enforce.CountsUpTo(one.Value, now)) {
+			ahead = append(ahead, one.Key)
+		}
 	}
 	for keys := range slices.Chunk(ahead, maxLocalClaims) {
 		if err := store.MoveCounters(ctx, keys, func(_ int, old []byte) ([]byte, error) { return enforce.CountsUpTo(old, now), nil }); err != nil {
@@ -64,6 +63,31 @@ func forgetAhead(ctx context.Context, store *boltstore.Store, now time.Time) err
 		}
 	}
 	return nil
+}
+
+// carryCounts has a store know what was used by the counts of another one, of tokens up
+// to an id.
+func carryCounts(ctx context.Context, from, to *boltstore.Store, last tokenstore.ID) error {
+	var keys, values [][]byte
+	move := func() error {
+		defer func() { keys, values = keys[:0], values[:0] }()
+		return to.MoveCounters(ctx, keys, func(i int, old []byte) ([]byte, error) { return enforce.CountsOfBoth(old, values[i]), nil })
+	}
+	for one, err := range from.Counts(ctx) {
+		if err != nil {
+			return err
+		}
+		if enforce.CountsOfToken(one.Key) > last {
+			continue
+		}
+		keys, values = append(keys, one.Key), append(values, one.Value)
+		if len(keys) == maxLocalClaims {
+			if err := move(); err != nil {
+				return err
+			}
+		}
+	}
+	return move()
 }
 
 // maxLocalClaims bounds how much is read and written in one transaction of the file.

@@ -44,7 +44,9 @@ func newRestoreCommand() *cobra.Command {
 			"life with it. The audit log knows: it is proven first, and then all of that is listed\n" +
 			"and taken away again before the store is put into its place. Where there is no audit\n" +
 			"log that reaches back to the backup, --accept-unrevoked is needed. Ids go on above\n" +
-			"every one that was ever used.\n\n" +
+			"every one that was ever used. What was used of limits since the backup is taken from\n" +
+			"the store that is replaced; if that cannot be read, the tokens with a limited number\n" +
+			"of uses are named.\n\n" +
 			"A backup of a cluster's node becomes a store of its own, for a configuration without\n" +
 			"tokenstore.etcd: as the node knew it, with every secret that ever was, and without\n" +
 			"the counts of limits and the use of tokens, which are in etcd. What other nodes did\n" +
@@ -92,12 +94,16 @@ type restorer struct {
 	lastID   tokenstore.ID        // highest known of the backup, the old store and the log
 	lastSeq  uint64
 	old      origin            // the store that is replaced, and how far it had got
+	replaced *boltstore.Store  // open while this runs; nil where there is none that can be read
 	waiting  map[origin][]byte // events of outboxes that the log lacks
 	past     admin.Past
 	covered  string // why the log does not tell what came after the backup; "": it does
 	undone   []admin.Undone
 	lost     int
 	aside    string // where the old store is now
+	// usedAgain are the tokens with a number of uses, where nobody knows which of them
+	// were used since the backup.
+	usedAgain []tokenstore.ID
 }
 
 // origin is where an event came from.
@@ -179,10 +185,11 @@ func (r *restorer) holdOld() (release func(), err error) {
 	case err == nil:
 		var seq uint64
 		r.lastID, seq, err = old.Position()
-		r.old = origin{old.ID(), seq}
-		if err = errors.Join(err, r.wait(old), old.Close()); err != nil {
-			return nil, err
+		r.old, r.replaced = origin{old.ID(), seq}, old
+		if err = errors.Join(err, r.wait(old)); err != nil {
+			return nil, errors.Join(err, old.Close())
 		}
+		return func() { _ = old.Close() }, nil // it was only read
 	case errors.Is(err, boltstore.ErrInUse):
 		return nil, fmt.Errorf("%w\nA live store is never replaced", err)
 	default:
@@ -274,7 +281,27 @@ func (r *restorer) compare(ctx context.Context, path string) error {
 		return err
 	}
 	r.undone, r.lost, err = service.Undone(ctx, &r.past)
+	if err == nil && !r.knowsCounts() {
+		r.usedAgain, err = countedTokens(ctx, s)
+	}
 	return errors.Join(err, s.Close())
+}
+
+// knowsCounts reports whether the store that is replaced knows what was used of limits
+// since the backup.
+func (r *restorer) knowsCounts() bool { return r.replaced != nil && r.old.store == r.manifest.Store }
+
+// countedTokens are those that have a number of uses.
+func countedTokens(ctx context.Context, s *boltstore.Store) (ids []tokenstore.ID, err error) {
+	for t, err := range s.List(ctx, tokenstore.Query{AllAccounts: true, OldestFirst: true}) {
+		if err != nil {
+			return nil, err
+		}
+		if t.Limits.Uses != 0 {
+			ids = append(ids, t.ID)
+		}
+	}
+	return ids, nil
 }
 
 func (r *restorer) openCopy(path string) (*boltstore.Store, *admin.Service, error) {
@@ -397,6 +424,11 @@ func (r *restorer) finish(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
+	if r.knowsCounts() {
+		if err := carryCounts(ctx, r.replaced, s, r.manifest.LastID); err != nil {
+			return errors.Join(fmt.Errorf("take over what was used of limits: %w", err), s.Close())
+		}
+	}
 	reason := fmt.Sprintf("the backup of %s was restored, %s taken away again", r.manifest.Time.Format(time.RFC3339), counted(len(r.undone), "change"))
 	return errors.Join(service.TakeAgain(ctx, r.undone, reason), s.Close())
 }
@@ -472,6 +504,11 @@ func (r *restorer) text() string {
 		u := &r.undone[i]
 		fmt.Fprintf(&b, "token %d (%s, account %d) %s by %s: it %s\n", u.ID, shownText(u.Name), u.Account, u.Detail, u.At.UTC().Format(time.RFC3339), verb)
 	}
+	if n := len(r.usedAgain); n > 0 {
+		const shown = 100
+		fmt.Fprintf(&b, "Warning: the store that was in use is not here, or cannot be read, so the uses since the backup are not known. %s with a limited number of uses can be used again as often as when the backup was made: %s. Revoke those that were used up.\n",
+			counted(n, "token"), listed(r.usedAgain[:min(n, shown)], n > shown))
+	}
 	if r.lost > 0 {
 		fmt.Fprintf(&b, "%s made after the backup, and gone; no id is used again.\n", were(r.lost))
 	}
@@ -483,6 +520,21 @@ func (r *restorer) text() string {
 		fmt.Fprintf(&b, "The store that was there is now %s.\n", r.aside)
 	}
 	fmt.Fprintf(&b, "Restored to %s. Ids go on above %d. Start the server.\n", r.cfg.TokenStore.Path, r.lastID)
+	return b.String()
+}
+
+// listed writes ids with commas between them.
+func listed(ids []tokenstore.ID, more bool) string {
+	var b strings.Builder
+	for i, id := range ids {
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		fmt.Fprintf(&b, "%d", id)
+	}
+	if more {
+		b.WriteString(" and more")
+	}
 	return b.String()
 }
 
@@ -507,10 +559,11 @@ func (r *restorer) writeJSON(w io.Writer) error {
 		Backup    boltstore.Manifest `json:"backup"`
 		Warning   string             `json:"warning,omitempty"`
 		TakenAway []taken            `json:"taken_away"`
+		UsedAgain []tokenstore.ID    `json:"used_again,omitempty"`
 		Lost      int                `json:"lost"`
 		LastID    tokenstore.ID      `json:"last_id"`
 		Replaced  string             `json:"replaced,omitempty"`
-	}{!r.flags.dryRun, r.manifest, r.covered, []taken{}, r.lost, r.lastID, r.aside}
+	}{!r.flags.dryRun, r.manifest, r.covered, []taken{}, r.usedAgain, r.lost, r.lastID, r.aside}
 	for i := range r.undone {
 		u := &r.undone[i]
 		out.TakenAway = append(out.TakenAway, taken{u.ID, u.Account, u.Name, u.Verb, u.Detail, u.At.UTC()})

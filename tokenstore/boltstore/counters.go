@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"iter"
 
 	bolt "go.etcd.io/bbolt"
 
@@ -29,6 +30,16 @@ func (s *Store) Counter(key []byte) ([]byte, error) {
 		return nil, fmt.Errorf("read counters: %w", err)
 	}
 	return value, nil
+}
+
+// Count is one counter: what is kept under a key.
+type Count struct{ Key, Value []byte }
+
+// Counts yields all counters in the order of their keys. It reads in steps, as List
+// does.
+func (s *Store) Counts(ctx context.Context) iter.Seq2[Count, error] {
+	return along(ctx, s, walk[Count]{what: "counters", bucket: bucketCounters, step: countersStep,
+		read: func(_ *bolt.Tx, k, v []byte) (Count, error) { return Count{bytes.Clone(k), bytes.Clone(v)}, nil }})
 }
 
 // MoveCounters replaces what is kept under each of the keys, which are all different,

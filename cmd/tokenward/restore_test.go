@@ -1,0 +1,116 @@
+package main
+
+import (
+	"encoding/binary"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"tokenward/admin"
+	"tokenward/enforce"
+	"tokenward/tokenstore"
+	"tokenward/tokenstore/boltstore"
+)
+
+// TestRestoreGivesNoUseBack: a token for one use that was used after the backup is not
+// to be had again, and where nobody knows that, it is named.
+func TestRestoreGivesNoUseBack(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	cfg := defaultConfig()
+	cfg.TokenStore.Path, cfg.Audit.Path = filepath.Join(dir, "tokens.db"), filepath.Join(dir, "audit.jsonl")
+	log := slog.New(slog.DiscardHandler)
+	v, err := openVault(t.Context(), cfg, log, time.Now, opening{create: true, serve: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	counts, err := v.counting(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	account := uint64(1)
+	create := func() tokenstore.ID {
+		made, err := v.service.Create(t.Context(), admin.Operator(""), admin.Spec{Account: &account, Name: "once", Scopes: []string{"a"}, Limits: &tokenstore.Limits{Uses: 5}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return made.Token.ID
+	}
+	keyOf := func(id tokenstore.ID) (key enforce.CountKey) {
+		binary.BigEndian.PutUint64(key[1:], uint64(id))
+		return key
+	}
+	use := func(id tokenstore.ID, n int64) {
+		claim := enforce.Claim{Key: keyOf(id)}
+		claim.Draws[0] = enforce.Draw{Add: n, Most: 5}
+		moved, err := counts.ledger.Move(t.Context(), []enforce.Claim{claim})
+		if err != nil || moved[0].Granted[0] != n {
+			t.Fatalf("%+v, %v", moved, err)
+		}
+	}
+	before := create()
+	use(before, 2)
+	backup := filepath.Join(dir, "backup")
+	f, err := os.Create(backup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := v.backup(t.Context(), f, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	after := create()
+	use(before, 2)
+	use(after, 1)
+	if err := v.close(); err != nil {
+		t.Fatal(err)
+	}
+
+	restore := func() *restorer {
+		r := &restorer{flags: restoreFlags{replace: true, acceptUnrevoked: true}, cfg: cfg, log: log, now: time.Now}
+		if err := r.run(t.Context(), backup); err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	used := func(id tokenstore.ID) uint64 {
+		s, err := boltstore.Open(boltstore.Options{Path: cfg.TokenStore.Path, Logger: log})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		key := keyOf(id)
+		value, err := s.Counter(key[:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := enforce.ParseCounts(value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c[0].N
+	}
+	for range 2 { // a store that was restored knows as well
+		if r := restore(); len(r.usedAgain) > 0 || strings.Contains(r.text(), "uses") {
+			t.Errorf("restored beside the old store it says\n%s", r.text())
+		}
+		if got := used(before); got != 4 {
+			t.Errorf("%d uses are known, want 4", got)
+		}
+		if got := used(after); got != 0 {
+			t.Errorf("%d uses are kept of a token that is gone", got)
+		}
+	}
+	if err := os.Remove(cfg.TokenStore.Path); err != nil {
+		t.Fatal(err)
+	}
+	if r := restore(); !slices.Equal(r.usedAgain, []tokenstore.ID{before}) || !strings.Contains(r.text(), "1 token with a limited number of uses") || used(before) != 2 {
+		t.Errorf("restored without the old store it says of %v, with %d uses\n%s", r.usedAgain, used(before), r.text())
+	}
+}
