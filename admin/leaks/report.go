@@ -1,6 +1,7 @@
 package leaks
 
 import (
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/sha256"
@@ -15,7 +16,9 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -32,11 +35,10 @@ const (
 	headerSignature = "Github-Public-Key-Signature"
 )
 
-// The bounds of a report, how many are taken at once, and how long one may take to
+// The bound of a report, how many are taken at once, and how long one may take to
 // arrive: anybody can begin to send one.
 const (
 	maxReportBytes = 1 << 20
-	maxReported    = 1000
 	maxAtOnce      = 4
 	reportPatience = 10 * time.Second
 )
@@ -138,20 +140,24 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (h *Handler) take(w http.ResponseWriter, r *http.Request, key *ecdsa.PublicKey, signature []byte) (int, []feedback) {
 	body, status := readReport(w, r)
 	if status != http.StatusOK {
+		h.tell(r, "a report of leaked secrets was too long or took too long to arrive, and was not looked at: if it was genuine, the tokens in it are still alive", "status", status)
 		return status, nil
 	}
 	if sum := sha256.Sum256(body); !ecdsa.VerifyASN1(key, sum[:], signature) {
 		return h.unsigned(r), nil
 	}
 	var list []reported
-	if err := json.Unmarshal(body, &list); err != nil || len(list) > maxReported {
+	if err := json.Unmarshal(body, &list); err != nil {
+		// Nothing of it is shown: it may hold secrets.
+		h.options.Log.ErrorContext(r.Context(), "a signed report of leaked secrets cannot be read, so no token was ended: ask its sender what was found", "bytes", len(body))
 		return http.StatusBadRequest, nil
 	}
 	answer := make([]feedback, 0, len(list))
+	hide := sync.OnceValue(func() *strings.Replacer { return hiding(list) })
 	for i := range list {
 		one := &list[i]
 		sum := sha256.Sum256([]byte(one.Token))
-		known, err := h.end(r, one, list)
+		known, err := h.end(r, one, hide)
 		if err != nil {
 			h.options.Log.ErrorContext(r.Context(), "a leaked secret was reported and its token could not be ended: do it by hand", "error", err)
 			status = http.StatusServiceUnavailable
@@ -211,19 +217,24 @@ func (h *Handler) signature(header http.Header) ([]byte, *ecdsa.PublicKey) {
 	return signature, h.options.Keys[ids[0]]
 }
 
-// unsigned tells of a report that no configured key signed: of one in a minute, since
-// anybody can send them.
+// unsigned tells of a report that no configured key signed.
 func (h *Handler) unsigned(r *http.Request) int {
-	if minute := time.Now().Unix() / 60; h.told.Swap(minute) != minute {
-		h.options.Log.WarnContext(r.Context(), "a report of leaked secrets was not signed by a configured key, and refused: are the keys of admin.leaks.keys_file the present ones?")
-	}
+	h.tell(r, "a report of leaked secrets was not signed by a configured key, and refused: are the keys of admin.leaks.keys_file the present ones?")
 	return http.StatusUnauthorized
+}
+
+// tell warns of a report of who knows whom: of one in a minute, since anybody can send
+// them.
+func (h *Handler) tell(r *http.Request, message string, args ...any) {
+	if minute := time.Now().Unix() / 60; h.told.Swap(minute) != minute {
+		h.options.Log.WarnContext(r.Context(), message, args...)
+	}
 }
 
 // end disables or revokes the token of a reported secret, if there is one. A
 // secret that a rotation has ended is still one that was found, but its token lives on by
 // another: whoever has the old one could take it down otherwise.
-func (h *Handler) end(r *http.Request, one *reported, list []reported) (known bool, err error) {
+func (h *Handler) end(r *http.Request, one *reported, hide func() *strings.Replacer) (known bool, err error) {
 	ctx := context.WithoutCancel(r.Context()) // the reporter's hanging up saves no leaked token
 	m, err := h.options.Find(ctx, []byte(one.Token))
 	if errors.Is(err, tokenstore.ErrNotFound) || errors.Is(err, tokenstore.ErrBrokenSecret) {
@@ -239,7 +250,7 @@ func (h *Handler) end(r *http.Request, one *reported, list []reported) (known bo
 	c := admin.Reporter(Name, from, r.Header.Get("X-Request-Id"))
 	target := admin.Target{ID: m.Token.ID, Revoked: true}
 	if m.Token.State != tokenstore.StateRevoked && m.Secret.Ends.Ended(h.service.Now()) {
-		h.options.Log.WarnContext(ctx, "a secret that had ended was reported as leaked: its token is left as it is", "token_id", m.Token.ID, "account", m.Token.Account, "url", shown(one.URL, list), "source", shown(one.Source, list))
+		h.options.Log.WarnContext(ctx, "a secret that had ended was reported as leaked: its token is left as it is", "token_id", m.Token.ID, "account", m.Token.Account, "url", shown(one.URL, hide()), "source", shown(one.Source, hide()))
 		return true, nil
 	}
 	switch {
@@ -253,19 +264,31 @@ func (h *Handler) end(r *http.Request, one *reported, list []reported) (known bo
 		h.options.Reported(m.Token)
 	}
 	if err == nil {
-		h.options.Log.WarnContext(ctx, "a leaked secret was reported", "token_id", m.Token.ID, "account", m.Token.Account, "action", string(h.options.Action), "url", shown(one.URL, list), "source", shown(one.Source, list))
+		h.options.Log.WarnContext(ctx, "a leaked secret was reported", "token_id", m.Token.ID, "account", m.Token.Account, "action", string(h.options.Action), "url", shown(one.URL, hide()), "source", shown(one.Source, hide()))
 	}
 	return true, err
 }
 
-// shown is a text of the reporter as our log may have it: bounded, and without the
-// secrets that were found, which a URL may hold.
-func shown(s string, list []reported) string {
+// hiding replaces the secrets that were found, of two that begin alike the longer one.
+func hiding(list []reported) *strings.Replacer {
+	secrets := make([]string, 0, len(list))
 	for i := range list {
-		if secret := list[i].Token; secret != "" {
-			s = strings.ReplaceAll(s, secret, "REDACTED")
+		if list[i].Token != "" {
+			secrets = append(secrets, list[i].Token)
 		}
 	}
+	slices.SortFunc(secrets, func(a, b string) int { return cmp.Or(cmp.Compare(len(b), len(a)), cmp.Compare(a, b)) })
+	pairs := make([]string, 0, 2*len(secrets))
+	for _, secret := range slices.Compact(secrets) {
+		pairs = append(pairs, secret, "REDACTED")
+	}
+	return strings.NewReplacer(pairs...)
+}
+
+// shown is a text of the reporter as our log may have it: bounded, and without the
+// secrets that were found, which a URL may hold.
+func shown(s string, hide *strings.Replacer) string {
+	s = hide.Replace(s)
 	const longest = 512
 	if len(s) > longest {
 		return s[:longest] + "…"

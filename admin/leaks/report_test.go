@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -194,7 +195,7 @@ func TestReportThatIsNotSoundIsRefused(t *testing.T) {
 			return q
 		}, 401},
 		"no list":     {func() *http.Request { return r.request(t, `{}`) }, 400},
-		"a long list": {func() *http.Request { return r.request(t, `[`+strings.Repeat(`{},`, 1000)+`{}]`) }, 400},
+		"too long":    {func() *http.Request { return r.request(t, `[`+strings.Repeat(`{},`, 400_000)+`{}]`) }, 413},
 		"a long body": {func() *http.Request { return r.request(t, strings.Repeat(" ", 1<<20)+body) }, 413},
 		"a get":       {func() *http.Request { q := r.request(t, body); q.Method = http.MethodGet; return q }, 405},
 	} {
@@ -314,5 +315,54 @@ func TestTricklingReportGivesItsPlaceBack(t *testing.T) {
 	w := httptest.NewRecorder()
 	if h.ServeHTTP(w, reporter.request(t, "[]")); w.Code != http.StatusOK {
 		t.Errorf("the next report: %d", w.Code)
+	}
+}
+
+// TestNoReportIsLeftAsideForItsLength: GitHub sends as many finds at once as it has, and
+// each is of a secret that everybody can read.
+func TestNoReportIsLeftAsideForItsLength(t *testing.T) {
+	t.Parallel()
+	w, r := admintest.New(t), newReporter(t)
+	leaked := w.Make(admin.Spec{Name: "leaked", Scopes: []string{"cards"}})
+	list := make([]map[string]string, 0, 5001)
+	for i := range 5000 {
+		list = append(list, map[string]string{"token": fmt.Sprintf("another_%d", i), "type": "tokenward", "url": "https://example.com/a"})
+	}
+	list = append(list, map[string]string{"token": leaked.Secret.Reveal(), "type": "tokenward"})
+	body, err := json.Marshal(list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec := httptest.NewRecorder()
+	handler(t, w, r, leaks.Revoke, nil).ServeHTTP(rec, r.request(t, string(body)))
+	if got := strings.Count(rec.Body.String(), `"false_positive"`); rec.Code != http.StatusOK || got != 5000 || w.Token(leaked.ID).State != tokenstore.StateRevoked {
+		t.Errorf("%d, %d finds are told to be none of ours, the token is %s", rec.Code, got, w.Token(leaked.ID).State)
+	}
+}
+
+// TestSignedReportThatCannotBeReadIsToldOf: its sender knows of leaked secrets, and will
+// not send it again.
+func TestSignedReportThatCannotBeReadIsToldOf(t *testing.T) {
+	t.Parallel()
+	w, r := admintest.New(t), newReporter(t)
+	keys, err := leaks.ParseKeys(r.keys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct{ body, told string }{
+		"no list":  {`{"token":"tw_secret"}`, "cannot be read"},
+		"too long": {`[` + strings.Repeat(`{"token":"tw_secret"},`, 60_000) + `{}]`, "was too long"},
+	} {
+		var log bytes.Buffer
+		h, err := leaks.New(w.Service, leaks.Options{Keys: keys, Action: leaks.Disable, Log: slog.New(slog.NewTextHandler(&log, nil)), Find: func(context.Context, []byte) (tokenstore.Match, error) {
+			return tokenstore.Match{}, tokenstore.ErrNotFound
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.ServeHTTP(httptest.NewRecorder(), r.request(t, test.body))
+		if text := log.String(); !strings.Contains(text, test.told) || strings.Contains(text, "tw_secret") {
+			t.Errorf("%s: the log says %q", name, text)
+		}
 	}
 }
