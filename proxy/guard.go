@@ -318,7 +318,7 @@ func (g *Guard) judge(ctx context.Context, p *passage) bool {
 	if !allowed && !p.observed {
 		if d.Cause != nil {
 			g.unreadable.Do(func() {
-				g.Log.ErrorContext(ctx, "what a judgement depends on cannot be read, requests are refused; see tokenward_decisions_total for how often", "reason", d.Reason.String(), "error", d.Cause, "request_id", p.id.String())
+				g.Log.ErrorContext(ctx, "tokens or limits cannot be read, so requests are refused; tokenward_decisions_total says how often", "reason", d.Reason.String(), "error", d.Cause, "request_id", p.id.String())
 			})
 		}
 		if p.rules.Denied != nil {
@@ -448,7 +448,7 @@ func (g *Guard) countFailure(code string, p *passage, err error) {
 		if mend := upstreamMend(err); mend != "" {
 			attrs = append(attrs, "mend", mend)
 		}
-		g.Log.Warn("the upstream did not answer as it should; see tokenward_upstream_failures_total for how often", append(attrs, "request_id", p.id.String())...)
+		g.Log.Warn("the upstream did not answer as it should; tokenward_upstream_failures_total says how often", append(attrs, "request_id", p.id.String())...)
 	})
 }
 

@@ -244,7 +244,7 @@ func TestFailingUpstreamDoesNotHideAStoreThatCannotBeRead(t *testing.T) {
 	if resp, _ := ask(t, addr, request("GET", "/echo/", w.secrets["full"], "")); resp.StatusCode != 503 {
 		t.Fatalf("got %d of a store that cannot be read", resp.StatusCode)
 	}
-	for _, want := range []string{"the upstream did not answer", "what a judgement depends on cannot be read"} {
+	for _, want := range []string{"the upstream did not answer", "tokens or limits cannot be read"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("the log does not say that %s:\n%s", want, out.String())
 		}

@@ -296,11 +296,11 @@ func (s *Sender) deliver(ctx context.Context, p *parcel) {
 	case p.tries == maxTries:
 		s.failed.Add(1)
 		s.done(e)
-		s.log.Error("a notification was given up: look at the receiver, then at `tokenward report`", "event", e.ID, "tries", p.tries, "error", err)
+		s.log.Error("a notification was given up after its last try: check the receiver, then see `tokenward report`", "event", e.ID, "tries", p.tries, "error", err)
 	default:
 		p.due = s.now().Add(pauseAfter(p.tries))
 		if p.tries == 1 {
-			s.log.Warn("a notification was not taken; it is sent again", "event", e.ID, "error", err)
+			s.log.Warn("the webhook did not accept a notification; it is sent again", "event", e.ID, "error", err)
 		}
 	}
 }

@@ -270,7 +270,7 @@ func (a *app) buildAdmin() error {
 }
 
 func (a *app) panicked(recovered any) {
-	a.log.Error("a request made the program panic; its connection was closed, all others go on: please report this", "panic", fmt.Sprint(recovered), "stack", string(debug.Stack()))
+	a.log.Error("a request made the program panic; only its connection was closed: please report this with the stack", "panic", fmt.Sprint(recovered), "stack", string(debug.Stack()))
 }
 
 // run serves until ctx ends or a listener fails, then drains and closes.
@@ -370,7 +370,7 @@ func (a *app) observeAudit(p audit.Progress) {
 		a.log.Error("the outbox held events that this version cannot read; they are in the audit log as audit.unreadable", "events", p.Unreadable)
 	}
 	if p.Head.Line > 0 {
-		a.log.Info("a head of the audit log was signed: keep it elsewhere", "head", p.Head.String())
+		a.log.Info("a head of the audit log was signed: keep a copy of it elsewhere", "head", p.Head.String())
 	}
 }
 

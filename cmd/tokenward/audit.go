@@ -21,7 +21,7 @@ import (
 func newAuditCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "audit",
-		Short: "Prove the log of what was done to tokens",
+		Short: "Check the log of everything that was done to tokens",
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -43,8 +43,8 @@ func newAuditVerifyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify [--config FILE | --log FILE]",
 		Short: "Check that no line of the audit log was changed, cut out or moved",
-		Long: "Read the whole audit log, older files too, and check every line. It may be written\n" +
-			"meanwhile. Each fault is told with the lines it concerns, from where to where.\n\n" +
+		Long: "Read the whole audit log, older files too, and check every line. The server may be\n" +
+			"running. Each fault is reported with the range of lines it concerns.\n\n" +
 			"Log and keys are those of the configuration, which is tokenward.yaml unless --config names\n" +
 			"another. Elsewhere, name the log, the pepper files it was written under and the public\n" +
 			"key of its signatures. Lines cut off the end show only against a head that was kept\n" +

@@ -34,10 +34,10 @@ func newBackupCommand() *cobra.Command {
 		Use:   "backup -o FILE [--config FILE | --admin URL]",
 		Short: "Write a backup of the whole token store to a file",
 		Long: "Write a backup of the token store, as it is at one instant, to a new file. A running\n" +
-			"server streams it while it goes on working, for a root token; with --config the store\n" +
-			"is read itself, which needs the server to be stopped.\n\n" +
-			"The file appears under its name only once it is whole. It holds no secrets, but their\n" +
-			"digests: keep it as the store itself, and the pepper elsewhere.",
+			"server streams it to a root token while it keeps working; with --config the file of\n" +
+			"the store is read directly, for which the server must be stopped.\n\n" +
+			"The backup appears under its name only once it is complete. It holds digests, no\n" +
+			"secrets: keep it as carefully as the store, and the pepper somewhere else.",
 		Example: "  tokenward backup -o tokens-2026-11-21.backup --token-file root\n" +
 			"  tokenward backup -o tokens.backup --config tokenward.yaml",
 		Args: cobra.NoArgs,
@@ -120,7 +120,7 @@ func (b *backupCommand) fromStore(cmd *cobra.Command, w io.Writer) (err error) {
 	}
 	v, err := openVault(cmd.Context(), cfg, newLogger(cfg, cmd.ErrOrStderr()), time.Now, opening{})
 	if errors.Is(err, boltstore.ErrInUse) {
-		return fmt.Errorf("%w\nLeave --config away to have the server make the backup", err)
+		return fmt.Errorf("%w\nLeave out --config to have the server make the backup", err)
 	}
 	if err != nil {
 		return err

@@ -118,7 +118,7 @@ func (c *clock) compare() {
 	}
 	if by.Abs() > clockAlarm && !c.alarmed {
 		c.alarmed = true
-		c.log.Error("the machine's clock departed from the time that tokens are judged by: if it is right nothing is to be done, else set it right",
+		c.log.Error("the machine's clock differs from the time that tokens are judged by: if the clock is right, do nothing; else set it right",
 			"machine", wall, "time", now, "adopted_after", clockAgreement, "not_before", c.floor)
 	}
 	if steady-c.since < clockAgreement || c.hindered {

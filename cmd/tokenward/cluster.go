@@ -95,10 +95,10 @@ func newClusterStatusCommand() *cobra.Command {
 	t := &tokenCommand{now: time.Now}
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "Show each node with its version, how far it is and how old what it holds is",
+		Short: "Show each node with its version, its revision and the age of its data",
 		Long: "Show each node of the cluster with its version, the revision of etcd up to which it has\n" +
 			"heard everything, and since when it might lack something. Each node is asked and has\n" +
-			"a second to answer; of one that does not, what it said last is shown. Needs a root token.",
+			"a second to answer; for one that does not, its last report is shown. Needs a root token.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := t.server.client(cmd)

@@ -27,7 +27,7 @@ func newDemoCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "demo",
 		Short: "Show it at work: a sample API, guarded, with tokens to try",
-		Long: "Start a sample API and tokenward before it, on loopback and in a folder of its own,\n" +
+		Long: "Start a sample API with tokenward in front of it, on loopback and in its own folder,\n" +
 			"make a root token and some example tokens, and print lines to paste into another\n" +
 			"terminal, each with the answer to expect. Ctrl-C ends it and removes the folder.",
 		Args: cobra.NoArgs,

@@ -15,7 +15,7 @@ type demoPlaces struct{ proxy, admin, metrics, upstream, dir string }
 // them, in its order.
 func demoPage(at demoPlaces, tokens *demoTokens) string {
 	p := &pageWriter{}
-	p.text("tokenward stands before a sample API of accounts and cards.\n\n")
+	p.text("tokenward stands in front of a sample API of accounts and cards.\n\n")
 	for _, place := range [][2]string{
 		{"guarded API", at.proxy}, {"token APIs", at.admin}, {"metrics", at.metrics + "/metrics"},
 		{"the API behind", at.upstream}, {"configuration", at.dir + "/tokenward.yaml"},

@@ -15,7 +15,7 @@ func (v *vault) runDenials(log *slog.Logger) {
 	v.denials = audit.NewDenials()
 	v.background(func(ctx context.Context) {
 		v.denials.Run(ctx, v.log, v.now, func(err error) {
-			log.Warn("refused requests could not be told in the audit log; it is tried again, and they are only counted if the program ends before", "error", err)
+			log.Warn("refused requests could not be written to the audit log; they are tried again, and lost if the program ends before that", "error", err)
 		})
 	})
 }

@@ -27,7 +27,7 @@ func newDoctorCommand() *cobra.Command {
 		Short: "Check the token store and its audit log, and say what is wrong and what to do",
 		Long: "Check a store that is not being served: who can reach its files, whether the peppers\n" +
 			"fit, every record, index and count in it, the whole audit log, and whether the two\n" +
-			"belong together. Nothing is mended.\n\n" +
+			"belong together. Nothing is changed.\n\n" +
 			"The exit code is 0 when nothing is wrong, and 1 otherwise.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -84,12 +84,12 @@ func (d *doctor) wrong() (n int) {
 func (d *doctor) examine(ctx context.Context, config string) {
 	var err error
 	if d.cfg, err = loadConfig(config); err != nil {
-		d.fault("configuration", err.Error(), "mend it: `tokenward check` shows it with its lines")
+		d.fault("configuration", err.Error(), "correct it: `tokenward check` shows each fault with its line")
 		return
 	}
 	d.files()
 	if d.peppers, err = readPeppers(d.cfg.TokenStore.PepperFiles); err != nil {
-		d.fault("peppers", err.Error(), "put the pepper back, from where it is kept beside the server")
+		d.fault("peppers", err.Error(), "put the pepper back from where its copy is kept")
 		return
 	}
 	d.openStore(ctx)

@@ -38,7 +38,7 @@ func newExplainCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "explain --config FILE METHOD TARGET",
 		Short: "Say step by step how a request would be judged, and by which line",
-		Long: "Judge a request by a configuration without sending it anywhere, and tell each\n" +
+		Long: "Judge a request by a configuration without sending it anywhere, and show each\n" +
 			"step up to the one that decides. The token is given by its secret, in a file, or\n" +
 			"by its id; without either the request bears none. Reading the store needs it to\n" +
 			"be free: while it is served, ask the server with POST /v1/explain. Where the rules\n" +

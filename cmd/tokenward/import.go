@@ -40,8 +40,8 @@ func (t *tokenCommand) newImport() *cobra.Command {
 	var f importFlags
 	cmd := &cobra.Command{
 		Use:   "import --format FORMAT FILE",
-		Short: "Take over tokens that customers already hold",
-		Long: "Take over tokens that customers already hold, by their secrets or by digests of them,\n" +
+		Short: "Import tokens that customers already hold",
+		Long: "Import tokens that customers already hold, by their secrets or by digests of them,\n" +
 			"so that nobody has to change a key. FILE - is standard input.\n\n" +
 			"Formats: csv (the first line names the columns), jsonl (one object on each line, in the\n" +
 			"words of the native API), and the exports of kong, tyk and apisix, in JSON or YAML. Digests\n" +
@@ -49,7 +49,7 @@ func (t *tokenCommand) newImport() *cobra.Command {
 			"base64. A ttl of kong counts from its export: from when FILE was last written, or from now\n" +
 			"for standard input, unless --exported-at says when that was.\n\n" +
 			"Run it with --dry-run first. A secret that a token has or ever had is refused, also one\n" +
-			"that was revoked. With --config the store of a stopped server is written itself.",
+			"that was revoked. --config imports into the store of a stopped server.",
 		Example: "  tokenward token import --format kong --scopes accounts:read --dry-run key-auths.json\n" +
 			"  tokenward token import --format csv --digest sha256 --config tokenward.yaml keys.csv",
 		Args: cobra.ExactArgs(1),
@@ -60,8 +60,8 @@ func (t *tokenCommand) newImport() *cobra.Command {
 	flags.StringVar(&f.digest, "digest", "", "`kind` of digest that stands in the place of the key: none, sha256, hmac-sha256")
 	flags.StringVar(&f.config, "config", "", "configuration `file` of a server that is stopped")
 	flags.StringVar(&f.exportedAt, "exported-at", "", "`time` (RFC 3339) that kong's ttl counts from")
-	flags.BoolVar(&f.dryRun, "dry-run", false, "say what would be taken and refused, and change nothing")
-	flags.BoolVar(&f.allowWeak, "allow-weak", false, "take secrets of less than 80 bits too")
+	flags.BoolVar(&f.dryRun, "dry-run", false, "say what would be imported and what refused, and change nothing")
+	flags.BoolVar(&f.allowWeak, "allow-weak", false, "accept secrets of less than 80 bits too")
 	flags.Uint64Var(&f.account, "account", 0, "account `number` of tokens for which the file names none")
 	flags.Uint64Var(&f.owner, "owner", 0, "owner `number` likewise")
 	flags.StringSliceVar(&f.scopes, "scopes", nil, "`scopes` of tokens for which the file names none")
@@ -137,7 +137,7 @@ func (f *importFlags) open(cmd *cobra.Command) (*vault, error) {
 	}
 	v, err := openVault(cmd.Context(), cfg, newLogger(cfg, cmd.ErrOrStderr()), time.Now, opening{})
 	if errors.Is(err, boltstore.ErrInUse) {
-		return nil, fmt.Errorf("%w\nLeave --config away to have the server do it", err)
+		return nil, fmt.Errorf("%w\nLeave out --config to have the server do it", err)
 	}
 	return v, err
 }

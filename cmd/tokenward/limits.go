@@ -154,7 +154,7 @@ func (a *app) startLimits() {
 		cancel()
 		<-done
 		if err := a.engine.SettleCounts(context.Background(), a.now()); err != nil {
-			a.log.Error("the counts of quotas and uses could not be kept at the end: some of each that was in use counts as used", "error", err)
+			a.log.Error("the counts of quotas and uses could not be saved at shutdown: what was reserved ahead counts as used", "error", err)
 		}
 	}
 }
@@ -167,7 +167,7 @@ func (a *app) flushCounts(ctx context.Context) {
 		if now := a.now(); due(tidied, now, tidyEvery) {
 			tidied = now
 			if err := a.counts.tidy(ctx, now); err != nil && ctx.Err() == nil {
-				a.log.Warn("counts of quotas that are over could not be dropped; they only take room", "error", err)
+				a.log.Warn("expired counts of quotas could not be dropped; they only take up space", "error", err)
 			}
 		}
 		select {
@@ -177,7 +177,7 @@ func (a *app) flushCounts(ctx context.Context) {
 		}
 		err := a.engine.FlushCounts(ctx, a.now())
 		if err != nil && !failing && ctx.Err() == nil {
-			a.log.Error("the counts of quotas and uses cannot be kept: tokens that have them are refused once what was kept ahead is used up; see why the store cannot be written", "error", err)
+			a.log.Error("the counts of quotas and uses cannot be saved: tokens with such limits are refused once what was reserved ahead is used up; find out why the store cannot be written", "error", err)
 		}
 		failing = err != nil
 		before, moves = moves, a.engine.LimitStats().Flushed

@@ -61,7 +61,7 @@ func listenMend(err error) string {
 	case errors.Is(err, syscall.EADDRINUSE):
 		return "\nThe port is taken: find by whom with `ss -ltnp`, or choose another"
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
-		return "\nThis machine does not have the address: `ip address` shows those that it has; leave the host away to listen on all"
+		return "\nThis machine does not have the address: `ip address` shows those that it has; leave out the host to listen on all"
 	case errors.Is(err, fs.ErrPermission):
 		return "\nPorts below 1024 are not for every user: choose a higher one, or give the program CAP_NET_BIND_SERVICE"
 	}

@@ -42,7 +42,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	case err == nil:
 		return exitFine
 	case errors.As(err, new(usageError)):
-		fmt.Fprintf(stderr, "tokenward: %v\nType `%s --help` for what there is.\n", err, cmd.CommandPath())
+		fmt.Fprintf(stderr, "tokenward: %v\nRun `%s --help` for usage.\n", err, cmd.CommandPath())
 		return exitUsage
 	}
 	fmt.Fprintf(stderr, "tokenward: %v\n", err)
@@ -86,11 +86,11 @@ func newRootCommand() *cobra.Command {
 func newHelpCommand(root *cobra.Command) *cobra.Command {
 	return &cobra.Command{
 		Use:   "help [COMMAND]",
-		Short: "Tell about a command",
+		Short: "Show the help of a command",
 		RunE: func(_ *cobra.Command, args []string) error {
 			about, rest, err := root.Find(args)
 			if err != nil || len(rest) > 0 {
-				return usageError{fmt.Errorf("there is no command %q to tell about", strings.Join(args, " "))}
+				return usageError{fmt.Errorf("there is no command %q", strings.Join(args, " "))}
 			}
 			return about.Help()
 		},

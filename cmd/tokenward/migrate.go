@@ -29,20 +29,20 @@ func newMigrateCommand() *cobra.Command {
 	var m mover
 	cmd := &cobra.Command{
 		Use:   "migrate --config FILE [--to etcd [--from FILE] | --to file --out FILE]",
-		Short: "Bring a store of an older release to the present layout, or move it into etcd and back",
-		Long: "Without --to: bring the token store to the layout of this release, each step in one\n" +
-			"transaction. A copy of the file as it is stays beside it. The server must be stopped.\n\n" +
-			"With --to etcd: copy a store of its own into etcd, where the configuration says, under\n" +
+		Short: "Upgrade the store of an older release, or move a store into etcd and back",
+		Long: "Without --to: upgrade the token store to the layout of this release, each step in one\n" +
+			"transaction. A copy of the old file stays next to it. The server must be stopped.\n\n" +
+			"With --to etcd: copy the store in a file into etcd, where the configuration says, under\n" +
 			"a prefix that is empty. Everything is read back and compared before nodes can use it.\n" +
 			"The file is only read, and stays as it is; its server must be stopped, since what it\n" +
 			"changed meanwhile would be lost. To have it stopped for seconds, copy a backup first,\n" +
-			"while it goes on: --from may name a backup, which leaves the copy unfinished, and the\n" +
-			"run with the file then writes only what changed since. A run that was stopped at any\n" +
-			"point goes on when it is started again.\n\n" +
+			"while it runs: --from may name a backup, which leaves the copy unfinished, and the\n" +
+			"run with the file then writes only what changed since. A run that was interrupted at\n" +
+			"any point continues when it is started again.\n\n" +
 			"With --to file: copy what etcd holds, as of one moment, into a new file, which a server\n" +
-			"without tokenstore.etcd uses as its own. Nodes go on meanwhile; what they change after\n" +
+			"without tokenstore.etcd uses as its own. Nodes keep running; what they change after\n" +
 			"that moment is not in the file, so stop them first when it is meant for good.",
-		Example: "  tokenward backup -o ahead.backup --token-file root           # the server goes on\n" +
+		Example: "  tokenward backup -o ahead.backup --token-file root           # the server keeps running\n" +
 			"  tokenward migrate --to etcd --config cluster.yaml --from ahead.backup\n" +
 			"  tokenward migrate --to etcd --config cluster.yaml --from tokenward.db   # the server is stopped\n" +
 			"  tokenward migrate --to file --config cluster.yaml --out tokenward.db",
@@ -189,7 +189,7 @@ func (m *mover) toEtcd(ctx context.Context) (err error) {
 		return m.print(&r, "This was a backup, so the copy is not finished and no node can start on it. Stop the server, and run this with the store's file.\n")
 	}
 	if err := m.noteInCluster(ctx); err != nil {
-		return fmt.Errorf("the store is in etcd and whole, but the audit log could not be told: %w", err)
+		return fmt.Errorf("the store is in etcd and complete, but the audit log could not record it: %w", err)
 	}
 	return m.print(&r, fmt.Sprintf("The store is in etcd. Its file %s is as it was: keep it until the nodes serve, and start no server on it again. Name another place in tokenstore.path, where each node keeps its copy, then start the nodes.\n", from))
 }

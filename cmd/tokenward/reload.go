@@ -140,7 +140,7 @@ func (a *app) applyFile(path string) error {
 	a.announceObserving()
 	if len(restart) > 0 {
 		slices.Sort(restart)
-		a.log.Warn("some changes take hold only when tokenward is started anew", "keys", strings.Join(restart, ", "))
+		a.log.Warn("some changes take effect only after a restart of tokenward", "keys", strings.Join(restart, ", "))
 	}
 	a.log.Info("the configuration was reloaded", "path", path, "routes", len(next.Routes))
 	return nil

@@ -25,11 +25,11 @@ func newReportCommand() *cobra.Command {
 	var findings []string
 	cmd := &cobra.Command{
 		Use:   "report",
-		Short: "Tell which tokens are unused, wider than they need, without an end or about to end",
-		Long: "Tell what is worth looking at about the tokens that the calling token may see: unused,\n" +
+		Short: "Show which tokens are unused, wider than needed, without an end or about to end",
+		Long: "Show what is worth looking at in the tokens that the calling token may see: unused,\n" +
 			"never expiring, about to expire, replaced secrets that are still used, scopes and\n" +
-			"routes that a token has but never exercised. What was never exercised is told of\n" +
-			"tokens that are used, and older than --unused-since. With --json the output is the\n" +
+			"routes that a token has but never exercised. The last is reported only for tokens that\n" +
+			"are in use, and older than --unused-since. With --json the output is the\n" +
 			"server's: one object, with the tokens in `items`.",
 		Example: "  tokenward report --unused-since 30d\n" +
 			"  tokenward report --finding old_secret_in_use,expires_soon",

@@ -36,17 +36,16 @@ func newRestoreCommand() *cobra.Command {
 	var f restoreFlags
 	cmd := &cobra.Command{
 		Use:   "restore --config FILE BACKUP",
-		Short: "Put a backup in the place of the token store",
-		Long: "Prove a backup and put it in the place where the configuration names the store: its\n" +
-			"length, checksums and seal, its layout, every record and every index. The server must\n" +
-			"be stopped. A store that is there is moved aside, and only with --replace.\n\n" +
+		Short: "Replace the token store by a backup",
+		Long: "Check a backup (its length, checksums and seal, its layout, every record and every\n" +
+			"index) and put it where the configuration names the store. The server must be\n" +
+			"stopped. A store that is there is moved aside, and only with --replace.\n\n" +
 			"What was revoked, disabled or narrowed after the backup was made would come back to\n" +
-			"life with it. The audit log knows: it is proven first, and then all of that is listed\n" +
-			"and taken away again before the store is put into its place. Where there is no audit\n" +
-			"log that reaches back to the backup, --accept-unrevoked is needed. Ids go on above\n" +
-			"every one that was ever used. What was used of limits since the backup is taken from\n" +
-			"the store that is replaced; if that cannot be read, the tokens with a limited number\n" +
-			"of uses are named.\n\n" +
+			"life with it. The audit log knows: it is checked first, and then all of that is listed\n" +
+			"and taken away again before the store is put in place. If no audit log reaches back\n" +
+			"to the backup, --accept-unrevoked is needed. Ids continue above every one that was\n" +
+			"ever used. What was used of limits since the backup is taken from the store that is\n" +
+			"replaced; if that cannot be read, the tokens with a limited number of uses are named.\n\n" +
 			"A backup of a cluster's node becomes a store of its own, for a configuration without\n" +
 			"tokenstore.etcd: as the node knew it, with every secret that ever was, and without\n" +
 			"the counts of limits and the use of tokens, which are in etcd. What other nodes did\n" +
@@ -74,8 +73,8 @@ func newRestoreCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&f.config, "config", "tokenward.yaml", "configuration file")
-	cmd.Flags().BoolVar(&f.replace, "replace", false, "move the store that is there aside")
-	cmd.Flags().BoolVar(&f.acceptUnrevoked, "accept-unrevoked", false, "go on although what was revoked since the backup may come back")
+	cmd.Flags().BoolVar(&f.replace, "replace", false, "move an existing store aside")
+	cmd.Flags().BoolVar(&f.acceptUnrevoked, "accept-unrevoked", false, "continue although what was revoked since the backup may come back")
 	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "show what would be done, and do nothing")
 	cmd.Flags().BoolVar(&f.asJSON, "json", false, "print JSON")
 	return cmd
@@ -193,7 +192,7 @@ func (r *restorer) holdOld() (release func(), err error) {
 	case errors.Is(err, boltstore.ErrInUse):
 		return nil, fmt.Errorf("%w\nA live store is never replaced", err)
 	default:
-		r.log.Warn("the store that is to be replaced cannot be read: what it did last may be missing in the audit log", "error", err)
+		r.log.Warn("the store that is to be replaced cannot be read: its last changes may be missing from the audit log", "error", err)
 	}
 	return boltstore.Hold(path)
 }

@@ -111,10 +111,11 @@ func newScanCommand() *cobra.Command {
 	var s scanCommand
 	cmd := &cobra.Command{
 		Use:   "scan FILE|FOLDER…",
-		Short: "Find secrets in logs and trees, and say which of them are live",
+		Short: "Find secrets in logs and source trees, and say which of them are live",
 		Long: "Find secrets of tokens in files, and in all files below folders; - is standard input.\n" +
-			"What is in gzip is unpacked, and text in UTF-16 and UTF-32 is read too. What leads out of a folder is not followed, and pipes and\n" +
-			"devices are read only where they are named. A secret is never shown whole.\n\n" +
+			"Gzip is unpacked, and text in UTF-16 and UTF-32 is read too. Links out of a folder are\n" +
+			"not followed, and pipes and devices are read only if they are named. A secret is never\n" +
+			"shown whole.\n\n" +
 			"With --config, the store of a stopped server says which are live; with --admin or\n" +
 			"$" + envAdmin + ", a running one does, as far as the calling token may see.\n\n" +
 			"The exit code is 0 when there is none, and 1 when there are some.",

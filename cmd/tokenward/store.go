@@ -70,7 +70,7 @@ func (v *vault) leastTime(log *slog.Logger) time.Time {
 	if !believesClock() {
 		return last
 	}
-	log.Warn("the machine's clock is believed as it is, whenever the store was last written: unset the variable once the server runs", "variable", envBelieveClock, "last_written", last)
+	log.Warn("the machine's clock is trusted although the store may have been written at a later time: unset the variable once the server runs", "variable", envBelieveClock, "last_written", last)
 	return time.Time{}
 }
 

@@ -59,11 +59,11 @@ func (a *app) auditCuts(cuts []proxy.CutReport, dropped uint64) {
 			return nil
 		})
 		if err != nil {
-			a.log.Error("exchanges were cut, but the audit log does not have it: see why the store cannot be written", "tokens", len(batch), "first", uint64(batch[0].Token.ID), "error", err)
+			a.log.Error("exchanges were cut, but the audit log does not say so: find out why the store cannot be written", "tokens", len(batch), "first", uint64(batch[0].Token.ID), "error", err)
 		}
 	}
 	if dropped > 0 {
-		a.log.Error("exchanges were cut faster than the audit log took it: it lacks those of some tokens; tokenward_streams_cut_total has them all", "tokens", dropped)
+		a.log.Error("exchanges were cut faster than the audit log could take them, so it lacks some; tokenward_streams_cut_total counts them all", "tokens", dropped)
 	}
 }
 

@@ -229,7 +229,7 @@ func (t *tokenCommand) list(cmd *cobra.Command, query url.Values, limit int) err
 		case next == "" || limit > 0 && out.count >= limit:
 			return out.end(next)
 		case next == query.Get("cursor"):
-			return errors.Join(out.abort(), c.strange(one, "its list goes round in circles"))
+			return errors.Join(out.abort(), c.strange(one, "its pages of the list go round in circles"))
 		}
 		query.Set("cursor", next)
 		if err := out.flush(); err != nil {
@@ -376,7 +376,7 @@ func (t *tokenCommand) newReset() *cobra.Command {
 	var expires string
 	cmd := &cobra.Command{
 		Use:   "reset ID",
-		Short: "Make a new token in the place of one, print its secret once, and end the old later",
+		Short: "Replace a token by a new one, print its secret once, and end the old one later",
 		Long: "Make a new token, with a new id, that may do what the old one may, and print its\n" +
 			"secret, once. The old token ends after the server's grace period\n" +
 			"(tokenstore.reset_grace). To keep the id, use rotate.",

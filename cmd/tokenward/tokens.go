@@ -318,7 +318,7 @@ func (v *vault) follow(ctx context.Context, log *slog.Logger) error {
 	p.Start(etcdstore.Observer{Learned: v.cache.SetFormats, Changed: v.changed, Forget: v.missed})
 	if p.copy != nil && p.copy.Followed().Revision > 0 {
 		if age := p.Store.Stats().Age; age < math.MaxInt64 {
-			log.Info("this node goes on from its copy of the tokens", "path", p.copy.Path(), "revision", p.copy.Followed().Revision, "age", age.Round(time.Second))
+			log.Info("this node continues from its copy of the tokens", "path", p.copy.Path(), "revision", p.copy.Followed().Revision, "age", age.Round(time.Second))
 		}
 		return nil
 	}

@@ -76,7 +76,7 @@ func (u *upkeep) round(ctx context.Context) {
 	for _, step := range steps {
 		if err := step(ctx); err != nil && ctx.Err() == nil {
 			u.failures.Add(1)
-			u.log.Warn("the upkeep of tokens did not succeed; it is tried again", "error", errors.Join(err, causeOf(err)))
+			u.log.Warn("the upkeep of tokens failed; it is tried again within a minute", "error", errors.Join(err, causeOf(err)))
 		}
 	}
 }

@@ -17,7 +17,7 @@ import (
 func (v *vault) runUsage(log *slog.Logger) {
 	v.background(func(ctx context.Context) {
 		v.usage.Run(ctx, v.store.UsageEvery, func(err error) {
-			log.Warn("how tokens are used could not be written; it is tried again, and lost if the program ends before", "error", err)
+			log.Warn("the use of tokens could not be written; it is tried again, and lost if the program ends before that", "error", err)
 		})
 	})
 }

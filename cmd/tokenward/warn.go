@@ -138,7 +138,7 @@ func (u *upkeep) warnOf(ctx context.Context, id tokenstore.ID, now time.Time, r 
 		// A warning that was taken is noted even while the server stops.
 		err := u.store.NoteWarning(context.WithoutCancel(ctx), t.ID, end, nil, func(n *tokenstore.Notice) { n.Sent = min(n.Sent, due) })
 		if err != nil {
-			u.log.Warn("a warning was taken by the webhook and could not be noted: it may come again", "event", e.ID, "error", err)
+			u.log.Warn("the webhook accepted a warning, but that could not be noted: the warning may come again", "event", e.ID, "error", err)
 		}
 	}
 	u.unsent = !u.sender.Send(e)

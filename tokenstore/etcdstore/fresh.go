@@ -192,8 +192,8 @@ func (s *Store) tellStale() {
 	case !stale:
 		s.log.Info("this node is in step with etcd again")
 	case s.opts.ServeStale:
-		s.log.Error("this node may have missed changes for too long, and goes on answering by tokenstore.etcd.on_stale: tokens that were revoked meanwhile are accepted; see that etcd runs and can be reached", "max_staleness", s.opts.MaxStaleness)
+		s.log.Error("this node may have missed changes for too long, and goes on answering, as tokenstore.etcd.on_stale says: tokens that were revoked meanwhile are accepted; make sure that etcd runs and can be reached", "max_staleness", s.opts.MaxStaleness)
 	default:
-		s.log.Error("this node may have missed changes for too long: all requests are answered 503 until it is in step again; see that etcd runs and can be reached", "max_staleness", s.opts.MaxStaleness)
+		s.log.Error("this node may have missed changes for too long: all requests are answered 503 until it is in step again; make sure that etcd runs and can be reached", "max_staleness", s.opts.MaxStaleness)
 	}
 }

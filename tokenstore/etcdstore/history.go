@@ -14,7 +14,7 @@ import (
 )
 
 // errRestored: etcd was taken back to a backup, or is another one.
-var errRestored = errors.New("etcd was taken back to an earlier state: everything is read anew")
+var errRestored = errors.New("etcd was restored to an earlier state: everything is read again")
 
 // headText is what tells head, as some revision has it, from every other that there
 // ever was: each put of it has another value.
@@ -92,7 +92,7 @@ func (s *Store) compareHistory(ctx context.Context, revision int64, head string)
 // wentBack forgets what rests on a history that etcd has no more. Nothing is dropped
 // from what requests are answered from before what etcd has is read.
 func (s *Store) wentBack() {
-	s.log.Error("etcd was taken back to an earlier state: what was changed since then is lost, tokens that were revoked since then are valid again except on nodes that know better; see in the audit logs what was revoked, and revoke it again")
+	s.log.Error("etcd was restored to an earlier state: what was changed since then is lost, and tokens revoked since then are valid again except on nodes that saw the revocation; find them in the audit logs, and revoke them again")
 	s.data.reset()
 	s.ids.drop()
 	s.emitting.restart(errRestored)

@@ -165,7 +165,7 @@ func (s *Store) load(ctx context.Context) error {
 
 func (s *Store) tellUnreadable(n int) {
 	if n > 0 {
-		s.log.Error("records in etcd cannot be read, or bring back tokens that this node knows as revoked: these tokens are refused on this node; see that all nodes have the same tokenstore.pepper_files and version, then restart; after a restore of etcd revoke again what was revoked since the backup", "records", n)
+		s.log.Error("records in etcd cannot be read, or bring back tokens that this node knows as revoked: these tokens are refused on this node; make sure that all nodes have the same tokenstore.pepper_files and version, then restart; after a restore of etcd, revoke again what was revoked since the backup", "records", n)
 	}
 }
 

@@ -294,7 +294,7 @@ func (s *Store) adopt(ctx context.Context, living map[string]bool) error {
 			}
 			return err
 		}
-		s.log.Warn("the audit log of this node takes the events of a node that is gone", "gone", node)
+		s.log.Warn("the audit log of this node takes over the events of a node that is gone", "gone", node)
 	}
 	return nil
 }
