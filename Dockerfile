@@ -3,11 +3,11 @@
 #
 #   docker build --build-arg VERSION=1.2.3 --build-arg REVISION=$(git rev-parse HEAD) -t tokenward .
 #
-# A test reads this file and holds it to what deploy/README.md promises.
+# A test checks this file against what deploy/README.md promises.
 
 FROM --platform=$BUILDPLATFORM golang:1.26.8-bookworm AS build
 WORKDIR /src
-# Modules first: this layer is made anew only when they change.
+# Modules first: this layer is rebuilt only when they change.
 COPY go.mod go.sum ./
 RUN go mod download && go mod verify
 COPY . .
