@@ -314,7 +314,7 @@ func (l *Log) putLocked(now time.Time, b batch) error {
 		add(kindHead, delivery{}, value)
 	}
 	if err := l.writeLocked(text); err != nil {
-		return fmt.Errorf("append to audit log %s: %w; free space on its disk or mend it: nothing is lost, it is tried again", l.path, err)
+		return fmt.Errorf("append to audit log %s: %w; free space on its disk or repair it; nothing is lost: the write is tried again", l.path, err)
 	}
 	l.n, l.chain = n, chain
 	l.size += int64(len(text))

@@ -112,7 +112,7 @@ func (f *serverFlags) secret(stdin io.Reader, stderr io.Writer) (tokenstore.Secr
 		}
 		defer file.Close()
 		if info, err := file.Stat(); err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o007 != 0 {
-			fmt.Fprintf(stderr, "warning: everybody on this machine can reach %s: type `chmod 600 %s`, and rotate the token if others could read it\n", f.tokenFile, f.tokenFile)
+			fmt.Fprintf(stderr, "warning: everybody on this machine can reach %s: run `chmod 600 %s`, and rotate the token if others could read it\n", f.tokenFile, f.tokenFile)
 		}
 		in = file
 	}
@@ -478,7 +478,7 @@ func (e *apiError) next() string {
 	switch e.problem.Code {
 	case "missing_token", "invalid_token":
 		return "It is unknown there, disabled, revoked, expired, not yet valid, or was replaced. Name another with --token-file FILE or " + envToken +
-			";\nif the root token is lost, stop the server and type `tokenward init --new-root`"
+			";\nif the root token is lost, stop the server and run `tokenward init --new-root`"
 	case "source_not_allowed":
 		return "Call from an address that the token from " + e.client.secretFrom + " allows"
 	case "secret_in_grace":

@@ -182,11 +182,11 @@ func (f *fileChecker) secret(key, path string) bool {
 	}
 	switch mode := info.Mode().Perm(); {
 	case mode&0o007 != 0:
-		f.fault(key, fmt.Sprintf("everybody on this machine can reach %s (mode %04o)", quote(path), mode), "type `chmod 600 "+path+"`; if others could read it, make a new one")
+		f.fault(key, fmt.Sprintf("everybody on this machine can reach %s (mode %04o)", quote(path), mode), "run `chmod 600 "+path+"`; if others could read it, make a new one")
 	case mode&0o020 != 0:
-		f.fault(key, fmt.Sprintf("its group can write %s (mode %04o)", quote(path), mode), "type `chmod 600 "+path+"`")
+		f.fault(key, fmt.Sprintf("its group can write %s (mode %04o)", quote(path), mode), "run `chmod 600 "+path+"`")
 	case mode&0o040 != 0:
-		f.warn(key, fmt.Sprintf("its group can read %s (mode %04o)", quote(path), mode), "type `chmod 600 "+path+"` unless only the server is in that group")
+		f.warn(key, fmt.Sprintf("its group can read %s (mode %04o)", quote(path), mode), "run `chmod 600 "+path+"` unless only the server is in that group")
 	}
 	return true
 }
@@ -208,7 +208,7 @@ func (f *fileChecker) folder(key, path string) {
 	case !file.Mode().IsRegular():
 		f.fault(key, quote(path)+" is "+fileKind(file.Mode())+", not a regular file", "correct the path")
 	case file.Mode().Perm()&0o022 != 0:
-		f.warn(key, fmt.Sprintf("others can write to %s (mode %04o)", quote(path), file.Mode().Perm()), "type `chmod go-w "+path+"`, and find out whether somebody did")
+		f.warn(key, fmt.Sprintf("others can write to %s (mode %04o)", quote(path), file.Mode().Perm()), "run `chmod go-w "+path+"`, and find out whether somebody did")
 	}
 	if info.Mode().Perm()&0o002 != 0 && info.Mode()&fs.ModeSticky == 0 {
 		f.warn(key, "everybody on this machine can write to the folder "+quote(parent), "keep the file in a folder of the server's own")

@@ -382,7 +382,7 @@ func TestRestartIsAskedForWhereAReloadDoesNotHelp(t *testing.T) {
 	}
 }
 
-func TestDidYouMean(t *testing.T) {
+func TestMisspeltKeysGetASuggestion(t *testing.T) {
 	for _, c := range []struct{ text, want string }{
 		{"prxoy: {}\n", "did you mean proxy?"},
 		{"Proxy: {}\n", "did you mean proxy?"},
@@ -405,7 +405,7 @@ func TestDidYouMean(t *testing.T) {
 	}
 }
 
-func TestDurations(t *testing.T) {
+func TestDurationsHaveOneNotation(t *testing.T) {
 	const bad = -1
 	for text, want := range map[string]time.Duration{
 		"0": 0, "0s": 0, "1ns": 1, "10s": 10 * time.Second, "1m30s": 90 * time.Second, "1.5h": 90 * time.Minute,
@@ -440,7 +440,7 @@ func TestDurationsArePrintedShort(t *testing.T) {
 	}
 }
 
-func TestSizes(t *testing.T) {
+func TestSizesHaveOneNotation(t *testing.T) {
 	const bad = -1
 	for text, want := range map[string]byteSize{
 		"0": 0, "1": 1, "65536": 65536, "64KiB": 65536, "1MiB": 1 << 20, "2GiB": 2 << 30, "1048576GiB": maxSize, "0KiB": 0,
@@ -511,7 +511,7 @@ func TestAdminIsNotExposedWithoutTLS(t *testing.T) {
 	}
 }
 
-func TestUpstreams(t *testing.T) {
+func TestUpstreamsAreURLsOfAHostAlone(t *testing.T) {
 	for upstream, want := range map[string]bool{
 		"http://127.0.0.1:3000": true, "https://api.internal": true, "http://[::1]:3000/": true, "http://api": true,
 		"api:3000": false, "127.0.0.1:3000": false, "//api": false, "http://": false, "http://:80": false, "http://api:0": false, "http://api:99999": false, "http://api:": false,

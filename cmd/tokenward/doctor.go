@@ -110,7 +110,7 @@ func (d *doctor) files() {
 	for _, path := range []string{d.cfg.TokenStore.Path, d.cfg.Audit.Path} {
 		info, err := os.Stat(path)
 		if err == nil && info.Mode().Perm()&0o077 != 0 {
-			d.fault("files", fmt.Sprintf("others can reach %s (mode %04o)", path, info.Mode().Perm()), "type `chmod 600 "+path+"`; if others could write it, restore a backup from before")
+			d.fault("files", fmt.Sprintf("others can reach %s (mode %04o)", path, info.Mode().Perm()), "run `chmod 600 "+path+"`; if others could write it, restore a backup from before")
 		}
 	}
 	if len(d.findings) == before {

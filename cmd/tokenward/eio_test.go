@@ -232,7 +232,7 @@ func TestDiskErrorsLoseNothingAcknowledged(t *testing.T) {
 		{name: "writes to the store", call: "pwrite64", file: store, refused: true, says: "input/output error: check its disk, then try again"},
 		{name: "some syncs of the store", call: "fdatasync", when: "1+3", file: store},
 		{name: "one write to the store", call: "pwrite64", when: "2..2", file: store},
-		{name: "writes to the audit log", call: "write", file: log, done: true, says: "free space on its disk or mend it: nothing is lost, it is tried again"},
+		{name: "writes to the audit log", call: "write", file: log, done: true, says: "free space on its disk or repair it; nothing is lost: the write is tried again"},
 		{name: "syncs of the audit log", call: "fsync", file: log, done: true, says: "restart tokenward once the disk works"},
 		{name: "one sync of the audit log", call: "fsync", when: "1..1", file: log, done: true},
 	} {

@@ -47,7 +47,7 @@ func TestUsesSurviveARestart(t *testing.T) {
 	}
 }
 
-func TestRates(t *testing.T) {
+func TestRatesHaveOneNotation(t *testing.T) {
 	for text, want := range map[string]requestRate{"0": 0, "10/s": 10, "600/m": 10, "36000/h": 10, "864000/d": 10, "1/m": 1.0 / 60} {
 		if got, err := parseRate(text); got != want || err != nil {
 			t.Errorf("%q: %v, %v", text, got, err)

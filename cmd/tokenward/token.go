@@ -132,9 +132,9 @@ func (t *tokenCommand) oneOf(cmd *cobra.Command, c *client, one call, say func(*
 // unprinted is the error of a secret that was made and that nobody got to see.
 func unprinted(v *tokenView, cause error) error {
 	rotate := fmt.Sprintf("`tokenward token rotate %d`", v.ID)
-	next := "Type " + rotate + " to have another"
+	next := "Run " + rotate + " to have another"
 	if len(v.Secrets) > 1 {
-		next = fmt.Sprintf("The one before it works on until its end. To have another now, type `tokenward token rotate %d --finish`, which ends that one too, and then %s", v.ID, rotate)
+		next = fmt.Sprintf("The one before it works on until its end. To have another now, run `tokenward token rotate %d --finish`, which ends that one too, and then %s", v.ID, rotate)
 	}
 	return fmt.Errorf("token %d has a new secret, but it could not be printed, and cannot be read again: %w\n%s", v.ID, cause, next)
 }

@@ -120,9 +120,9 @@ func TestSecretThatCannotBePrintedSaysHowToHaveAnother(t *testing.T) {
 		args         []string
 		answer, want string
 	}{
-		{[]string{"create", "--name", "ci"}, made, "Type `tokenward token rotate 7` to have another\n"},
-		{[]string{"reset", "6"}, made, "Type `tokenward token rotate 7` to have another\n"},
-		{[]string{"rotate", "7"}, rotated, "type `tokenward token rotate 7 --finish`, which ends that one too, and then `tokenward token rotate 7`\n"},
+		{[]string{"create", "--name", "ci"}, made, "Run `tokenward token rotate 7` to have another\n"},
+		{[]string{"reset", "6"}, made, "Run `tokenward token rotate 7` to have another\n"},
+		{[]string{"rotate", "7"}, rotated, "run `tokenward token rotate 7 --finish`, which ends that one too, and then `tokenward token rotate 7`\n"},
 	} {
 		for _, form := range []string{"--json=false", "--json"} {
 			f := newFakeServer(t, func(w http.ResponseWriter, _ *http.Request) { answerJSON(w, http.StatusCreated, c.answer) })
@@ -139,7 +139,7 @@ func TestSecretThatCannotBePrintedSaysHowToHaveAnother(t *testing.T) {
 	for _, args := range [][]string{{"init"}, {"init", "--new-root", "--json"}} {
 		var errs strings.Builder
 		code := run(t.Context(), append(args, "--config", path), strings.NewReader(""), fullDisk{}, &errs)
-		if text := errs.String(); code != exitFailed || !strings.Contains(text, "was made, but its secret could not be printed") || !strings.HasSuffix(text, "type `tokenward init --new-root --config "+path+"`\n") {
+		if text := errs.String(); code != exitFailed || !strings.Contains(text, "was made, but its secret could not be printed") || !strings.HasSuffix(text, "run `tokenward init --new-root --config "+path+"`\n") {
 			t.Errorf("%q: exit code %d\n%s", args, code, text)
 		}
 	}

@@ -293,7 +293,7 @@ func (p *part) openCopy(opts boltstore.Options, about etcdstore.Description, unr
 	}
 	known, err := etcdstore.ParseName(copied.Followed().Store)
 	if err == nil && unreachable == nil && known.ID != about.ID {
-		err = fmt.Errorf("%s is a copy of the token store %s, and etcd holds %s under tokenstore.etcd.prefix: mend the prefix or the endpoints, or remove the copy", opts.Path, known.ID, about.ID)
+		err = fmt.Errorf("%s is a copy of the token store %s, and etcd holds %s under tokenstore.etcd.prefix: correct the prefix or the endpoints, or remove the copy", opts.Path, known.ID, about.ID)
 	}
 	if err != nil {
 		return about, errors.Join(err, copied.Close())

@@ -89,7 +89,7 @@ func TestAllOptionFaultsAreToldAtOnce(t *testing.T) {
 	}
 }
 
-func TestGoodOptions(t *testing.T) {
+func TestGoodOptionsAreAccepted(t *testing.T) {
 	r := compile(t, Options{
 		TrustedProxies: prefixes("::ffff:10.0.0.0/104", "127.0.0.0/8", "2001::/16"),
 		Credentials:    []string{"Authorization", "X-Api-Key", "query:access_token", "subprotocol:bearer"},

@@ -29,7 +29,7 @@ func saying(body string) func(*Exchange) {
 
 const get = "GET / HTTP/1.1\r\nHost: h\r\n\r\n"
 
-func TestPersistence(t *testing.T) {
+func TestConnectionsPersistAsTheRequestSays(t *testing.T) {
 	addr := start(t, &Server{Handler: saying("ok")})
 	for _, c := range []struct {
 		name, head string
@@ -55,7 +55,7 @@ func TestPersistence(t *testing.T) {
 	}
 }
 
-func TestRespond(t *testing.T) {
+func TestRespondFramesTheBody(t *testing.T) {
 	big := strings.Repeat("b", 100_000)
 	for _, c := range []struct {
 		name, method string
@@ -239,7 +239,7 @@ func TestRefusalIsRenderedByTheHook(t *testing.T) {
 	}
 }
 
-func TestTimeouts(t *testing.T) {
+func TestEachTimeoutEndsItsWait(t *testing.T) {
 	settled(t)
 	// Only one of them is short each time: none of the others may come before it.
 	served := func(timeouts Timeouts) string {

@@ -42,7 +42,7 @@ func openSound(path string, flag int, mode fs.FileMode) (*os.File, error) {
 	f, err := os.OpenFile(path, flag, mode) //nolint:gosec // the operator named it
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("there is no token store at %s: mend tokenstore.path, or make a store with `tokenward init --config F`: %w", whole(path), fs.ErrNotExist)
+		return nil, fmt.Errorf("there is no token store at %s: correct tokenstore.path, or make a store with `tokenward init --config F`: %w", whole(path), fs.ErrNotExist)
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("%s cannot be read and written by this user: run as its owner, or change the owner with `chown`: %w", path, fs.ErrPermission)
 	case errors.Is(err, syscall.EROFS):
@@ -77,7 +77,7 @@ func notRegular(path string, mode fs.FileMode) error {
 	if mode.IsDir() {
 		kind = "a directory"
 	}
-	return fmt.Errorf("%s is %s: mend tokenstore.path, which names the file of the store", path, kind)
+	return fmt.Errorf("%s is %s: correct tokenstore.path, which names the file of the store", path, kind)
 }
 
 // inspect checks the file's header and as much of its pages as can be read at
@@ -150,7 +150,7 @@ func readHeader(f *os.File, path string) (header, error) {
 	case bolt:
 		return header{}, damaged(path, "both of its headers are")
 	}
-	return header{}, fmt.Errorf("%s is not a token store: mend tokenstore.path, or make a store elsewhere with `tokenward init --config F`", path)
+	return header{}, fmt.Errorf("%s is not a token store: correct tokenstore.path, or make a store elsewhere with `tokenward init --config F`", path)
 }
 
 func parseMeta(b []byte) (h header, magic, ok bool) {

@@ -120,15 +120,15 @@ func TestUnsuitableFileIsRefusedAndLeftAlone(t *testing.T) {
 		{"missing directory", func(t *testing.T) string { return filepath.Join(t.TempDir(), "no", "tokens.db") }, nil,
 			"there is no token store at", "`tokenward init --config F`"},
 		{"directory", func(t *testing.T) string { return t.TempDir() }, nil,
-			"is a directory", "mend tokenstore.path"},
+			"is a directory", "correct tokenstore.path"},
 		{"empty", write(nil), nil,
 			"is empty, not a token store", "remove it"},
 		{"text", write([]byte("tokenstore:\n  path: tokenward.db\n")), nil,
-			"is not a token store", "mend tokenstore.path"},
+			"is not a token store", "correct tokenstore.path"},
 		{"zeros", write(make([]byte, 4*page)), nil,
-			"is not a token store", "mend tokenstore.path"},
+			"is not a token store", "correct tokenstore.path"},
 		{"long text", write(bytes.Repeat([]byte("log line\n"), 10_000)), nil,
-			"is not a token store", "mend tokenstore.path"},
+			"is not a token store", "correct tokenstore.path"},
 		{"another program's bolt file", func(t *testing.T) string {
 			path := filepath.Join(t.TempDir(), "tokens.db")
 			damage(t, path, func(tx *bolt.Tx) error {

@@ -110,7 +110,7 @@ func schemeKey(f tokenstore.Foreign) []byte {
 func readMeta(tx *bolt.Tx, path string) (*meta, error) {
 	b := tx.Bucket(bucketMeta)
 	if b == nil || !bytes.Equal(b.Get(keyProduct), product) {
-		return nil, fmt.Errorf("%s is the bolt file of another program: mend tokenstore.path, or make a store elsewhere with `tokenward init --config F`", path)
+		return nil, fmt.Errorf("%s is the bolt file of another program: correct tokenstore.path, or make a store elsewhere with `tokenward init --config F`", path)
 	}
 	m := &meta{id: string(b.Get(keyID))}
 	schema := b.Get(keySchema)

@@ -238,7 +238,7 @@ func create(o Options) (err error) {
 	tmp, err := os.CreateTemp(dir, ".tokenward-new-*")
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("there is no directory %[1]s: make it with `mkdir -p %[1]s`, or mend tokenstore.path: %[2]w", whole(dir), fs.ErrNotExist)
+		return fmt.Errorf("there is no directory %[1]s: make it with `mkdir -p %[1]s`, or correct tokenstore.path: %[2]w", whole(dir), fs.ErrNotExist)
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("the directory %s cannot be written by this user: change its owner, or name another place in tokenstore.path: %w", whole(dir), fs.ErrPermission)
 	case errors.Is(err, syscall.EROFS):

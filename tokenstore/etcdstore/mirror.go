@@ -77,7 +77,7 @@ func (s *Store) followOnce(ctx context.Context, anew bool) error {
 
 // errOtherStore says that the store that the node follows is no more under its
 // prefix.
-var errOtherStore = errors.New("etcd holds another token store under the prefix, or none: mend tokenstore.etcd, or restore etcd; or remove the copy at tokenstore.path to follow the other store")
+var errOtherStore = errors.New("etcd holds another token store under the prefix, or none: correct tokenstore.etcd, or restore etcd; or remove the copy at tokenstore.path to follow the other store")
 
 // refreshAbout reads again what the store says of itself. It must be the one that
 // the node began with.

@@ -50,7 +50,7 @@ func read(t testing.TB, format, text string, o importer.Options) []string {
 	return got
 }
 
-func TestFormats(t *testing.T) {
+func TestFormatsAreReadAndFaultsNamed(t *testing.T) {
 	t.Parallel()
 	sum := sha256.Sum256([]byte("secret"))
 	short := hex.EncodeToString(sum[:4])
