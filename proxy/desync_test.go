@@ -2,6 +2,7 @@ package proxy_test
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -28,7 +30,7 @@ type program struct {
 
 var programs = []program{
 	{"nginx", "/usr/sbin/nginx", func(dir, listen, upstream string) string {
-		return fmt.Sprintf(`daemon off; master_process off; pid %[1]s/pid; error_log %[1]s/error.log;
+		return fmt.Sprintf(`daemon off; pid %[1]s/pid; error_log %[1]s/error.log;
 events {}
 http {
   access_log off;
@@ -44,7 +46,7 @@ http {
 	}, func(dir, file string) []string {
 		return []string{"-p", dir, "-e", filepath.Join(dir, "error.log"), "-c", file}
 	}},
-	{"haproxy", "/usr/sbin/haproxy", func(_, listen, upstream string) string {
+	{"haproxy", "/usr/sbin/haproxy", func(_, _, upstream string) string {
 		return fmt.Sprintf(`defaults
   mode http
   timeout connect 5s
@@ -53,11 +55,11 @@ http {
   retries 0
   http-reuse always
 frontend in
-  bind %s
+  bind fd@3
   default_backend out
 backend out
   server s %s
-`, listen, upstream)
+`, upstream)
 	}, func(_, file string) []string { return []string{"-q", "-db", "-f", file} }},
 }
 
@@ -71,39 +73,42 @@ func (p program) run(t *testing.T, upstream string) string {
 		}
 		t.Skipf("%s is not installed", p.path)
 	}
-	listen := refusing(t).Host
+	// It takes over a socket that listens already: nobody else gets the port before it
+	// does, and who connects before it is ready waits.
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	socket, err := l.(*net.TCPListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	listen := l.Addr().String()
 	dir := t.TempDir()
 	file := filepath.Join(dir, "config")
 	if err := os.WriteFile(file, []byte(p.config(dir, listen, upstream)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(p.path, p.args(dir, file)...)
+	ctx, cancel := context.WithCancel(context.Background())
+	cmd := exec.CommandContext(ctx, p.path, p.args(dir, file)...)
+	cmd.Cancel, cmd.WaitDelay = func() error { return cmd.Process.Signal(syscall.SIGTERM) }, patience
+	cmd.ExtraFiles, cmd.Env = []*os.File{socket}, append(os.Environ(), "NGINX=3;") // as its own successor would get it
 	var said strings.Builder
 	cmd.Stderr = &said
 	if err := cmd.Start(); err != nil {
+		cancel()
 		t.Fatal(err)
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
 	t.Cleanup(func() {
-		_ = cmd.Process.Kill() // it may have ended
-		<-ended
+		cancel()
+		_ = cmd.Wait()
+		if t.Failed() {
+			t.Logf("%s said: %s", p.name, said.String())
+		}
 	})
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) { //nolint:forbidigo // another program tells nobody when it listens
-		if nc, err := net.Dial("tcp", listen); err == nil {
-			_ = nc.Close()
-			return listen
-		}
-		select {
-		case err := <-ended:
-			ended <- err
-			t.Fatalf("%s ended: %v\n%s", p.name, err, said.String())
-		default:
-		}
-		if time.Now().After(end) {
-			t.Fatalf("%s does not listen", p.name)
-		}
-	}
+	return listen
 }
 
 // attacks are requests that parsers are known to cut at different places. $HIDDEN

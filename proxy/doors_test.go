@@ -180,7 +180,7 @@ func newWorld(t testing.TB, opts canon.Options) *world {
 	}
 	w.rules = &proxy.Ruleset{Canon: rules, Policy: policy, Identity: headers, Observe: func(_ int, r enforce.Reason, _ proxy.Outcome, _ time.Duration) {
 		w.note(func() { w.observed = append(w.observed, r) })
-	}, Default: proxy.RouteOptions{ResponseHeader: 10 * time.Second}}
+	}, Default: proxy.RouteOptions{ResponseHeader: patience}}
 	w.mint(t, "full", nil)
 	w.mint(t, "expired", func(t *tokenstore.Token) { t.Expiry = tokenstore.EndsAt(time.Now().Add(-time.Hour)) })
 	w.mint(t, "elsewhere", func(t *tokenstore.Token) {
@@ -317,7 +317,7 @@ func ask(t testing.TB, addr, raw string) (*http.Response, string) {
 		t.Fatal(err)
 	}
 	defer nc.Close()
-	_ = nc.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = nc.SetDeadline(time.Now().Add(patience))
 	if _, err := io.WriteString(nc, raw); err != nil {
 		t.Fatal(err)
 	}

@@ -162,7 +162,7 @@ func TestGRPC(t *testing.T) {
 			}
 			w.rules.Default.Upstreams = upstreamsAt(t, config, upstream)
 			addr := openProxy(t, w, wrap)
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
 			conn := grpcClient(t, addr, clientCreds, w.secrets["full"])
 			in, out := wrapperspb.String("hello"), &wrapperspb.StringValue{}
@@ -261,18 +261,18 @@ func TestGRPC(t *testing.T) {
 				cancel()
 				select {
 				case <-cancelled:
-				case <-time.After(10 * time.Second):
+				case <-time.After(patience):
 					t.Fatal("the server was not told")
 				}
 			})
 			t.Run("deadline", func(t *testing.T) {
 				// A call may be over before it has reached the server, which then knows
 				// nothing of it: the next one gets more time.
-				for patience, received := 300*time.Millisecond, 0; received == 0; patience *= 2 {
+				for allowed, received := 300*time.Millisecond, 0; received == 0; allowed *= 2 {
 					if err := ctx.Err(); err != nil {
 						t.Fatal(err)
 					}
-					ctx, cancel := context.WithTimeout(ctx, patience)
+					ctx, cancel := context.WithTimeout(ctx, allowed)
 					defer cancel()
 					s, err := conn.NewStream(ctx, countdown, "/test.Words/Countdown")
 					if err == nil {
@@ -289,7 +289,7 @@ func TestGRPC(t *testing.T) {
 				}
 				select {
 				case <-cancelled:
-				case <-time.After(10 * time.Second):
+				case <-time.After(patience):
 					t.Fatal("the server was not told")
 				}
 			})

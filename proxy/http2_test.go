@@ -173,7 +173,7 @@ func dialH2(t testing.TB, addr string) *h2conn {
 		nc = tc
 	}
 	t.Cleanup(func() { _ = nc.Close() })
-	_ = nc.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = nc.SetDeadline(time.Now().Add(patience))
 	c := &h2conn{t: t, nc: nc, framer: http2.NewFramer(nc, nc), fields: hpack.NewDecoder(4096, nil), stream: 1}
 	c.framer.AllowIllegalWrites = true
 	if _, err := io.WriteString(nc, http2.ClientPreface); err != nil {

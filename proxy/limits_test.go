@@ -91,10 +91,14 @@ func TestInFlightIsBounded(t *testing.T) {
 	}
 }
 
+// patience bounds every wait of a test for something that must happen. It only ends
+// a test that hangs, on however busy a machine.
+const patience = time.Minute
+
 // waitFor polls until ok holds.
 func waitFor(t testing.TB, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) { //nolint:forbidigo // what the kernel does with a socket is seen by looking only
+	for end := time.Now().Add(patience); !ok(); time.Sleep(time.Millisecond) { //nolint:forbidigo // what the kernel does with a socket is seen by looking only
 		if time.Now().After(end) {
 			t.Fatal("waited in vain")
 		}
@@ -277,7 +281,7 @@ func isWhole(t testing.TB, addr, raw string) (bool, string) {
 		t.Fatal(err)
 	}
 	defer nc.Close()
-	_ = nc.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = nc.SetDeadline(time.Now().Add(patience))
 	if _, err := io.WriteString(nc, raw); err != nil {
 		t.Fatal(err)
 	}
@@ -335,7 +339,7 @@ func TestStalledUploadIsEnded(t *testing.T) {
 				}
 				select {
 				case <-gone:
-				case <-time.After(10 * time.Second):
+				case <-time.After(patience):
 					t.Error("the upstream waits still")
 				}
 			})

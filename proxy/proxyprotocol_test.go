@@ -55,7 +55,7 @@ func send(t testing.TB, addr, raw string) int {
 		t.Fatal(err)
 	}
 	defer nc.Close()
-	_ = nc.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = nc.SetDeadline(time.Now().Add(patience))
 	_, _ = io.WriteString(nc, raw) // it may be refused before it is written
 	resp, err := http.ReadResponse(bufio.NewReader(nc), nil)
 	if err != nil {
@@ -67,7 +67,7 @@ func send(t testing.TB, addr, raw string) int {
 // TestProxyProtocolNamesThePeer: the token "elsewhere" is good from
 // 198.51.100.0/24 only.
 func TestProxyProtocolNamesThePeer(t *testing.T) {
-	w, addr := protocolWorld(t, "127.0.0.1/32", 5*time.Second, nil)
+	w, addr := protocolWorld(t, "127.0.0.1/32", patience, nil)
 	raw := get + w.secrets["elsewhere"] + "\r\n\r\n"
 	for _, c := range []struct {
 		name, header string
@@ -141,7 +141,7 @@ func TestPeerThatWasNamedIsServedBySocket(t *testing.T) {
 }
 
 func TestProxyProtocolFromOthersIsABadRequest(t *testing.T) {
-	w, addr := protocolWorld(t, "192.0.2.0/24", 5*time.Second, nil)
+	w, addr := protocolWorld(t, "192.0.2.0/24", patience, nil)
 	raw := get + w.secrets["elsewhere"] + "\r\n\r\n"
 	for _, header := range []string{"PROXY TCP4 198.51.100.7 10.0.0.1 12345 443\r\n", v2(0x21, 0x11, tcp4From198), "PROXY UNKNOWN\r\n"} {
 		if got := send(t, addr, header+raw); got != 400 {
@@ -164,22 +164,26 @@ func TestProxyProtocolFromOthersIsABadRequest(t *testing.T) {
 // TestSilentLoadBalancerHoldsUpNobody: accepting goes on while headers are awaited,
 // and the wait ends.
 func TestSilentLoadBalancerHoldsUpNobody(t *testing.T) {
-	w, addr := protocolWorld(t, "127.0.0.1/32", 200*time.Millisecond, nil)
-	var silent []net.Conn
-	for range 20 {
-		nc, err := net.Dial("tcp", addr)
-		if err != nil {
-			t.Fatal(err)
+	begin := func(addr string) (silent []net.Conn) {
+		for range 20 {
+			nc, err := net.Dial("tcp", addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = nc.Close() })
+			_, _ = io.WriteString(nc, "PROXY TCP4 198.51.")
+			silent = append(silent, nc)
 		}
-		defer nc.Close()
-		_, _ = io.WriteString(nc, "PROXY TCP4 198.51.")
-		silent = append(silent, nc)
+		return silent
 	}
+	w, addr := protocolWorld(t, "127.0.0.1/32", time.Hour, nil)
+	begin(addr)
 	if got := send(t, addr, "PROXY TCP4 198.51.100.7 10.0.0.1 1 2\r\n"+get+w.secrets["full"]+"\r\n\r\n"); got != 200 {
 		t.Fatalf("status %d", got)
 	}
-	for _, nc := range silent {
-		_ = nc.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_, addr = protocolWorld(t, "127.0.0.1/32", 20*time.Millisecond, nil)
+	for _, nc := range begin(addr) {
+		_ = nc.SetReadDeadline(time.Now().Add(patience))
 		if _, err := nc.Read(make([]byte, 1)); err == nil || isTimeout(err) {
 			t.Fatalf("still open: %v", err)
 		}
@@ -199,7 +203,7 @@ func TestProxyProtocolBeforeTLS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w, addr := protocolWorld(t, "127.0.0.1/32", 5*time.Second, s.Listener)
+	w, addr := protocolWorld(t, "127.0.0.1/32", patience, s.Listener)
 	for header, want := range map[string]int{
 		"PROXY TCP4 198.51.100.7 10.0.0.1 12345 443\r\n": 200, v2(0x21, 0x11, tcp4From198): 200,
 		"PROXY TCP4 203.0.113.7 10.0.0.1 12345 443\r\n": 403, "PROXY UNKNOWN\r\n": 403,
@@ -210,7 +214,7 @@ func TestProxyProtocolBeforeTLS(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer nc.Close()
-			_ = nc.SetDeadline(time.Now().Add(10 * time.Second))
+			_ = nc.SetDeadline(time.Now().Add(patience))
 			_, _ = io.WriteString(nc, header)
 			transport := &http.Transport{ForceAttemptHTTP2: protocol == "h2", DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 				tc := tls.Client(nc, a.client(protocol))
@@ -260,7 +264,7 @@ func TestClosingEndsTheWaitForHeaders(t *testing.T) {
 	if err := <-done; err == nil {
 		t.Error("Accept gave a connection")
 	}
-	_ = nc.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_ = nc.SetReadDeadline(time.Now().Add(patience))
 	if _, err := nc.Read(make([]byte, 1)); err == nil || isTimeout(err) {
 		t.Errorf("the connection is open still: %v", err)
 	}

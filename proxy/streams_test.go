@@ -192,7 +192,7 @@ func (s *streaming) upgrade(t testing.TB, addr, name string) net.Conn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = nc.Close() })
-	_ = nc.SetDeadline(time.Now().Add(30 * time.Second))
+	_ = nc.SetDeadline(time.Now().Add(patience))
 	fmt.Fprintf(nc, "GET /echo/ HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\nApi-Token: %s\r\n\r\n", s.secrets[name])
 	r := bufio.NewReader(nc)
 	resp, err := http.ReadResponse(r, nil)

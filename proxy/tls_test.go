@@ -40,7 +40,7 @@ func connect(t testing.TB, addr string, config *tls.Config) *session {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = tc.Close() })
-	_ = tc.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = tc.SetDeadline(time.Now().Add(patience))
 	return &session{t, tc, bufio.NewReader(tc)}
 }
 
@@ -166,7 +166,7 @@ func try(addr string, config *tls.Config, raw string) (int, error) {
 		return 0, err
 	}
 	defer tc.Close()
-	_ = tc.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = tc.SetDeadline(time.Now().Add(patience))
 	if _, err := io.WriteString(tc, raw); err != nil {
 		return 0, err
 	}
