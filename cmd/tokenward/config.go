@@ -62,11 +62,11 @@ type ProxyConfig struct {
 	// protocol header, whose address is believed.
 	ProxyProtocolFrom []netip.Prefix `yaml:"proxy_protocol_from" reload:"no"`
 	// Credentials are the places where a token may stand, as in [canon.Options].
-	Credentials []string         `yaml:"credentials" reload:"no"`
-	TLS         TLSConfig        `yaml:"tls"`
-	Identity    IdentityConfig   `yaml:"identity"`
-	Timeouts    TimeoutsConfig   `yaml:"timeouts"`
-	Limits      RequestSizeLimit `yaml:"limits"`
+	Credentials []string            `yaml:"credentials" reload:"no"`
+	TLS         TLSConfig           `yaml:"tls"`
+	Identity    IdentityConfig      `yaml:"identity"`
+	Timeouts    TimeoutsConfig      `yaml:"timeouts"`
+	Limits      RequestLimitsConfig `yaml:"limits"`
 }
 
 // TLSConfig names the certificate of a listener. Both files or none: without,
@@ -114,8 +114,8 @@ type TimeoutsConfig struct {
 	Drain          time.Duration `yaml:"drain" reload:"no"`           // for requests in flight at shutdown; 0: cut at once
 }
 
-// RequestSizeLimit bounds requests and connections.
-type RequestSizeLimit struct {
+// RequestLimitsConfig bounds requests and connections.
+type RequestLimitsConfig struct {
 	HeaderBytes          byteSize `yaml:"header_bytes" reload:"no"`           // of the whole head; 1KiB to 1MiB
 	HeaderCount          int      `yaml:"header_count" reload:"no"`           // field lines; 1 to 10,000
 	URIBytes             byteSize `yaml:"uri_bytes" reload:"no"`              // of the request target; 64 to header_bytes
@@ -304,7 +304,7 @@ func defaultConfig() *Config {
 				Stall:          60 * time.Second,
 				Drain:          30 * time.Second,
 			},
-			Limits: RequestSizeLimit{HeaderBytes: 32768, HeaderCount: 100, URIBytes: 8192},
+			Limits: RequestLimitsConfig{HeaderBytes: 32768, HeaderCount: 100, URIBytes: 8192},
 		},
 		Enforce: EnforceConfig{
 			Mode:               "enforce",
