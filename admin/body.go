@@ -453,7 +453,7 @@ func (v Value) Bool() (value, ok bool) {
 func (v Value) Time() (time.Time, bool) {
 	s, ok := v.v.(string)
 	if ok {
-		switch t, ok := ParseTime(s); {
+		switch t, ok := tokenstore.ParseTime(s); {
 		case ok && t.IsZero(): // what a Go program takes for no time at all
 			v.Fault("must lie between the years 1970 and 9999")
 			return time.Time{}, false
@@ -483,6 +483,3 @@ func (v Value) List() ([]Value, bool) {
 	}
 	return items, ok
 }
-
-// ParseTime is [tokenstore.ParseTime].
-func ParseTime(s string) (time.Time, bool) { return tokenstore.ParseTime(s) }

@@ -199,7 +199,7 @@ func (q *query) time(name string) time.Time {
 	if text == "" {
 		return time.Time{}
 	}
-	at, ok := admin.ParseTime(text)
+	at, ok := tokenstore.ParseTime(text)
 	if !ok || at.Before(time.Unix(0, 0)) || at.After(tokenstore.MaxTime()) {
 		q.fault(name, "must be a time such as 2026-11-21T12:00:00Z, with the plus sign of an offset as %2B")
 		return time.Time{}
