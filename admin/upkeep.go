@@ -34,11 +34,13 @@ const sweepPause = 100 * time.Millisecond
 // EndSilent ends the old secrets, of the tokens with these ids, that have not been
 // used for as long as their rotation said, and returns how many it ended. since is
 // from when on all uses are known for sure: before an hour (or less, if the
-// silence is shorter) has passed from then, a secret counts as used. lag is for how
+// silence is shorter) has passed from then, a secret counts as used. forgotten is until
+// when uses are not known although there were some, so that a secret counts as used then;
+// zero: never. lag is for how
 // long a use on another node may not be known here: silence is that much longer. A
 // token of which something cannot be read is left as it is; the first such error is
 // returned once the others have had their turn.
-func (s *Service) EndSilent(ctx context.Context, ids iter.Seq2[tokenstore.ID, error], since time.Time, lag time.Duration) (int, error) {
+func (s *Service) EndSilent(ctx context.Context, ids iter.Seq2[tokenstore.ID, error], since, forgotten time.Time, lag time.Duration) (int, error) {
 	ended := 0
 	var unreadable error
 	for id, err := range ids {
@@ -54,7 +56,7 @@ func (s *Service) EndSilent(ctx context.Context, ids iter.Seq2[tokenstore.ID, er
 		}
 		silent := false
 		if err == nil {
-			silent, err = s.silent(t, since, lag)
+			silent, err = s.silent(t, since, forgotten, lag)
 		}
 		if err != nil && unreadable == nil {
 			unreadable = fmt.Errorf("token %d: %w", id, err)
@@ -77,7 +79,7 @@ func (s *Service) EndSilent(ctx context.Context, ids iter.Seq2[tokenstore.ID, er
 }
 
 // silent reports whether t's old secret has been silent for long enough.
-func (s *Service) silent(t *tokenstore.Token, since time.Time, lag time.Duration) (bool, error) {
+func (s *Service) silent(t *tokenstore.Token, since, forgotten time.Time, lag time.Duration) (bool, error) {
 	if len(t.Secrets) < 2 || t.Secrets[1].Silence == 0 || t.State == tokenstore.StateRevoked {
 		return false, nil
 	}
@@ -87,8 +89,10 @@ func (s *Service) silent(t *tokenstore.Token, since time.Time, lag time.Duration
 	}
 	now, silence := s.Now(), t.Secrets[1].Silence
 	last := used.Of(t.Secrets[1].Digest).Last
-	if rotated := t.Secrets[0].CreatedAt; last.Before(rotated) {
-		last = rotated
+	for _, at := range []time.Time{t.Secrets[0].CreatedAt, forgotten} {
+		if last.Before(at) {
+			last = at
+		}
 	}
 	if lag == 0 && last.After(now) { // by this clock, before it was set back: other nodes' may be ahead
 		last = since

@@ -103,7 +103,7 @@ func TestOldSecretEndsOnceItIsSilent(t *testing.T) {
 	}
 	round := func(since time.Time, want int) {
 		t.Helper()
-		n, err := k.service.EndSilent(t.Context(), k.store.AwaitingSilence(t.Context()), since, 0)
+		n, err := k.service.EndSilent(t.Context(), k.store.AwaitingSilence(t.Context()), since, time.Time{}, 0)
 		if err != nil || n != want || len(k.get(t, made.ID).Secrets) != 2-want {
 			t.Errorf("%d secrets ended instead of %d, %v; %d are left", n, want, err, len(k.get(t, made.ID).Secrets))
 		}
@@ -146,14 +146,37 @@ func TestClockThatWasSetBackMakesNoSilenceLonger(t *testing.T) {
 	since := k.clock.Now()
 	for _, want := range []int{0, 0, 1} {
 		// On another node, whose clock is ahead, it may be in use just now.
-		if n, err := k.service.EndSilent(t.Context(), k.store.AwaitingSilence(t.Context()), since, time.Minute); n != 0 || err != nil {
+		if n, err := k.service.EndSilent(t.Context(), k.store.AwaitingSilence(t.Context()), since, time.Time{}, time.Minute); n != 0 || err != nil {
 			t.Errorf("in a cluster %d secrets ended, %v", n, err)
 		}
-		n, err := k.service.EndSilent(t.Context(), k.store.AwaitingSilence(t.Context()), since, 0)
+		n, err := k.service.EndSilent(t.Context(), k.store.AwaitingSilence(t.Context()), since, time.Time{}, 0)
 		if err != nil || n != want {
 			t.Errorf("%s after the clock was set back %d secrets ended, want %d, %v", k.clock.Now().Sub(since), n, want, err)
 		}
 		k.clock.Advance(3 * time.Hour)
+	}
+}
+
+// TestUseThatARestoreForgotIsNotTakenForSilence: a backup that is older than the silence
+// knows of no use since, though there may have been one a minute before it was restored.
+func TestUseThatARestoreForgotIsNotTakenForSilence(t *testing.T) {
+	t.Parallel()
+	k := newKept(t)
+	made := k.create(t, tokenstore.Never())
+	if _, err := k.service.Rotate(t.Context(), admin.Operator("test"), admin.Target{ID: made.ID}, admin.RotateSpec{OldSilence: 48 * time.Hour}); err != nil {
+		t.Fatal(err)
+	}
+	k.clock.Advance(72 * time.Hour)
+	restored := k.clock.Now()
+	for _, test := range []struct {
+		after time.Duration
+		want  int
+	}{{2 * time.Hour, 0}, {45*time.Hour + 59*time.Minute, 0}, {time.Minute, 1}} {
+		k.clock.Advance(test.after)
+		n, err := k.service.EndSilent(t.Context(), k.store.AwaitingSilence(t.Context()), restored, restored, 0)
+		if err != nil || n != test.want {
+			t.Errorf("%s after the restore %d secrets ended, want %d, %v", k.clock.Now().Sub(restored), n, test.want, err)
+		}
 	}
 }
 
@@ -181,7 +204,7 @@ func TestUnreadableUseKeepsNoOtherSecretAlive(t *testing.T) {
 	}
 	start := k.clock.Now()
 	k.clock.Advance(2 * time.Hour)
-	n, err := k.service.EndSilent(t.Context(), k.store.AwaitingSilence(t.Context()), start, 0)
+	n, err := k.service.EndSilent(t.Context(), k.store.AwaitingSilence(t.Context()), start, time.Time{}, 0)
 	if n != 1 || err == nil || len(k.get(t, damaged.ID).Secrets) != 2 || len(k.get(t, other.ID).Secrets) != 1 {
 		t.Errorf("%d secrets were ended, %v", n, err)
 	}

@@ -338,7 +338,7 @@ func (m *mover) settle(ctx context.Context, snapshot *etcdstore.Snapshot, path s
 	if err != nil {
 		return err
 	}
-	if err := boltstore.Raise(path, 0, last); err != nil {
+	if err := boltstore.Raise(path, 0, last, time.Time{}); err != nil {
 		return err
 	}
 	waiting, err := snapshot.Waiting(ctx)

@@ -416,7 +416,7 @@ func (r *restorer) finish(ctx context.Context, path string) error {
 	if err := r.deliver(); err != nil {
 		return err
 	}
-	if err := boltstore.Raise(path, r.lastID, r.lastSeq); err != nil {
+	if err := boltstore.Raise(path, r.lastID, r.lastSeq, r.now()); err != nil {
 		return err
 	}
 	s, service, err := r.openCopy(path)

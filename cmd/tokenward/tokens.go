@@ -61,6 +61,8 @@ type tokens interface {
 	// be known to the node that leads.
 	UsageEvery() time.Duration
 	UsageLag() time.Duration
+	// Restored is until when uses were forgotten, as a backup was restored then; zero: never.
+	Restored() (time.Time, error)
 
 	// Leads reports whether this node does what only one has to do.
 	Leads() bool
@@ -128,6 +130,9 @@ func (p *part) UsageEvery() time.Duration {
 // UsageLag implements tokens: a node may be cut off for as long as it answers
 // requests, and then have more to write than one flush takes.
 func (p *part) UsageLag() time.Duration { return p.staleness + 6*p.UsageEvery() }
+
+// Restored implements tokens. What is restored is etcd, which tells nobody.
+func (p *part) Restored() (time.Time, error) { return time.Time{}, nil }
 
 // Leads implements tokens. A node without a copy has no index to work by.
 func (p *part) Leads() bool { return p.copy != nil && p.First() }

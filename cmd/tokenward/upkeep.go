@@ -95,7 +95,11 @@ func (u *upkeep) endSilent(ctx context.Context) error {
 	if u.usage.LostSince(u.clock.Now().Add(-silenceTrust)) {
 		return nil
 	}
-	n, err := u.service.EndSilent(ctx, u.store.AwaitingSilence(ctx), u.clock.evenSince(), u.store.UsageLag())
+	restored, err := u.store.Restored()
+	if err != nil {
+		return err
+	}
+	n, err := u.service.EndSilent(ctx, u.store.AwaitingSilence(ctx), u.clock.evenSince(), restored, u.store.UsageLag())
 	u.silenced.Add(uint64(n)) //nolint:gosec // a count
 	return err
 }

@@ -401,8 +401,9 @@ func (s *Store) Position() (lastID tokenstore.ID, lastSeq uint64, err error) {
 
 // Raise makes the closed store at path, restored from a backup, go on above
 // lastID and lastSeq, and empties its outbox, whose events the caller has brought
-// to where they belong. It never lowers either number.
-func Raise(path string, lastID tokenstore.ID, lastSeq uint64) (err error) {
+// to where they belong. It never lowers either number. restored is what
+// [Store.Restored] says from then on; zero: what it said before.
+func Raise(path string, lastID tokenstore.ID, lastSeq uint64, restored time.Time) (err error) {
 	db, err := openBolt(path, 0, false)
 	if err != nil {
 		return fmt.Errorf("raise token store: %w", err)
@@ -410,14 +411,19 @@ func Raise(path string, lastID tokenstore.ID, lastSeq uint64) (err error) {
 	defer recovering(path, &err)()
 	err = db.Update(func(tx *bolt.Tx) error {
 		tokens, out := tx.Bucket(bucketTokens), tx.Bucket(bucketOutbox)
-		if tokens == nil || out == nil {
-			return damaged(path, "it lacks tokens or outbox")
+		if tokens == nil || out == nil || tx.Bucket(bucketMeta) == nil {
+			return damaged(path, "it lacks tokens, outbox or what it says of itself")
 		}
 		if err := deleteAll(out, keysUntil(out, number(^uint64(0)))); err != nil {
 			return err
 		}
 		if err := tokens.SetSequence(max(tokens.Sequence(), uint64(lastID))); err != nil {
 			return err
+		}
+		if !restored.IsZero() {
+			if err := tx.Bucket(bucketMeta).Put(keyRestored, number(millis(restored))); err != nil {
+				return err
+			}
 		}
 		return out.SetSequence(max(out.Sequence(), lastSeq))
 	})

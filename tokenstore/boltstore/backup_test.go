@@ -62,7 +62,7 @@ func TestBackupHoldsTheStoreAsItWas(t *testing.T) {
 			if err := os.WriteFile(path, file.Bytes(), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			if err := Raise(path, m.LastID+1000, m.LastSeq+1000); err != nil {
+			if err := Raise(path, m.LastID+1000, m.LastSeq+1000, time.UnixMilli(1_800_000_000_000)); err != nil {
 				t.Fatal(err)
 			}
 			restored, err := Open(Options{Path: path, Peppers: peppers})
@@ -76,6 +76,9 @@ func TestBackupHoldsTheStoreAsItWas(t *testing.T) {
 			}
 			if id, seq, err := restored.Position(); id != m.LastID+1000 || seq != m.LastSeq+1000 || err != nil {
 				t.Errorf("goes on at %d and %d, %v", id, seq, err)
+			}
+			if at, err := restored.Restored(); at.UnixMilli() != 1_800_000_000_000 || err != nil {
+				t.Errorf("it was restored at %v, %v", at, err)
 			}
 			if events, err := restored.Pending(10); len(events) != 0 || err != nil {
 				t.Errorf("%d events wait, %v", len(events), err)

@@ -13,6 +13,20 @@ import (
 // since 1970: after a restart it is never earlier.
 var keyTime = []byte("time")
 
+// keyRestored of the meta bucket holds when the store was last restored from a backup, in
+// milliseconds since 1970.
+var keyRestored = []byte("restored")
+
+// Restored returns when the store was last restored from a backup, which knows of no use
+// since it was made; zero: never.
+func (s *Store) Restored() (at time.Time, err error) {
+	err = s.view(func(tx *bolt.Tx) error {
+		at = timeAt(tx, keyRestored)
+		return nil
+	})
+	return at, err
+}
+
 // LastTime returns the time of the last commit before the store was opened; zero
 // where that is not known.
 func (s *Store) LastTime() time.Time { return s.lastTime }
@@ -29,8 +43,10 @@ func (s *Store) Stamp(ctx context.Context) error {
 	return nil
 }
 
-func readTime(tx *bolt.Tx) time.Time {
-	v := tx.Bucket(bucketMeta).Get(keyTime)
+func readTime(tx *bolt.Tx) time.Time { return timeAt(tx, keyTime) }
+
+func timeAt(tx *bolt.Tx, key []byte) time.Time {
+	v := tx.Bucket(bucketMeta).Get(key)
 	if len(v) != 8 {
 		return time.Time{}
 	}
