@@ -477,6 +477,18 @@ func TestEveryRowOfTheAnswerTable(t *testing.T) {
 	}
 }
 
+// TestUnknownExpectationIsRefused: net/http's own HTTP/1.1 says so without a body.
+func TestUnknownExpectationIsRefused(t *testing.T) {
+	eachDoor(t, canon.Options{}, func(t *testing.T, w *world, addr string) {
+		for expectation, status := range map[string]int{"200-maybe": 417, "100-Continue": 200} {
+			resp, body := ask(t, addr, "POST /accounts/1 HTTP/1.1\r\nHost: api.example\r\nApi-Token: "+w.secrets["full"]+"\r\nContent-Length: 0\r\nExpect: "+expectation+"\r\n\r\n")
+			if resp.StatusCode != status {
+				t.Errorf("Expect: %q: %d %s, want %d", expectation, resp.StatusCode, body, status)
+			}
+		}
+	})
+}
+
 func TestUpstreamThatIsDownIsABadGateway(t *testing.T) {
 	for _, d := range doors {
 		t.Run(d.name, func(t *testing.T) {

@@ -106,6 +106,8 @@ func (h *HTTP) check(r *http.Request, lines int) refusal {
 		return protocolRefusal(&http1.ProtocolError{Status: http.StatusRequestHeaderFieldsTooLarge, Code: "header_count"})
 	case !lengthHolds(r):
 		return requestRefusal(nil)
+	case r.ProtoMajor >= 2 && r.Header["Expect"] != nil: // of 100-continue net/http takes care itself, and removes it
+		return protocolRefusal(&http1.ProtocolError{Status: http.StatusExpectationFailed, Code: "expect"})
 	}
 	return refusal{}
 }
