@@ -61,7 +61,7 @@ func (a *app) facesHandler(g *gate, names ...string) *mux.Router {
 func (a *app) adminHandler(g *gate) http.Handler {
 	router := a.facesHandler(g, apiNames...)
 	router.Path("/openapi.yaml").Handler(admin.OpenAPI())
-	return a.guard.Calls(withRequestID(a.withLeaks(router)))
+	return a.guard.Calls(withRequestID(plainPath(a.withLeaks(router))))
 }
 
 // withLeaks puts the endpoint for reports of leaked secrets before h. Reports bear

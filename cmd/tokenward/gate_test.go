@@ -54,6 +54,37 @@ func TestMissingTokenIsAskedForWhereItIsRead(t *testing.T) {
 	}
 }
 
+// TestEncodedLetterHidesNoPath: the judgement decodes what is encoded for no reason, and
+// a mount goes by that, so a token API must know the path too.
+func TestEncodedLetterHidesNoPath(t *testing.T) {
+	s := startApp(t, "routes: []\n")
+	listener := "http://" + s.adminListener.Addr().String()
+	for path, want := range map[string]int{
+		"/users/%31/api-tokens":            http.StatusOK,
+		"/users/1/api%2dtokens":            http.StatusOK,
+		"/user/api%2Dtokens?limit=%31":     http.StatusOK,
+		"/%61pi/accounts/%31/api%5Ftokens": http.StatusOK,
+		"/v1/token%73/%31":                 http.StatusOK,
+		"/v1/tokens%2F1":                   http.StatusBadRequest,
+		"/users/1%2Fapi-tokens":            http.StatusNotFound,
+		"/users/%2531/api-tokens":          http.StatusBadRequest,
+	} {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, listener+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Api-Token", s.root)
+		answer, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer.Body.Close()
+		if answer.StatusCode != want {
+			t.Errorf("GET %s: %s, want %d", path, answer.Status, want)
+		}
+	}
+}
+
 // TestRefusedCallLearnsItsLimit asks each token API twice with a token that may
 // ask once.
 func TestRefusedCallLearnsItsLimit(t *testing.T) {
