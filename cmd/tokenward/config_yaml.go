@@ -360,12 +360,48 @@ func (s *source) syntaxFault(err error, first int) *configFault {
 		f.Problem, f.Mend = "here a key, a colon and a space are expected", "write `key: value`, with a space after the colon"
 	case has("mapping value is not allowed", "map key-value is pre-defined"):
 		f.Problem, f.Mend = "there is a second colon and value here", "put the text in quotes if the colon belongs to it; else begin a new line for the new key"
+		if value, key := s.keyBelowValue(f.Line, f.Column); value > 0 {
+			f.Problem = fmt.Sprintf("line %d is indented below line %d, which has a value already", key, value)
+			f.Mend = fmt.Sprintf("let it begin where the key of line %d begins; if that is to be a section, take its value away", value)
+			s.faults = slices.DeleteFunc(s.faults, func(other configFault) bool { // the parser took both for one text
+				return other.Rule == ruleMultiLine && other.Line == f.Line && other.Column == f.Column
+			})
+		}
 	case has("value is not allowed in this context", "unexpected end content", "block sequence entries"):
 		f.Problem, f.Mend = misplaced, mendIndent
 	case has("cannot start any token"):
 		f.Problem, f.Mend = "text cannot begin with this character", "put the text in quotes"
 	}
 	return f
+}
+
+// keyBelowValue tells apart what the parser complains of in the same words: a second
+// colon in a line, and a key that is indented below a value. For the latter it returns
+// both lines; the complaint is about either. 0: it is the former.
+func (s *source) keyBelowValue(line, column int) (value, key int) {
+	if line < 1 || line > len(s.lines) {
+		return 0, 0
+	}
+	text := []rune(s.lines[line-1])
+	at := min(column-1, len(text))
+	said := func(i int) bool {
+		code := strings.TrimSpace(s.lines[i-1])
+		return code != "" && !strings.HasPrefix(code, "#")
+	}
+	if strings.TrimSpace(string(text[:at])) == "" {
+		for value = line - 1; value > 0 && !said(value); value-- {
+		}
+		return value, line
+	}
+	if rest := strings.TrimSpace(string(text[at:])); strings.Contains(rest, ": ") || strings.HasSuffix(rest, ":") {
+		return 0, 0
+	}
+	for key = line + 1; key <= len(s.lines); key++ {
+		if said(key) {
+			return line, key
+		}
+	}
+	return 0, 0
 }
 
 // maxFaultsSought is where the search for further broken sections ends.
