@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"tokenward/enforce"
 	"tokenward/enforce/canon"
@@ -73,11 +74,14 @@ func wildcard(host string) bool {
 	return host == "" || err == nil && addr.IsUnspecified()
 }
 
-// checkFileReference refuses a secret where the name of its file belongs. It
-// does not look at the file.
+// checkFileReference refuses a secret where the name of its file belongs, and what
+// is no name of a file. It does not look at the file.
 func (d *decoder) checkFileReference(path, name string) {
-	if strings.Contains(name, "-----BEGIN") {
+	switch {
+	case strings.Contains(name, "-----BEGIN"):
 		d.report(path, ruleSecretInline, "this is the content of a file", "store it in a file that only this process can read, and write the file's path")
+	case strings.ContainsFunc(name, unicode.IsControl):
+		d.report(path, rulePath, quote(name)+" holds a control character", "write the path in single quotes: in double ones a backslash begins an escape")
 	}
 }
 
@@ -189,6 +193,9 @@ func (d *decoder) checkBounds(c *Config) {
 		d.report("proxy.limits.uri_bytes", ruleTarget, fmt.Sprintf("a target of %d bytes does not fit into a head of %d", l.URIBytes, l.HeaderBytes), "raise header_bytes or lower uri_bytes")
 	}
 	d.duration("proxy.identity.signed_lifetime", c.Proxy.Identity.SignedLifetime, 10*time.Second, time.Hour, false)
+	for i, path := range c.Proxy.Identity.SigningKeyFiles {
+		d.checkFileReference(itemPath("proxy.identity.signing_key_files", i), path)
+	}
 	if i := &c.Proxy.Identity; d.sound("proxy.identity") && i.Signed != headerOff && len(i.SigningKeyFiles) == 0 {
 		d.report("proxy.identity.signed", ruleMissing, "there is no key to sign with", "name a file in signing_key_files: `openssl genpkey -algorithm ed25519 -out identity.pem` makes one")
 	}
@@ -336,6 +343,9 @@ func (d *decoder) checkStore(c *Config) {
 		}
 	}
 	files := []struct{ key, path string }{{"tokenstore.path", c.TokenStore.Path}, {"audit.path", c.Audit.Path}}
+	for _, f := range files {
+		d.checkFileReference(f.key, f.path)
+	}
 	for i, path := range c.TokenStore.PepperFiles {
 		if key := itemPath("tokenstore.pepper_files", i); d.sound("tokenstore.pepper_files") {
 			files = append(files, struct{ key, path string }{key, path})
