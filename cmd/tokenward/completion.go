@@ -16,7 +16,8 @@ func newCompletionCommand() *cobra.Command {
 		Use:   "completion " + strings.Join(shells, "|"),
 		Short: "Print the script that completes command lines in a shell",
 		Long: "Print the script that lets a shell complete the command lines of tokenward. Load it in\n" +
-			"the running shell as below, or write it to where the shell looks for completions.",
+			"the running shell as below, or write it to where the shell looks for completions. Bash\n" +
+			"needs the package bash-completion for it, and zsh compinit.",
 		Example: "  source <(tokenward completion bash)\n" +
 			"  source <(tokenward completion zsh)\n" +
 			"  tokenward completion fish | source\n" +
@@ -40,5 +41,17 @@ func newCompletionCommand() *cobra.Command {
 			}
 			return root.GenPowerShellCompletionWithDesc(out)
 		},
+	}
+}
+
+// offerNoFiles keeps shells from offering files as arguments of the commands that take
+// none, below cmd. Values of flags are another thing.
+func offerNoFiles(cmd *cobra.Command) {
+	files := []string{"import", "restore", "scan"}
+	if cmd.ValidArgsFunction == nil && len(cmd.ValidArgs) == 0 && !slices.Contains(files, cmd.Name()) {
+		cmd.ValidArgsFunction = cobra.NoFileCompletions
+	}
+	for _, sub := range cmd.Commands() {
+		offerNoFiles(sub)
 	}
 }

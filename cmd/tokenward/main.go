@@ -73,10 +73,11 @@ func newRootCommand() *cobra.Command {
 		if args := cmd.Flags().Args(); cmd.HasSubCommands() && len(args) > 0 {
 			return usageError{unknownCommand(cmd, args[0])}
 		}
-		return usageError{unknownFlag(cmd, err)}
+		return usageError{wrongFlag(cmd, err)}
 	})
 	root.AddCommand(newServeCommand(), newInitCommand(), newCheckCommand(), newExplainCommand(), newHealthCommand(), newTokenCommand(), newReportCommand(), newAuditCommand(), newPatternCommand(), newScanCommand(), newBackupCommand(), newRestoreCommand(), newDoctorCommand(), newMigrateCommand(), newClusterCommand(), newDemoCommand(), newCompletionCommand(), newVersionCommand())
 	useUsageErrors(root)
+	offerNoFiles(root)
 	root.SetHelpCommand(newHelpCommand(root))
 	return root
 }
@@ -142,9 +143,17 @@ func wrongArguments(cmd *cobra.Command, args []string, err error) error {
 	return err
 }
 
-// unknownFlag adds to an error about a flag that cmd does not have those that may be
-// meant; others stay as they are.
-func unknownFlag(cmd *cobra.Command, err error) error {
+// wrongFlag says in our words what is wrong with a flag: what its value has to be, and
+// for a flag that cmd does not have those that may be meant.
+func wrongFlag(cmd *cobra.Command, err error) error {
+	if value, is := errors.AsType[*pflag.InvalidValueError](err); is {
+		switch flag := value.GetFlag(); flag.Value.Type() {
+		case "uint64", "int":
+			return fmt.Errorf("--%s takes a whole number", flag.Name) // what it was given may be a secret
+		case "bool":
+			return fmt.Errorf("--%s takes no value", flag.Name)
+		}
+	}
 	missing, is := errors.AsType[*pflag.NotExistError](err)
 	if !is || len(missing.GetSpecifiedName()) < 2 {
 		return err

@@ -54,6 +54,7 @@ func newMigrateCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&m.config, "config", "tokenward.yaml", "configuration file")
 	cmd.Flags().StringVar(&m.to, "to", "", "`etcd` or file")
+	mustComplete(cmd.RegisterFlagCompletionFunc("to", cobra.FixedCompletions([]string{"etcd", "file"}, cobra.ShellCompDirectiveNoFileComp)))
 	cmd.Flags().StringVar(&m.from, "from", "", "the `file` of the store, or a backup of it, that goes into etcd; tokenstore.path by default")
 	cmd.Flags().StringVar(&m.file, "out", "", "the `file` to make of what is in etcd")
 	cmd.Flags().BoolVar(&m.asJSON, "json", false, "print JSON")

@@ -71,6 +71,7 @@ func newReportCommand() *cobra.Command {
 	f.StringVar(&unused, "unused-since", "90d", "unused is what was not used since `then`: a time (RFC 3339), or a duration ago such as 90d")
 	f.StringVar(&ending, "ending-within", "30d", "about to expire is what ends before `then`: a time (RFC 3339), or a duration such as 30d")
 	f.StringSliceVar(&findings, "finding", nil, "only these `findings`: "+findingNames())
+	mustComplete(cmd.RegisterFlagCompletionFunc("finding", cobra.FixedCompletions(strings.Split(findingNames(), ", "), cobra.ShellCompDirectiveNoFileComp)))
 	return cmd
 }
 

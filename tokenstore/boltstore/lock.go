@@ -30,7 +30,7 @@ var ErrInUse = errors.New("the token store is in use by another process")
 type heldError struct{ path, holders string }
 
 func (e *heldError) Error() string {
-	return fmt.Sprintf("%s is in use by another process, %s: stop it, or speak to it with --admin", e.path, e.holders)
+	return fmt.Sprintf("%s is in use by another process, %s: stop it, or go through its admin listener", e.path, e.holders)
 }
 
 func (e *heldError) Unwrap() error { return ErrInUse }
