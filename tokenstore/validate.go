@@ -259,7 +259,7 @@ func (l *Limits) validate(f *Faults) {
 		f.add("limits/rate", "must lie between 0.000001 and 1000000000 requests per second, or be absent")
 	}
 	if l.Burst > 0 && l.Rate == 0 {
-		f.add("limits/burst", "needs limits/rate")
+		f.add("limits/burst", "needs a rate")
 	}
 	for field, n := range map[string]uint64{"limits/burst": l.Burst, "limits/uses": l.Uses, "limits/concurrent": l.Concurrent} {
 		if n > maxNumber {

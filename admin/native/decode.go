@@ -139,9 +139,14 @@ func decodeNotBefore(body *admin.Object) *time.Time {
 
 // decodeResources reads "all" or a list of grants; nil where it is not there.
 func decodeResources(body *admin.Object) *tokenstore.Resources {
-	if body.IsText("resources") {
+	const want = `must be "all" or an array`
+	switch {
+	case body.Null("resources"):
+		body.Fault("resources", want)
+		return nil
+	case body.IsText("resources"):
 		if text, _ := body.Text("resources"); text != "all" {
-			body.Fault("resources", `must be "all" or an array`)
+			body.Fault("resources", want)
 		}
 		return &tokenstore.Resources{All: true}
 	}
@@ -185,9 +190,14 @@ type sourcesPatch struct {
 }
 
 func decodeSources(body *admin.Object) *sourcesPatch {
-	if body.IsText("sources") {
+	const want = `must be "any" or an object`
+	switch {
+	case body.Null("sources"):
+		body.Fault("sources", want)
+		return nil
+	case body.IsText("sources"):
 		if text, _ := body.Text("sources"); text != "any" {
-			body.Fault("sources", `must be "any" or an object`)
+			body.Fault("sources", want)
 		}
 		return &sourcesPatch{any: true}
 	}

@@ -193,6 +193,21 @@ func TestWhoMayNotBackUpHoldsNobodyUp(t *testing.T) {
 	}
 }
 
+// TestNullIsToldBothFormsOfTheField: what takes a word or a structure says so.
+func TestNullIsToldBothFormsOfTheField(t *testing.T) {
+	w := admintest.New(t)
+	c, h := w.Cast(), admintest.Described(t, serve(w))
+	for field, want := range map[string]string{
+		"resources": `{"field":"/resources","detail":"must be \"all\" or an array"}`,
+		"sources":   `{"field":"/sources","detail":"must be \"any\" or an object"}`,
+	} {
+		rec := admintest.Send(t, h, c.Admin, "POST", "/v1/tokens", `{"name":"x","`+field+`":null}`, "Content-Type", "application/json")
+		if rec.Code != http.StatusUnprocessableEntity || !strings.Contains(rec.Body.String(), want) {
+			t.Errorf("%s null: %d %s, want %s", field, rec.Code, rec.Body, want)
+		}
+	}
+}
+
 func TestBadInputNamesTheField(t *testing.T) {
 	w := admintest.New(t)
 	cast := w.Cast()

@@ -49,6 +49,24 @@ func text(s string) string {
 	return string(b)
 }
 
+// TestRefusedNetworkIsNamed: of a hundred networks, one that is only written wrongly has
+// to be found.
+func TestRefusedNetworkIsNamed(t *testing.T) {
+	w := admintest.New(t)
+	admin, h := w.Cast().Admin, admintest.Described(t, handler(w))
+	for sources, want := range map[string]string{
+		"192.0.2.1,10.0.0.1/8":       "sourceIp names 10.0.0.1/8, which has bits set beyond its length: write 10.0.0.0/8",
+		"::ffff:192.0.2.1,192.0.2.1": "sourceIp names ::ffff:192.0.2.1, which must be written as an IPv4 address, not mapped into IPv6",
+		"192.0.2.1,<script>":         "sourceIp must be IPv4 or IPv6 addresses or networks, separated by commas without spaces",
+		"192.0.2.1, 192.0.2.2":       "sourceIp must be IPv4 or IPv6 addresses or networks, separated by commas without spaces",
+	} {
+		rec := admintest.Send(t, h, admin, "POST", "/users/1/api-tokens", body(rest+`,"sourceIp":`+text(sources)), "Content-Type", "application/vnd.api+json")
+		if e := readErrors(t, rec); e.Errors[0].Detail != want {
+			t.Errorf("%s: %q, want %q", sources, e.Errors[0].Detail, want)
+		}
+	}
+}
+
 // TestBadInputNamesTheAttribute sends what a body can have wrong, one thing each.
 func TestBadInputNamesTheAttribute(t *testing.T) {
 	w := admintest.New(t)

@@ -174,13 +174,25 @@ func decodeSources(text string, fault func(detail string)) *tokenstore.Sources {
 	var allow []netip.Prefix
 	for _, part := range parts {
 		p, err := tokenstore.ParseSource(part)
-		if err != nil {
+		switch {
+		case err != nil && isNetwork(part):
+			fault("names " + part + ", which " + err.Error())
+			return nil
+		case err != nil:
 			fault(want)
 			return nil
 		}
 		allow = append(allow, p)
 	}
 	return &tokenstore.Sources{Allow: allow, Text: text}
+}
+
+// isNetwork reports whether text is an address or a network, be it one that a token
+// cannot have.
+func isNetwork(text string) bool {
+	_, err := netip.ParsePrefix(text)
+	addr, aerr := netip.ParseAddr(text)
+	return err == nil || aerr == nil && addr.Zone() == ""
 }
 
 // decodeResources reads items of `{"type","ids":[…]}`, or of `{"type","id"}` as
