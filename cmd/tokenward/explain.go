@@ -11,9 +11,11 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -63,7 +65,6 @@ func newExplainCommand() *cobra.Command {
 	cmd.Flags().StringVar(&f.from, "from", "127.0.0.1", "address that the connection comes from")
 	cmd.Flags().StringArrayVarP(&f.headers, "header", "H", nil, "header line of the request, `'Name: value'`; can be repeated")
 	cmd.Flags().BoolVar(&f.asJSON, "json", false, "print JSON, as POST /v1/explain answers")
-	cmd.MarkFlagsMutuallyExclusive("token-file", "token-id")
 	return cmd
 }
 
@@ -71,16 +72,24 @@ func newExplainCommand() *cobra.Command {
 func (f *explainFlags) run(cmd *cobra.Command, method, target string) (native.Explanation, error) {
 	none := native.Explanation{}
 	q := native.Question{Method: method, Target: target}
-	var err error
-	if q.From, err = netip.ParseAddr(f.from); err != nil {
-		return none, usageError{fmt.Errorf("--from: %w", err)}
+	if f.tokenFile != "" && f.tokenID != 0 {
+		return none, usageError{errors.New("--token-file and --token-id exclude each other: leave one out")}
 	}
+	from, err := netip.ParseAddr(f.from)
+	if err != nil || from.Zone() != "" {
+		return none, usageError{fmt.Errorf("--from %q is no IP address: write it as 192.0.2.7 or 2001:db8::7", f.from)}
+	}
+	q.From = from.Unmap()
 	for _, line := range f.headers {
 		name, value, ok := strings.Cut(line, ":")
 		if !ok {
 			return none, usageError{fmt.Errorf("-H %q: write 'Name: value'", line)}
 		}
-		q.Headers = append(q.Headers, native.Header{Name: name, Value: strings.TrimSpace(value)})
+		value = strings.Trim(value, " \t")
+		if strings.ContainsFunc(value, func(r rune) bool { return r != '\t' && unicode.IsControl(r) }) {
+			return none, usageError{fmt.Errorf("-H %q holds a control character, such as a line break: no request has that in a header", name)}
+		}
+		q.Headers = append(q.Headers, native.Header{Name: name, Value: value})
 	}
 	cfg, err := loadConfig(f.config)
 	if err != nil {
@@ -95,12 +104,41 @@ func (f *explainFlags) run(cmd *cobra.Command, method, target string) (native.Ex
 	}
 	v, err := openVault(cmd.Context(), cfg, slog.New(slog.DiscardHandler), time.Now, opening{})
 	if err != nil {
-		return none, fmt.Errorf("%w\nTo ask a running server: curl -H \"Authorization: Bearer $TOKENWARD_TOKEN\" -H \"Content-Type: application/json\" %s/v1/explain -d '{\"method\":%q,\"target\":%q,\"token_id\":%d}'",
-			err, cfg.adminURL(), method, target, max(f.tokenID, 1))
+		line, lerr := f.askServer(cfg, &q)
+		return none, errors.Join(fmt.Errorf("%w\nTo ask a running server: %s", err, line), lerr)
 	}
 	out, err := f.judge(cmd.Context(), cmd.InOrStdin(), cfg, v, &q)
 	return out, errors.Join(err, v.close())
 }
+
+// askServer is the line for a shell that asks the same of a running server. A token
+// that is named by its secret asks for itself, and needs no other right for it.
+func (f *explainFlags) askServer(cfg *Config, q *native.Question) (string, error) {
+	headers := make(map[string][]string)
+	for _, h := range q.Headers {
+		if slices.ContainsFunc(cfg.Proxy.Credentials, func(carrier string) bool { return strings.EqualFold(carrier, h.Name) }) {
+			continue // it may be a secret, and the server is asked about another
+		}
+		headers[h.Name] = append(headers[h.Name], h.Value)
+	}
+	body, err := admin.EncodeJSON(struct {
+		Method  string              `json:"method"`
+		Target  string              `json:"target"`
+		Headers map[string][]string `json:"headers,omitempty"`
+		From    string              `json:"from"`
+		TokenID uint64              `json:"token_id,omitempty"`
+	}{q.Method, q.Target, headers, q.From.String(), f.tokenID})
+	if err != nil {
+		return "", err
+	}
+	token := "$TOKENWARD_TOKEN"
+	if f.tokenFile != "" && f.tokenFile != "-" {
+		token = "$(cat " + shellQuoted(f.tokenFile) + ")"
+	}
+	return `curl -H "Authorization: Bearer ` + token + `" -H "Content-Type: application/json" ` + cfg.adminURL() + "/v1/explain -d " + shellQuoted(string(body)), nil
+}
+
+func shellQuoted(text string) string { return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'" }
 
 func (f *explainFlags) judge(ctx context.Context, stdin io.Reader, cfg *Config, v *vault, q *native.Question) (native.Explanation, error) {
 	engine := enforce.NewEngine(v.cache, 1)
@@ -120,7 +158,10 @@ func (f *explainFlags) judge(ctx context.Context, stdin io.Reader, cfg *Config, 
 	}
 	if f.tokenID != 0 {
 		t, err := v.store.ByID(ctx, tokenstore.ID(f.tokenID))
-		if err != nil {
+		switch {
+		case errors.Is(err, tokenstore.ErrNotFound):
+			return native.Explanation{}, fmt.Errorf("there is no token %d in this store, or it was swept: `tokenward token list` shows those of a running server", f.tokenID)
+		case err != nil:
 			return native.Explanation{}, fmt.Errorf("token %d: %w", f.tokenID, err)
 		}
 		q.Token = t
@@ -130,7 +171,7 @@ func (f *explainFlags) judge(ctx context.Context, stdin io.Reader, cfg *Config, 
 	if f.tokenFile != "-" {
 		file, err := os.Open(f.tokenFile)
 		if err != nil {
-			return native.Explanation{}, err
+			return native.Explanation{}, fmt.Errorf("--token-file %s %w\nIt is to hold the secret that the request bears, and nothing else", f.tokenFile, fileProblem(err))
 		}
 		defer file.Close()
 		in = file

@@ -170,3 +170,14 @@ func TestExplainSaysHowToAskTheServer(t *testing.T) {
 		t.Errorf("a store in use: %v", err)
 	}
 }
+
+// TestNoRequestHasALineBreakInAHeader: judged as one that has, it would be another.
+func TestNoRequestHasALineBreakInAHeader(t *testing.T) {
+	for _, header := range []string{"X-A: b\r\nApi-Token: c", "X-A: b\x00", "X-A: b\x7f"} {
+		var out, problem bytes.Buffer
+		code := run(t.Context(), []string{"explain", "--config", "nowhere.yaml", "-H", header, "GET", "/"}, nil, &out, &problem)
+		if code != exitUsage || !strings.Contains(problem.String(), `-H "X-A" holds a control character`) {
+			t.Errorf("%q: %d %s", header, code, &problem)
+		}
+	}
+}
