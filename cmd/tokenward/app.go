@@ -131,7 +131,9 @@ func (a *app) buildProxy() error {
 	a.guard.SetRules(rules)
 	if len(a.cfg.Admin.Mount) > 0 {
 		g := newGate(a.guard, rules.Canon, a.vault, a.now)
-		a.guard.Mounts = a.cfg.mounts(func(name string) http.Handler { return a.guard.Calls(withRequestID(plainPath(a.facesHandler(g, name)))) })
+		a.guard.Mounts = a.cfg.mounts(func(name string) http.Handler {
+			return a.guard.Calls(withRequestID(plainPath(a.facesHandler(g, name))))
+		})
 	}
 	t, l := a.cfg.Proxy.Timeouts, a.cfg.Proxy.Limits
 	wire := proxy.NewWire(a.guard)
