@@ -28,7 +28,7 @@ type CORSFault struct {
 	Field  string // key of the configuration
 	Index  int    // of the item; -1: the key as a whole
 	Detail string
-	Mend   string
+	Fix    string
 }
 
 // CORS is the compiled form: immutable.

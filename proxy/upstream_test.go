@@ -331,7 +331,7 @@ func TestUpstreamIsWhoItsCertificateSays(t *testing.T) {
 				if !c.ok && !strings.Contains(said, "upstream=["+upstream.String()+"]") {
 					t.Errorf("%s: the log does not name the upstream: %s", d.name, said)
 				}
-				if strings.Contains(said, "mend=") != (c.mend != "") || !strings.Contains(said, c.mend) {
+				if strings.Contains(said, "fix=") != (c.mend != "") || !strings.Contains(said, c.mend) {
 					t.Errorf("%s: the log does not say to mend %q: %s", d.name, c.mend, said)
 				}
 			}

@@ -86,7 +86,7 @@ func check(path string, stdin io.Reader, textOnly bool, now time.Time) (checkRep
 		}
 	}
 	if len(cfg.Routes) == 0 {
-		r.Warnings = append(r.Warnings, configFault{Key: "routes", Rule: ruleMissing, Problem: "there is no route, so every request is refused", Mend: "write what may pass, as in config.example.yaml"})
+		r.Warnings = append(r.Warnings, configFault{Key: "routes", Rule: ruleMissing, Problem: "there is no route, so every request is refused", Fix: "write what may pass, as in config.example.yaml"})
 	}
 	r.OK = true
 	return r, nil
@@ -157,7 +157,7 @@ func (r *checkReport) write(w io.Writer) error {
 	var b strings.Builder
 	b.WriteString(r.verdict() + "\n")
 	for _, one := range r.Warnings {
-		fmt.Fprintf(&b, "\nwarning: %s: %s\n         %s\n", one.Key, one.Problem, one.Mend)
+		fmt.Fprintf(&b, "\nwarning: %s: %s\n         %s\n", one.Key, one.Problem, one.Fix)
 	}
 	if len(r.Routes) > 0 {
 		b.WriteByte('\n')

@@ -103,7 +103,7 @@ func TestCheckPrintsFaultsAsJSON(t *testing.T) {
 	if err := json.Unmarshal([]byte(got), &r); err != nil {
 		t.Fatalf("%v in %s", err, got)
 	}
-	want := []configFault{{Line: 2, Column: 10, Key: "log.level", Rule: ruleChoice, Problem: `"loud" is not a choice here`, Mend: "write debug, info, warn or error"}}
+	want := []configFault{{Line: 2, Column: 10, Key: "log.level", Rule: ruleChoice, Problem: `"loud" is not a choice here`, Fix: "write debug, info, warn or error"}}
 	if diff := cmp.Diff(want, r.Faults, cmp.AllowUnexported(configFault{})); r.OK || diff != "" {
 		t.Errorf("ok %v, faults (-want +got):\n%s", r.OK, diff)
 	}
@@ -263,7 +263,7 @@ func expectFault(t *testing.T, kind string, faults []configFault, want string) {
 		return
 	}
 	key, part, _ := strings.Cut(want, ": ")
-	if len(faults) != 1 || faults[0].Key != key || !strings.Contains(faults[0].Problem, part) || faults[0].Rule != ruleNamedFile || faults[0].Mend == "" {
+	if len(faults) != 1 || faults[0].Key != key || !strings.Contains(faults[0].Problem, part) || faults[0].Rule != ruleNamedFile || faults[0].Fix == "" {
 		t.Errorf("%s: got %+v, want %q", kind, faults, want)
 	}
 }

@@ -28,7 +28,7 @@ type decoder struct {
 }
 
 func (d *decoder) fault(path string, at position, r rule, problem, mend string) {
-	d.faults = append(d.faults, configFault{Line: at.line, Column: at.column, width: at.width, Key: path, Rule: r, Problem: problem, Mend: mend})
+	d.faults = append(d.faults, configFault{Line: at.line, Column: at.column, width: at.width, Key: path, Rule: r, Problem: problem, Fix: mend})
 	d.spoil(path)
 }
 

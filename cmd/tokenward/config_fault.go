@@ -90,7 +90,7 @@ type configFault struct {
 	Key     string `json:"key,omitempty"` // such as proxy.timeouts.idle or routes[3].scopes
 	Rule    rule   `json:"rule"`
 	Problem string `json:"problem"`
-	Mend    string `json:"mend"`
+	Fix     string `json:"fix"`
 
 	width int
 }
@@ -112,7 +112,7 @@ func newConfigError(name string, lines []string, faults []configFault) *configEr
 	})
 	for i := range faults {
 		f := &faults[i]
-		f.Key, f.Problem, f.Mend = mask(shownText(f.Key)), mask(f.Problem), mask(f.Mend)
+		f.Key, f.Problem, f.Fix = mask(shownText(f.Key)), mask(f.Problem), mask(f.Fix)
 	}
 	return &configError{Name: name, Faults: slices.Compact(faults), lines: lines}
 }
@@ -158,7 +158,7 @@ func (e *configError) write(b *strings.Builder, f *configFault) {
 		fmt.Fprintf(b, "%6d | %s\n", f.Line, text)
 		fmt.Fprintf(b, "       | %s%s\n", strings.Repeat(" ", indent), strings.Repeat("^", width))
 	}
-	b.WriteString("         " + f.Mend + "\n")
+	b.WriteString("         " + f.Fix + "\n")
 }
 
 // excerptWidth is how many characters of a line are shown.

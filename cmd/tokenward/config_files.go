@@ -70,11 +70,11 @@ type fileChecker struct {
 }
 
 func (f *fileChecker) fault(key, problem, mend string) {
-	f.faults = append(f.faults, configFault{Key: key, Rule: ruleNamedFile, Problem: problem, Mend: mend})
+	f.faults = append(f.faults, configFault{Key: key, Rule: ruleNamedFile, Problem: problem, Fix: mend})
 }
 
 func (f *fileChecker) warn(key, problem, mend string) {
-	f.warnings = append(f.warnings, configFault{Key: key, Rule: ruleNamedFile, Problem: problem, Mend: mend})
+	f.warnings = append(f.warnings, configFault{Key: key, Rule: ruleNamedFile, Problem: problem, Fix: mend})
 }
 
 func (f *fileChecker) certificate(section string, t TLSConfig) {

@@ -18,7 +18,7 @@ import (
 func loadConfig(path string) (*Config, error) {
 	data, err := readConfigFile(path)
 	if err != nil {
-		f := configFault{Rule: ruleFile, Problem: err.Error(), Mend: "give the path of a configuration file; config.example.yaml is one to start from"}
+		f := configFault{Rule: ruleFile, Problem: err.Error(), Fix: "give the path of a configuration file; config.example.yaml is one to start from"}
 		return nil, newConfigError(path, nil, []configFault{f})
 	}
 	return parseConfig(path, data)

@@ -136,17 +136,17 @@ func (d *decoder) checkCanon(c *Config) {
 	for _, err := range optionErrors(proxy) {
 		switch err.Option {
 		case "TrustedProxies":
-			d.report(itemPath("proxy.trusted_proxies", err.Index), ruleProxies, quote(err.Value)+" "+err.Problem, err.Mend)
+			d.report(itemPath("proxy.trusted_proxies", err.Index), ruleProxies, quote(err.Value)+" "+err.Problem, err.Fix)
 		case "Credentials":
-			d.report(itemPath("proxy.credentials", err.Index), ruleCredentials, quote(err.Value)+" "+err.Problem, err.Mend)
+			d.report(itemPath("proxy.credentials", err.Index), ruleCredentials, quote(err.Value)+" "+err.Problem, err.Fix)
 		case "Sets":
-			d.report("proxy.identity."+keys[err.Index], ruleIdentity, quote(err.Value)+" "+err.Problem, err.Mend)
+			d.report("proxy.identity."+keys[err.Index], ruleIdentity, quote(err.Value)+" "+err.Problem, err.Fix)
 		default:
-			d.report("proxy", ruleBounds, quote(err.Value)+" "+err.Problem, err.Mend)
+			d.report("proxy", ruleBounds, quote(err.Value)+" "+err.Problem, err.Fix)
 		}
 	}
 	for _, err := range optionErrors(canon.Options{TrustedProxies: c.Admin.TrustedProxies}) {
-		d.report(itemPath("admin.trusted_proxies", err.Index), ruleProxies, quote(err.Value)+" "+err.Problem, err.Mend)
+		d.report(itemPath("admin.trusted_proxies", err.Index), ruleProxies, quote(err.Value)+" "+err.Problem, err.Fix)
 	}
 }
 

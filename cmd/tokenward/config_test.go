@@ -69,8 +69,8 @@ func TestEachRuleHasABrokenFile(t *testing.T) {
 			}
 			for _, f := range e.Faults {
 				shown[f.Rule] = true
-				if f.Problem == "" || f.Mend == "" {
-					t.Errorf("fault without problem or mend: %+v", f)
+				if f.Problem == "" || f.Fix == "" {
+					t.Errorf("fault without problem or fix: %+v", f)
 				}
 			}
 			own, _, _ := strings.Cut(strings.TrimPrefix(name, "busted_"), "__")
@@ -399,7 +399,7 @@ func TestMisspeltKeysGetASuggestion(t *testing.T) {
 		{"log:\n  level: warning\n", "write debug, info, warn or error"},
 	} {
 		faults := faultsOf(t, c.text)
-		if len(faults) != 1 || !strings.HasPrefix(faults[0].Mend, c.want) {
+		if len(faults) != 1 || !strings.HasPrefix(faults[0].Fix, c.want) {
 			t.Errorf("%q: got %+v, want %q", c.text, faults, c.want)
 		}
 	}
@@ -670,7 +670,7 @@ func FuzzConfig(f *testing.F) {
 				t.Fatalf("refused without a fault: %v", err)
 			}
 			for _, fault := range e.Faults {
-				if fault.Line < 0 || fault.Line > len(e.lines) || fault.Problem == "" || fault.Mend == "" {
+				if fault.Line < 0 || fault.Line > len(e.lines) || fault.Problem == "" || fault.Fix == "" {
 					t.Fatalf("fault without a place: %+v", fault)
 				}
 			}

@@ -107,7 +107,7 @@ func (d *decoder) checkTransport(c *Config) {
 	d.checkUpstreamTLS(c)
 	for _, err := range optionErrors(canon.Options{TrustedProxies: c.Proxy.ProxyProtocolFrom}) {
 		if path := itemPath("proxy.proxy_protocol_from", err.Index); d.sound(path) {
-			d.report(path, ruleProxies, quote(err.Value)+" "+err.Problem, err.Mend)
+			d.report(path, ruleProxies, quote(err.Value)+" "+err.Problem, err.Fix)
 		}
 	}
 }
@@ -240,7 +240,7 @@ func (d *decoder) checkRouteTransport(c *Config, r *RouteConfig, path string) {
 	}
 	_, faults := proxy.NewCORS(r.CORS.options(c))
 	for _, f := range faults {
-		d.report(itemPath(path+".cors."+f.Field, f.Index), ruleCORS, f.Detail, f.Mend)
+		d.report(itemPath(path+".cors."+f.Field, f.Index), ruleCORS, f.Detail, f.Fix)
 	}
 }
 

@@ -85,7 +85,7 @@ func readYAML(data []byte) (root *ast.MappingNode, s *source) {
 }
 
 func (s *source) fault(at position, r rule, problem, mend string) {
-	s.faults = append(s.faults, configFault{Line: at.line, Column: at.column, width: at.width, Rule: r, Problem: problem, Mend: mend})
+	s.faults = append(s.faults, configFault{Line: at.line, Column: at.column, width: at.width, Rule: r, Problem: problem, Fix: mend})
 }
 
 func (s *source) whole(r rule, problem, mend string) { s.fault(position{}, r, problem, mend) }
@@ -193,7 +193,7 @@ func parseTokens(tokens token.Tokens) (file *ast.File, err error) {
 func (s *source) tokens(first, last int) (tokens token.Tokens, fault *configFault) {
 	defer func() {
 		if recover() != nil {
-			tokens, fault = nil, &configFault{Line: first, Column: 1, Rule: ruleSyntax, Problem: "this cannot be read as YAML", Mend: "look for an unfinished quote or bracket from here on"}
+			tokens, fault = nil, &configFault{Line: first, Column: 1, Rule: ruleSyntax, Problem: "this cannot be read as YAML", Fix: "look for an unfinished quote or bracket from here on"}
 		}
 	}()
 	tokens = lexer.Tokenize(strings.Join(s.lines[first-1:last], "\n"))
@@ -299,7 +299,7 @@ func (s *source) checkToken(t *token.Token, begun bool) {
 
 func tokenFault(t *token.Token, r rule, problem, mend string) *configFault {
 	at := tokenPosition(t)
-	return &configFault{Line: at.line, Column: at.column, width: at.width, Rule: r, Problem: problem, Mend: mend}
+	return &configFault{Line: at.line, Column: at.column, width: at.width, Rule: r, Problem: problem, Fix: mend}
 }
 
 func tokenPosition(t *token.Token) position {
@@ -325,7 +325,7 @@ func nodePosition(n ast.Node) position {
 
 // syntaxFault puts the parser's complaint in words that say what to do.
 func (s *source) syntaxFault(err error, first int) *configFault {
-	f := &configFault{Line: first, Column: 1, Rule: ruleSyntax, Problem: "this cannot be read as YAML", Mend: "compare indentation, quotes and brackets with config.example.yaml"}
+	f := &configFault{Line: first, Column: 1, Rule: ruleSyntax, Problem: "this cannot be read as YAML", Fix: "compare indentation, quotes and brackets with config.example.yaml"}
 	var syntax *yaml.SyntaxError
 	if !errors.As(err, &syntax) {
 		return f
@@ -347,30 +347,30 @@ func (s *source) syntaxFault(err error, first int) *configFault {
 	}
 	switch {
 	case has("could not find end character of"):
-		f.Problem, f.Mend = "this quote is not closed", "end the text with the same quote, on the same line"
+		f.Problem, f.Fix = "this quote is not closed", "end the text with the same quote, on the same line"
 	case has("',' or ']'", "',' or '}'") && strings.ContainsAny(line, "{}"):
-		f.Problem, f.Mend = "brackets do not fit together here", "put text that holds { or } in quotes inside [ ], as in [\"card:{card}\"]"
+		f.Problem, f.Fix = "brackets do not fit together here", "put text that holds { or } in quotes inside [ ], as in [\"card:{card}\"]"
 	case has("',' or ']'", "sequence end token"):
-		f.Problem, f.Mend = "a list in [ ] is not closed", "separate its items by commas and end it with ]"
+		f.Problem, f.Fix = "a list in [ ] is not closed", "separate its items by commas and end it with ]"
 	case has("',' or '}'", "mapping end token", "flow map"):
-		f.Problem, f.Mend = "a mapping in { } is not closed", "separate its keys by commas and end it with }"
+		f.Problem, f.Fix = "a mapping in { } is not closed", "separate its keys by commas and end it with }"
 	case has("corresponding to"):
-		f.Problem, f.Mend = "this bracket closes nothing", "remove it, or put text that holds brackets in quotes"
+		f.Problem, f.Fix = "this bracket closes nothing", "remove it, or put text that holds brackets in quotes"
 	case has("unexpected key name", "non-map value", "map key definition", "could not find expected ':'", "found an invalid key"):
-		f.Problem, f.Mend = "here a key, a colon and a space are expected", "write `key: value`, with a space after the colon"
+		f.Problem, f.Fix = "here a key, a colon and a space are expected", "write `key: value`, with a space after the colon"
 	case has("mapping value is not allowed", "map key-value is pre-defined"):
-		f.Problem, f.Mend = "there is a second colon and value here", "put the text in quotes if the colon belongs to it; else begin a new line for the new key"
+		f.Problem, f.Fix = "there is a second colon and value here", "put the text in quotes if the colon belongs to it; else begin a new line for the new key"
 		if value, key := s.keyBelowValue(f.Line, f.Column); value > 0 {
 			f.Problem = fmt.Sprintf("line %d is indented below line %d, which has a value already", key, value)
-			f.Mend = fmt.Sprintf("let it begin where the key of line %d begins; if that is to be a section, take its value away", value)
+			f.Fix = fmt.Sprintf("let it begin where the key of line %d begins; if that is to be a section, take its value away", value)
 			s.faults = slices.DeleteFunc(s.faults, func(other configFault) bool { // the parser took both for one text
 				return other.Rule == ruleMultiLine && other.Line == f.Line && other.Column == f.Column
 			})
 		}
 	case has("value is not allowed in this context", "unexpected end content", "block sequence entries"):
-		f.Problem, f.Mend = misplaced, mendIndent
+		f.Problem, f.Fix = misplaced, mendIndent
 	case has("cannot start any token"):
-		f.Problem, f.Mend = "text cannot begin with this character", "put the text in quotes"
+		f.Problem, f.Fix = "text cannot begin with this character", "put the text in quotes"
 	}
 	return f
 }

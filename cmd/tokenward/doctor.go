@@ -105,7 +105,7 @@ func (d *doctor) files() {
 	before := len(d.findings)
 	faults, warnings := d.cfg.checkFiles(d.now())
 	for _, f := range append(faults, warnings...) {
-		d.fault("files", f.Key+": "+f.Problem, f.Mend)
+		d.fault("files", f.Key+": "+f.Problem, f.Fix)
 	}
 	for _, path := range []string{d.cfg.TokenStore.Path, d.cfg.Audit.Path} {
 		info, err := os.Stat(path)

@@ -207,6 +207,6 @@ func (a *app) readCertificates() (use func(), err error) {
 // warnOf logs what could be better about the files of a configuration.
 func warnOf(log *slog.Logger, warnings []configFault) {
 	for _, w := range warnings {
-		log.Warn("a file that the configuration names could be safer", "key", w.Key, "problem", w.Problem, "mend", w.Mend)
+		log.Warn("a file that the configuration names could be safer", "key", w.Key, "problem", w.Problem, "fix", w.Fix)
 	}
 }

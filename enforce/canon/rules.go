@@ -37,12 +37,12 @@ type OptionError struct {
 	Index   int
 	Value   string
 	Problem string
-	Mend    string
+	Fix     string
 }
 
 // Error is one line: what is wrong where, and what to write instead.
 func (e *OptionError) Error() string {
-	return fmt.Sprintf("%q %s; %s", e.Value, e.Problem, e.Mend)
+	return fmt.Sprintf("%q %s; %s", e.Value, e.Problem, e.Fix)
 }
 
 // Rules are compiled Options: immutable, for any number of goroutines.
@@ -151,7 +151,7 @@ type compiler struct {
 }
 
 func (c *compiler) fault(option string, index int, value, problem, mend string) {
-	c.faults = append(c.faults, &OptionError{Option: option, Index: index, Value: value, Problem: problem, Mend: mend})
+	c.faults = append(c.faults, &OptionError{Option: option, Index: index, Value: value, Problem: problem, Fix: mend})
 }
 
 func (c *compiler) trust(prefixes []netip.Prefix) {

@@ -63,7 +63,7 @@ func TestBadOptionsAreRefusedWithMend(t *testing.T) {
 		}
 		all := err.(interface{ Unwrap() []error }).Unwrap() //nolint:errorlint // the joined list is wanted
 		one, ok := all[0].(*OptionError)                    //nolint:errorlint // likewise
-		if !ok || one.Option != c.option || one.Index != c.index || !strings.Contains(one.Error(), c.text) || one.Mend == "" {
+		if !ok || one.Option != c.option || one.Index != c.index || !strings.Contains(one.Error(), c.text) || one.Fix == "" {
 			t.Errorf("%s: %+v", c.name, all[0])
 		}
 	}
