@@ -350,7 +350,7 @@ func (v *victim) examine(t *testing.T, tokens []*witnessed) {
 // events waits until the audit log has all changes that were acknowledged.
 func (v *victim) events(t *testing.T) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		told := v.told(t)
 		missing := ""

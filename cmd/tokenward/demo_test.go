@@ -276,7 +276,7 @@ func (p *promise) ask(t *testing.T) (status int, code, body string) {
 // problem where it is one.
 func request(t *testing.T, method, url string, header http.Header, data string) (status int, code, body string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, method, url, strings.NewReader(data))
 	if err != nil {

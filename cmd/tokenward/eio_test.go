@@ -289,7 +289,7 @@ func (v *victim) targets(t *testing.T) []*witnessed {
 // hears waits until /readyz, and with it the log, say one of some things.
 func (v *victim) hears(t *testing.T, what ...string) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for time.Now().Before(deadline) {
 		ready, log := v.readiness(t), v.said()
 		if slices.ContainsFunc(what, func(one string) bool { return strings.Contains(ready, one) && strings.Contains(log, one) }) {

@@ -95,7 +95,7 @@ routes:
 			t.Fatal(err)
 		}
 		defer nc.Close()
-		_ = nc.SetDeadline(time.Now().Add(10 * time.Second))
+		_ = nc.SetDeadline(time.Now().Add(time.Minute))
 		fmt.Fprint(nc, header)
 		tc := tls.Client(nc, &tls.Config{RootCAs: pool, ServerName: "api.example", MinVersion: tls.VersionTLS12})
 		fmt.Fprint(tc, raw)

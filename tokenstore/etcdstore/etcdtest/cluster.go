@@ -113,10 +113,11 @@ func (c *Cluster) NewClient(endpoints ...string) *clientv3.Client {
 			c.t.Fatal(err)
 		}
 	}
-	client, err := clientv3.New(conf)
-	if err != nil {
-		c.t.Fatalf("client of etcd at %s: %v", endpoints, err)
-	}
+	var client *clientv3.Client
+	WaitFor(c.t, fmt.Sprintf("a client of etcd at %s", endpoints), func(context.Context) (err error) { // with Auth it logs in
+		client, err = clientv3.New(conf)
+		return err
+	})
 	c.t.Cleanup(func() { client.Close() })
 	return client
 }
