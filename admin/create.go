@@ -74,7 +74,7 @@ func (s *Service) Create(ctx context.Context, c Caller, spec Spec) (Made, error)
 		if err != nil {
 			return err
 		}
-		t, err := s.build(m, c, &spec, id, s.secretRecord(secret, now), now)
+		t, err := s.build(m, &spec, id, s.secretRecord(secret, now), now)
 		if err != nil {
 			return err
 		}
@@ -103,13 +103,13 @@ func (s *Service) judgeCreate(c Caller, spec *Spec) error {
 		return err // what was answered before may not be sound any more, and is answered again
 	}
 	placeholder := tokenstore.SecretRecord{Scheme: tokenstore.SchemeNative, CreatedAt: now, Ends: tokenstore.Never()}
-	_, err = s.build(m, c, spec, 1, placeholder, now)
+	_, err = s.build(m, spec, 1, placeholder, now)
 	return err
 }
 
 // build makes the token that spec describes, if it is sound and the caller
 // dominates it.
-func (s *Service) build(m *manager, c Caller, spec *Spec, id tokenstore.ID, secret tokenstore.SecretRecord, now time.Time) (*tokenstore.Token, error) {
+func (s *Service) build(m *manager, spec *Spec, id tokenstore.ID, secret tokenstore.SecretRecord, now time.Time) (*tokenstore.Token, error) {
 	t := m.token.Clone()
 	t.ID, t.Name, t.NotBefore = id, spec.Name, spec.NotBefore.UTC().Truncate(time.Millisecond)
 	t.State, t.ReplacedBy, t.Lineage, t.EndedAt, t.Revision = tokenstore.StateActive, 0, 0, time.Time{}, 0

@@ -351,7 +351,7 @@ func (s *Service) importOne(tx tokenstore.Tx, c Caller, m *manager, w *importing
 	}
 	record := w.record
 	record.CreatedAt = now
-	t, err := s.build(m, c, &w.item.Spec, id, record, now)
+	t, err := s.build(m, &w.item.Spec, id, record, now)
 	if err != nil {
 		e := AsError(err)
 		if e.Kind != KindInvalid && e.Kind != KindWider {
