@@ -293,7 +293,7 @@ func (s *Service) importBatch(ctx context.Context, c Caller, batch []importing, 
 			return err
 		}
 		for i := range batch {
-			if err := s.importOne(tx, c, m, &batch[i], &made, now); err != nil {
+			if err := s.importOne(tx, m, &batch[i], &made, now); err != nil {
 				return err
 			}
 		}
@@ -324,7 +324,7 @@ var errDryRun = errors.New("a dry run changes nothing")
 
 // importOne puts one token. Its error ends the transaction; what is wrong with
 // the item alone goes into made.
-func (s *Service) importOne(tx tokenstore.Tx, c Caller, m *manager, w *importing, made *Imported, now time.Time) error {
+func (s *Service) importOne(tx tokenstore.Tx, m *manager, w *importing, made *Imported, now time.Time) error {
 	refuseItem := func(detail string, existing, wanted tokenstore.ID) {
 		made.Refused = append(made.Refused, ImportRefusal{Line: w.item.Line, Detail: detail, Existing: existing, Wanted: wanted})
 	}
