@@ -46,8 +46,8 @@ type CORS struct {
 func NewCORS(o CORSOptions) (*CORS, []CORSFault) {
 	c := &CORS{origins: make(map[string]bool), headers: make(map[string]bool), methods: slices.Clone(o.Methods)}
 	var faults []CORSFault
-	fault := func(field string, i int, detail, mend string) {
-		faults = append(faults, CORSFault{field, i, detail, mend})
+	fault := func(field string, i int, detail, fix string) {
+		faults = append(faults, CORSFault{field, i, detail, fix})
 	}
 	if len(o.Origins) == 0 {
 		fault("origins", -1, "no origin may use the route", "write origins such as https://app.example.com, or remove cors")

@@ -445,8 +445,8 @@ func (g *Guard) countFailure(code string, p *passage, err error) {
 	}
 	g.failures.Do(func() {
 		attrs := []any{"code", code, "upstream", p.lane.upstreams.names(), "error", err}
-		if mend := upstreamMend(err); mend != "" {
-			attrs = append(attrs, "fix", mend)
+		if fix := upstreamFix(err); fix != "" {
+			attrs = append(attrs, "fix", fix)
 		}
 		g.Log.Warn("the upstream did not answer as it should; tokenward_upstream_failures_total says how often", append(attrs, "request_id", p.id.String())...)
 	})

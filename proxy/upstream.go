@@ -309,9 +309,9 @@ func (us *Upstreams) names() []string {
 	return names
 }
 
-// upstreamMend is what to do about a failure of TLS with an upstream, which goes
+// upstreamFix is what to do about a failure of TLS with an upstream, which goes
 // on until somebody does it; "" of any other failure.
-func upstreamMend(err error) string {
+func upstreamFix(err error) string {
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
 		return "its certificate is from an authority that is not trusted here: name that one in upstream_tls.ca_file"
 	}

@@ -304,7 +304,7 @@ func TestUpstreamIsWhoItsCertificateSays(t *testing.T) {
 		name  string
 		files proxy.ClientTLSFiles
 		ok    bool
-		mend  string // that the log names
+		fix   string // that the log names
 	}{
 		{"all is right", proxy.ClientTLSFiles{CAFile: a.file, CertFile: cert, KeyFile: key, ServerName: "upstream.example"}, true, ""},
 		{"name of the URL", proxy.ClientTLSFiles{CAFile: a.file, CertFile: cert, KeyFile: key}, true, ""}, // 127.0.0.1 is in it
@@ -331,8 +331,8 @@ func TestUpstreamIsWhoItsCertificateSays(t *testing.T) {
 				if !c.ok && !strings.Contains(said, "upstream=["+upstream.String()+"]") {
 					t.Errorf("%s: the log does not name the upstream: %s", d.name, said)
 				}
-				if strings.Contains(said, "fix=") != (c.mend != "") || !strings.Contains(said, c.mend) {
-					t.Errorf("%s: the log does not say to mend %q: %s", d.name, c.mend, said)
+				if strings.Contains(said, "fix=") != (c.fix != "") || !strings.Contains(said, c.fix) {
+					t.Errorf("%s: the log does not say %q as the fix: %s", d.name, c.fix, said)
 				}
 			}
 		})

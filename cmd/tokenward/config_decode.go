@@ -27,8 +27,8 @@ type decoder struct {
 	broken map[string]bool
 }
 
-func (d *decoder) fault(path string, at position, r rule, problem, mend string) {
-	d.faults = append(d.faults, configFault{Line: at.line, Column: at.column, width: at.width, Key: path, Rule: r, Problem: problem, Fix: mend})
+func (d *decoder) fault(path string, at position, r rule, problem, fix string) {
+	d.faults = append(d.faults, configFault{Line: at.line, Column: at.column, width: at.width, Key: path, Rule: r, Problem: problem, Fix: fix})
 	d.spoil(path)
 }
 
@@ -40,8 +40,8 @@ func (d *decoder) spoil(path string) {
 }
 
 // report is fault for a key that is in the file, at its own place.
-func (d *decoder) report(path string, r rule, problem, mend string) {
-	d.fault(path, d.place(path), r, problem, mend)
+func (d *decoder) report(path string, r rule, problem, fix string) {
+	d.fault(path, d.place(path), r, problem, fix)
 }
 
 // place is where the path, or what it is part of, stands.
@@ -197,17 +197,17 @@ func (d *decoder) unknownKey(path, child, key string, at position, t reflect.Typ
 		known = append(known, k)
 	}
 	slices.Sort(known)
-	mend := "keys here: " + strings.Join(known, ", ")
+	fix := "keys here: " + strings.Join(known, ", ")
 	if near := nearest(key, known); near != "" {
-		mend = "did you mean " + near + "? K" + mend[1:]
+		fix = "did you mean " + near + "? K" + fix[1:]
 	} else if elsewhere := sectionsWith(key); len(elsewhere) > 0 {
-		mend = "it is a key of " + orList(elsewhere) + "; " + mend
+		fix = "it is a key of " + orList(elsewhere) + "; " + fix
 	}
 	where := "at the top of the file"
 	if path != "" {
 		where = "in " + path
 	}
-	d.fault(child, at, ruleUnknownKey, fmt.Sprintf("there is no key %s %s", quote(key), where), mend)
+	d.fault(child, at, ruleUnknownKey, fmt.Sprintf("there is no key %s %s", quote(key), where), fix)
 }
 
 // sectionsWith lists the sections that know the key.
@@ -336,45 +336,45 @@ const aSection = "a section with keys of its own"
 
 func (d *decoder) wrongType(path string, node ast.Node, want string) {
 	text := node.GetToken().Value
-	mend := "write " + want
+	fix := "write " + want
 	if want == aSection {
-		mend = "write its keys on the lines below, indented"
+		fix = "write its keys on the lines below, indented"
 	}
 	switch n := node.(type) {
 	case *ast.NullNode:
-		d.report(path, ruleType, "there is no value here", mend+", or remove the key to have its default")
+		d.report(path, ruleType, "there is no value here", fix+", or remove the key to have its default")
 		return
 	case *ast.MappingNode:
 		switch {
 		case n.IsFlowStyle && want == "text":
-			mend = "put text with braces in quotes, as in \"{account}\""
+			fix = "put text with braces in quotes, as in \"{account}\""
 		case !n.IsFlowStyle && strings.HasSuffix(path, "]") && want != aSection: // {upstream: [http://api:3000]} is read as one, too
-			mend = "put text with a colon in quotes, as in \"http://api:3000\" and \"cards:read\""
+			fix = "put text with a colon in quotes, as in \"http://api:3000\" and \"cards:read\""
 		}
-		d.report(path, ruleType, "this is a section with keys, and should be "+want, mend)
+		d.report(path, ruleType, "this is a section with keys, and should be "+want, fix)
 		return
 	case *ast.SequenceNode:
-		d.report(path, ruleType, "this is a list, and should be "+want, mend)
+		d.report(path, ruleType, "this is a list, and should be "+want, fix)
 		return
 	case *ast.StringNode:
 		key, value, colon := strings.Cut(text, ":")
 		switch {
 		case want == aSection && colon && value != "":
-			mend = "write a space after the colon: `" + shownText(key) + ": " + shownText(value) + "`"
+			fix = "write a space after the colon: `" + shownText(key) + ": " + shownText(value) + "`"
 		case isDecimal(text) && strings.Contains(want, "number"):
-			mend = "remove the quotes"
+			fix = "remove the quotes"
 		case strings.HasPrefix(want, "a list"):
-			mend = "write a list: [" + quote(text) + "]"
+			fix = "write a list: [" + quote(text) + "]"
 		}
 	default:
 		switch {
 		case isDecimal(text) && strings.HasSuffix(path, ".listen"):
-			mend = "write host:port, such as 127.0.0.1:" + text + ", or \":" + text + "\" for all addresses"
+			fix = "write host:port, such as 127.0.0.1:" + text + ", or \":" + text + "\" for all addresses"
 		case want == "text":
-			mend = "put it in quotes if the text is meant"
+			fix = "put it in quotes if the text is meant"
 		}
 	}
-	d.report(path, ruleType, quote(text)+" should be "+want, mend)
+	d.report(path, ruleType, quote(text)+" should be "+want, fix)
 }
 
 func isDecimal(s string) bool {

@@ -69,12 +69,12 @@ type fileChecker struct {
 	faults, warnings []configFault
 }
 
-func (f *fileChecker) fault(key, problem, mend string) {
-	f.faults = append(f.faults, configFault{Key: key, Rule: ruleNamedFile, Problem: problem, Fix: mend})
+func (f *fileChecker) fault(key, problem, fix string) {
+	f.faults = append(f.faults, configFault{Key: key, Rule: ruleNamedFile, Problem: problem, Fix: fix})
 }
 
-func (f *fileChecker) warn(key, problem, mend string) {
-	f.warnings = append(f.warnings, configFault{Key: key, Rule: ruleNamedFile, Problem: problem, Fix: mend})
+func (f *fileChecker) warn(key, problem, fix string) {
+	f.warnings = append(f.warnings, configFault{Key: key, Rule: ruleNamedFile, Problem: problem, Fix: fix})
 }
 
 func (f *fileChecker) certificate(section string, t TLSConfig) {

@@ -103,13 +103,13 @@ func (d *decoder) checkIdentity(c *Config) {
 		if !d.sound(path) {
 			continue
 		}
-		const mend = "write a header name that begins with X-, or off to leave it away"
+		const fix = "write a header name that begins with X-, or off to leave it away"
 		if names[i] == "" {
-			d.report(path, ruleIdentity, "there is no header name", mend)
+			d.report(path, ruleIdentity, "there is no header name", fix)
 			continue
 		}
 		if _, err := identity.New(identityKeys[key](names[i])); err != nil {
-			d.report(path, ruleIdentity, quote(names[i])+" cannot be used as an identity header", mend+"; letters, digits and dashes, not X-Request-Id or X-Forwarded-…")
+			d.report(path, ruleIdentity, quote(names[i])+" cannot be used as an identity header", fix+"; letters, digits and dashes, not X-Request-Id or X-Forwarded-…")
 			continue
 		}
 		same := func(o string) bool { return strings.EqualFold(o, names[i]) }
@@ -208,14 +208,14 @@ func (d *decoder) checkBounds(c *Config) {
 
 // home checks a number that accounts or owners can have; zero says why 0 is none.
 func (d *decoder) home(path string, n uint64, zero string) {
-	const mend = "write a number from 1 to 9007199254740991"
+	const fix = "write a number from 1 to 9007199254740991"
 	if !d.sound(path) {
 		return
 	}
 	if _, ok := tokenstore.ParseNumber(strconv.FormatUint(n, 10)); n == 0 {
-		d.report(path, ruleBounds, zero, mend)
+		d.report(path, ruleBounds, zero, fix)
 	} else if !ok {
-		d.report(path, ruleBounds, strconv.FormatUint(n, 10)+" is more than every JSON reader takes exactly", mend)
+		d.report(path, ruleBounds, strconv.FormatUint(n, 10)+" is more than every JSON reader takes exactly", fix)
 	}
 }
 
@@ -223,11 +223,11 @@ func (d *decoder) duration(path string, v, least, most time.Duration, zero bool)
 	if !d.sound(path) || v == 0 && zero || v >= least && v <= most {
 		return
 	}
-	mend := fmt.Sprintf("write %s to %s", formatDuration(least), formatDuration(most))
+	fix := fmt.Sprintf("write %s to %s", formatDuration(least), formatDuration(most))
 	if zero {
-		mend += ", or 0"
+		fix += ", or 0"
 	}
-	d.report(path, ruleBounds, formatDuration(v)+" is out of bounds", mend)
+	d.report(path, ruleBounds, formatDuration(v)+" is out of bounds", fix)
 }
 
 func (d *decoder) count(path string, v, least, most int64) {
@@ -332,14 +332,14 @@ func (d *decoder) once(path string, list []string) {
 }
 
 func (d *decoder) checkStore(c *Config) {
-	const mend = "write 2 to 16 lower-case letters and digits, a letter first, such as tw"
+	const fix = "write 2 to 16 lower-case letters and digits, a letter first, such as tw"
 	if d.sound("tokenstore.secret_prefix") && !tokenstore.ValidPrefix(c.TokenStore.SecretPrefix) {
-		d.report("tokenstore.secret_prefix", ruleName, quote(c.TokenStore.SecretPrefix)+" is no prefix of secrets", mend)
+		d.report("tokenstore.secret_prefix", ruleName, quote(c.TokenStore.SecretPrefix)+" is no prefix of secrets", fix)
 	}
 	apis := c.Admin.SecretPrefix.byAPI()
 	for _, api := range slices.Sorted(maps.Keys(apis)) {
 		if key := "admin.secret_prefix." + api; d.sound(key) && !tokenstore.ValidPrefix(apis[api]) {
-			d.report(key, ruleName, quote(apis[api])+" is no prefix of secrets", mend+`; or "" to have that of tokenstore.secret_prefix`)
+			d.report(key, ruleName, quote(apis[api])+" is no prefix of secrets", fix+`; or "" to have that of tokenstore.secret_prefix`)
 		}
 	}
 	files := []struct{ key, path string }{{"tokenstore.path", c.TokenStore.Path}, {"audit.path", c.Audit.Path}}
@@ -479,11 +479,11 @@ func (d *decoder) choiceOf(key, path, word string) {
 	if slices.Contains(choices[key], word) {
 		return
 	}
-	mend := "write " + orList(choices[key])
+	fix := "write " + orList(choices[key])
 	if near := nearest(word, choices[key]); near != "" {
-		mend = "did you mean " + near + "? W" + mend[1:]
+		fix = "did you mean " + near + "? W" + fix[1:]
 	}
-	d.report(path, ruleChoice, quote(word)+" is not a choice here", mend)
+	d.report(path, ruleChoice, quote(word)+" is not a choice here", fix)
 }
 
 // checkRoutes compiles each route by itself, and then all that are sound
@@ -519,8 +519,8 @@ func (d *decoder) checkRoutes(c *Config) {
 
 func (d *decoder) routeFault(i int, route *RouteConfig, r rule, f enforce.SpecFault) {
 	path := d.itemNamed(itemPath("routes", i)+"."+f.Field, route, f)
-	problem, mend := splitDetail(f)
-	d.report(path, r, problem, mend)
+	problem, fix := splitDetail(f)
+	d.report(path, r, problem, fix)
 }
 
 // routeForms say what to write for a key of a route.
@@ -535,12 +535,12 @@ var routeForms = map[string]string{
 }
 
 // splitDetail parts what is wrong with a route from what to write.
-func splitDetail(f enforce.SpecFault) (problem, mend string) {
-	problem, mend, ok := strings.Cut(f.Detail, ": ")
+func splitDetail(f enforce.SpecFault) (problem, fix string) {
+	problem, fix, ok := strings.Cut(f.Detail, ": ")
 	if !ok || strings.HasPrefix(problem, `"`) && strings.HasSuffix(problem, `"`) && !strings.Contains(problem, " ") {
 		return f.Detail, routeForms[f.Field]
 	}
-	return problem, mend
+	return problem, fix
 }
 
 // itemNamed narrows the path of a list down to the item that the fault quotes.

@@ -84,11 +84,11 @@ func readYAML(data []byte) (root *ast.MappingNode, s *source) {
 	return root, s
 }
 
-func (s *source) fault(at position, r rule, problem, mend string) {
-	s.faults = append(s.faults, configFault{Line: at.line, Column: at.column, width: at.width, Rule: r, Problem: problem, Fix: mend})
+func (s *source) fault(at position, r rule, problem, fix string) {
+	s.faults = append(s.faults, configFault{Line: at.line, Column: at.column, width: at.width, Rule: r, Problem: problem, Fix: fix})
 }
 
-func (s *source) whole(r rule, problem, mend string) { s.fault(position{}, r, problem, mend) }
+func (s *source) whole(r rule, problem, fix string) { s.fault(position{}, r, problem, fix) }
 
 // readLines checks the bytes before any parser sees them. It reports false if
 // they are no text at all.
@@ -172,8 +172,8 @@ func (s *source) parse(b block) (ast.Node, *configFault) {
 }
 
 const (
-	misplaced  = "this line does not fit to what stands above it"
-	mendIndent = "indent it exactly as the lines beside it"
+	misplaced = "this line does not fit to what stands above it"
+	fixIndent = "indent it exactly as the lines beside it"
 )
 
 // parseTokens calls the parser. Should it panic on some input, that input is
@@ -265,8 +265,8 @@ func (k keyCounter) add(t *token.Token, depth int) int {
 // checkToken reports forms of YAML that a configuration does without: each of
 // them lets a line mean something that is written elsewhere, or not at all.
 func (s *source) checkToken(t *token.Token, begun bool) {
-	notPlain := func(what, mend string) {
-		f := tokenFault(t, ruleNotPlain, what, mend)
+	notPlain := func(what, fix string) {
+		f := tokenFault(t, ruleNotPlain, what, fix)
 		s.faults = append(s.faults, *f)
 	}
 	switch t.Type {
@@ -297,9 +297,9 @@ func (s *source) checkToken(t *token.Token, begun bool) {
 	}
 }
 
-func tokenFault(t *token.Token, r rule, problem, mend string) *configFault {
+func tokenFault(t *token.Token, r rule, problem, fix string) *configFault {
 	at := tokenPosition(t)
-	return &configFault{Line: at.line, Column: at.column, width: at.width, Rule: r, Problem: problem, Fix: mend}
+	return &configFault{Line: at.line, Column: at.column, width: at.width, Rule: r, Problem: problem, Fix: fix}
 }
 
 func tokenPosition(t *token.Token) position {
@@ -368,7 +368,7 @@ func (s *source) syntaxFault(err error, first int) *configFault {
 			})
 		}
 	case has("value is not allowed in this context", "unexpected end content", "block sequence entries"):
-		f.Problem, f.Fix = misplaced, mendIndent
+		f.Problem, f.Fix = misplaced, fixIndent
 	case has("cannot start any token"):
 		f.Problem, f.Fix = "text cannot begin with this character", "put the text in quotes"
 	}
@@ -383,7 +383,7 @@ func (s *source) keyBelowValue(line, column int) (value, key int) {
 		return 0, 0
 	}
 	text := []rune(s.lines[line-1])
-	at := min(column-1, len(text))
+	at := min(max(column-1, 0), len(text))
 	said := func(i int) bool {
 		code := strings.TrimSpace(s.lines[i-1])
 		return code != "" && !strings.HasPrefix(code, "#")
@@ -489,7 +489,7 @@ func (s *source) parseBlocks(b block, whole *configFault) *ast.MappingValueNode 
 	sequence := &ast.SequenceNode{BaseNode: &ast.BaseNode{}, Start: m.Values[0].Start}
 	for _, part := range body {
 		if text, at := s.indented(part.first); at != indent && s.dark[part.first] == legible {
-			s.fault(position{part.first, at + 1, utf8.RuneCountInString(text)}, ruleSyntax, misplaced, mendIndent)
+			s.fault(position{part.first, at + 1, utf8.RuneCountInString(text)}, ruleSyntax, misplaced, fixIndent)
 			continue
 		}
 		node, fault := s.parse(part)

@@ -125,13 +125,13 @@ func (d *doctor) openStore(ctx context.Context) {
 		defer os.Chmod(path, info.Mode().Perm()) //nolint:errcheck // opening tightens it, and nothing is mended here
 	}
 	o := boltstore.Options{Path: path, Peppers: d.peppers, Logger: slog.New(slog.DiscardHandler)}
-	mend := "keep the file, check the disk, then `tokenward restore --replace` with the latest backup"
+	fix := "keep the file, check the disk, then `tokenward restore --replace` with the latest backup"
 	if d.cfg.TokenStore.Etcd.Enabled() {
 		if errors.Is(err, fs.ErrNotExist) {
 			d.fine("store", "the tokens are in etcd, and this node has no copy of them now")
 			return
 		}
-		mend = "remove the file: the node fetches all tokens from etcd anew when it starts"
+		fix = "remove the file: the node fetches all tokens from etcd anew when it starts"
 		o.ReplicaOf = d.followed(path)
 	}
 	s, err := boltstore.Open(o)
@@ -140,7 +140,7 @@ func (d *doctor) openStore(ctx context.Context) {
 		d.fault("store", err.Error(), "stop the server first, or look at a copy: make one with `tokenward backup`, restore it elsewhere")
 		return
 	case err != nil:
-		d.fault("store", err.Error(), "if it says nothing better: "+mend)
+		d.fault("store", err.Error(), "if it says nothing better: "+fix)
 		return
 	}
 	d.store = s
@@ -152,10 +152,10 @@ func (d *doctor) openStore(ctx context.Context) {
 			d.fault("store", fmt.Sprintf("%d more faults", len(faults)-shown), "")
 			break
 		}
-		d.fault("store", fault, mend)
+		d.fault("store", fault, fix)
 	}
 	if err != nil {
-		d.fault("store", err.Error(), mend)
+		d.fault("store", err.Error(), fix)
 	}
 	if len(faults) == 0 && err == nil {
 		st := s.Stats()

@@ -50,13 +50,13 @@ func newServerTLS(key string, t TLSConfig) (*proxy.ServerTLS, error) {
 func listen(ctx context.Context, key, address string) (net.Listener, error) {
 	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w%s", key, err, listenMend(err))
+		return nil, fmt.Errorf("%s: %w%s", key, err, listenFix(err))
 	}
 	return ln, nil
 }
 
-// listenMend is what to do about an address that cannot be listened on.
-func listenMend(err error) string {
+// listenFix is what to do about an address that cannot be listened on.
+func listenFix(err error) string {
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
 		return "\nThe port is taken: find by whom with `ss -ltnp`, or choose another"

@@ -32,17 +32,17 @@ func TestAddressThatCannotBeListenedOnSaysWhatToDo(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = taken.Close() })
-	for _, test := range []struct{ address, mend string }{
+	for _, test := range []struct{ address, fix string }{
 		{taken.Addr().String(), "The port is taken"},
 		{"192.0.2.1:0", "This machine does not have the address"}, // RFC 5737: nobody's
 	} {
-		if _, err := listen(t.Context(), "proxy.listen", test.address); err == nil || !strings.Contains(err.Error(), test.mend) {
-			t.Errorf("%s: %v, want %q", test.address, err, test.mend)
+		if _, err := listen(t.Context(), "proxy.listen", test.address); err == nil || !strings.Contains(err.Error(), test.fix) {
+			t.Errorf("%s: %v, want %q", test.address, err, test.fix)
 		}
 	}
 	refused := &net.OpError{Op: "listen", Err: os.NewSyscallError("bind", syscall.EACCES)}
-	if mend := listenMend(refused); !strings.Contains(mend, "CAP_NET_BIND_SERVICE") {
-		t.Errorf("a port below 1024: %q", mend)
+	if fix := listenFix(refused); !strings.Contains(fix, "CAP_NET_BIND_SERVICE") {
+		t.Errorf("a port below 1024: %q", fix)
 	}
 }
 

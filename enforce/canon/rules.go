@@ -150,8 +150,8 @@ type compiler struct {
 	faults []error
 }
 
-func (c *compiler) fault(option string, index int, value, problem, mend string) {
-	c.faults = append(c.faults, &OptionError{Option: option, Index: index, Value: value, Problem: problem, Fix: mend})
+func (c *compiler) fault(option string, index int, value, problem, fix string) {
+	c.faults = append(c.faults, &OptionError{Option: option, Index: index, Value: value, Problem: problem, Fix: fix})
 }
 
 func (c *compiler) trust(prefixes []netip.Prefix) {
