@@ -2,12 +2,14 @@ package tokenstore
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"sync/atomic"
 
+	"github.com/dchest/siphash"
 	"github.com/maypok86/otter/v2"
 )
 
@@ -29,9 +31,12 @@ type Match struct {
 // of tokens in memory and asks the store for the others; secrets that lead
 // nowhere are never kept, so they displace nothing.
 //
-// Entries are found by the SHA-256 of the text, whatever the store's digests are
-// made with: a pepper is asked for only on a miss, and costs a hit nothing.
-// Those hashes exist in this process's memory alone.
+// Entries are found by a keyed hash of the text, whatever the store's digests are
+// made with: those, and a pepper, are asked for only on a miss and cost a hit
+// nothing. The hash is SipHash-2-4 with 128 bits, which is made to authenticate
+// (Aumasson and Bernstein, 2012), under a key that each Cache draws for itself: a
+// text that was never issued meets one of n entries by a chance of n in 2^128, and
+// nobody outside of this process can know what to try.
 //
 // # A change is never overtaken by an older answer
 //
@@ -52,12 +57,16 @@ type Cache struct {
 
 	importKeys atomic.Pointer[ImportKeys]
 
-	entries     *otter.Cache[Digest, entry] // nil: keep nothing
+	key         [2]uint64                      // of the hash that entries are found by
+	entries     *otter.Cache[lookupKey, entry] // nil: keep nothing
 	generations [1 << 16]atomic.Uint32
 
-	lookups [16]lookups // by a byte of the hash, so that cores rarely share one
+	lookups [16]lookups // by some bits of the hash, so that cores rarely share one
 	evicted atomic.Uint64
 }
+
+// lookupKey is the keyed hash of a presented text.
+type lookupKey struct{ low, high uint64 }
 
 // entry is what the cache keeps of a secret.
 type entry struct {
@@ -80,12 +89,15 @@ func NewCache(store DigestReader, peppers *Peppers, formats *Formats, maxEntries
 	if maxEntries < 0 {
 		return nil, fmt.Errorf("a cache cannot keep %d entries: 0 keeps none", maxEntries)
 	}
+	var key [16]byte
+	_, _ = rand.Read(key[:]) // never fails
 	c := &Cache{store: store, peppers: peppers}
+	c.key = [2]uint64{binary.LittleEndian.Uint64(key[:8]), binary.LittleEndian.Uint64(key[8:])}
 	c.formats.Store(formats)
 	if maxEntries == 0 {
 		return c, nil
 	}
-	entries, err := otter.New(&otter.Options[Digest, entry]{
+	entries, err := otter.New(&otter.Options[lookupKey, entry]{
 		MaximumWeight: uint64(maxEntries), Weigher: weigh, OnAtomicDeletion: c.countEviction,
 	})
 	if err != nil {
@@ -100,7 +112,7 @@ func NewCache(store DigestReader, peppers *Peppers, formats *Formats, maxEntries
 const entryBytes = 2 << 10
 
 // weigh says for how many entries one counts.
-func weigh(_ Digest, e entry) uint32 {
+func weigh(_ lookupKey, e entry) uint32 {
 	t := e.Token
 	const text, prefix = 16, 32 // what each takes in a list, beside its bytes
 	n := len(t.Name) + len(t.Creator.Name) + len(t.Sources.Text) + prefix*(len(t.Sources.Allow)+len(t.Sources.Deny))
@@ -130,8 +142,8 @@ func (c *Cache) Find(ctx context.Context, text []byte) (Match, error) {
 		}
 	case ClassOurs:
 	}
-	key := Digest(sha256.Sum256(text))
-	count := &c.lookups[key[0]&15]
+	key := c.lookupKey(text)
+	count := &c.lookups[key.low&15]
 	if c.entries != nil {
 		if e, ok := c.entries.GetIfPresent(key); ok {
 			if c.generations[e.slot].Load() == e.generation {
@@ -148,20 +160,21 @@ func (c *Cache) Find(ctx context.Context, text []byte) (Match, error) {
 	if class == ClassForeign {
 		return c.fillForeign(ctx, formats, key, text)
 	}
-	return c.fill(ctx, key, SchemeNative, func(i int) Digest {
-		if c.peppers == nil {
-			return key
-		}
-		return c.peppers.Candidate(i, text)
-	})
+	return c.fill(ctx, key, SchemeNative, func(i int) Digest { return c.peppers.Candidate(i, text) })
+}
+
+func (c *Cache) lookupKey(text []byte) (k lookupKey) {
+	k.low, k.high = siphash.Hash128(c.key[0], c.key[1], text)
+	return k
 }
 
 // fillForeign looks for a secret from elsewhere under each scheme of which there
 // are any.
-func (c *Cache) fillForeign(ctx context.Context, f *Formats, key Digest, text []byte) (Match, error) {
+func (c *Cache) fillForeign(ctx context.Context, f *Formats, key lookupKey, text []byte) (Match, error) {
 	m, err := Match{}, ErrNotFound
 	if f.foreign[SchemeSHA256] {
-		m, err = c.fill(ctx, key, SchemeSHA256, func(i int) Digest { return c.peppers.ImportedCandidate(i, SchemeSHA256, key) })
+		d := Digest(sha256.Sum256(text))
+		m, err = c.fill(ctx, key, SchemeSHA256, func(i int) Digest { return c.peppers.ImportedCandidate(i, SchemeSHA256, d) })
 	}
 	keys := c.importKeys.Load()
 	if !f.foreign[SchemeHMAC] || keys == nil {
@@ -181,7 +194,7 @@ func (c *Cache) fillForeign(ctx context.Context, f *Formats, key Digest, text []
 // stored under; candidate makes them, one for each pepper. A secret that is
 // stored under another scheme is not meant: without a pepper whoever knows an
 // imported digest could else present it in the place of the text.
-func (c *Cache) fill(ctx context.Context, key Digest, scheme Scheme, candidate func(i int) Digest) (Match, error) {
+func (c *Cache) fill(ctx context.Context, key lookupKey, scheme Scheme, candidate func(i int) Digest) (Match, error) {
 	for i := range c.peppers.Candidates() {
 		d := candidate(i)
 		e := entry{slot: slotOf(&d)}
@@ -270,7 +283,7 @@ func (c *Cache) Stats() CacheStats {
 
 // countEviction counts what the bound pushed out. The library's own statistics
 // would cost every hit a guarded call.
-func (c *Cache) countEviction(e otter.DeletionEvent[Digest, entry]) {
+func (c *Cache) countEviction(e otter.DeletionEvent[lookupKey, entry]) {
 	if e.WasEvicted() {
 		c.evicted.Add(1)
 	}

@@ -17,7 +17,7 @@ import (
 	"sync"
 )
 
-// Digest stands for a secret in stores and caches: SHA-256 of the text, or
+// Digest stands for a secret in stores: SHA-256 of the text, or
 // HMAC-SHA-256 of it under a pepper.
 type Digest [sha256.Size]byte
 

@@ -76,7 +76,7 @@ var (
 var house = map[string]room{
 	"tokenstore": {
 		what:      "what a token is; the store contract; secrets and digests; the bounded cache",
-		outside:   []string{"github.com/maypok86/otter/v2"},
+		outside:   []string{"github.com/dchest/siphash", "github.com/maypok86/otter/v2"},
 		never:     []ban{noHTTP, noSockets, noTLS, noOS, noFiles, {"log", noLog.because}, noBolt, noEtcd, noOurs},
 		clockless: true,
 		slogValue: true,
