@@ -85,9 +85,9 @@ func (w *Wire) forward(x *http1.Exchange, p *passage) {
 		}
 	}
 	for i := range p.set {
-		e.Add(string(p.set[i].Name), p.set[i].Value)
+		e.Add(http1.Field(p.set[i]))
 	}
-	e.AddAnswer(headerRequestID, p.id[:])
+	e.AddAnswer(http1.Field{Name: nameRequestID, Value: p.id[:]})
 	e.Answer = dropRequestID
 	e.Judged = p.rules.judged
 	e.KeepTrailer = p.rules.keepTrailer
@@ -98,7 +98,7 @@ func (w *Wire) forward(x *http1.Exchange, p *passage) {
 		e.Ending = p.over
 	}
 	for i := range p.extra {
-		e.AddAnswer(string(p.extra[i].Name), p.extra[i].Value)
+		e.AddAnswer(http1.Field(p.extra[i]))
 	}
 	if p.lane.cors != nil {
 		e.Answer = dropUpstreamCORS
@@ -178,7 +178,7 @@ func selectSubprotocol(r *http1.Response, e *http1.Edit, announced string) {
 			return
 		}
 	}
-	e.AddAnswer("Sec-WebSocket-Protocol", []byte(announced))
+	e.AddAnswer(http1.Field{Name: nameSubprotocol, Value: []byte(announced)})
 }
 
 // answerFailure answers for an exchange that could not be forwarded and of which

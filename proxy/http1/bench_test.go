@@ -72,8 +72,8 @@ func benchHandler(up *Upstream) func(*Exchange) {
 				e.Drop = append(e.Drop, i)
 			}
 		}
-		e.Add("X-Request-Id", benchRequestID)
-		e.AddAnswer("X-Request-Id", benchRequestID)
+		e.Add(Field{Name: []byte("X-Request-Id"), Value: benchRequestID})
+		e.AddAnswer(Field{Name: []byte("X-Request-Id"), Value: benchRequestID})
 		k := x.Cutter()
 		if _, err := x.Forward(up, e); err != nil {
 			panic(err)

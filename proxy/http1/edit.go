@@ -53,27 +53,21 @@ func (e *Edit) reset() {
 }
 
 // Add adds a field to the request. A malformed one makes Forward fail.
-func (e *Edit) Add(name string, value []byte) { e.added = e.appendChecked(e.added, name, value) }
+func (e *Edit) Add(f Field) { e.added = e.appendChecked(e.added, f) }
 
 // AddAnswer adds a field to the final answer. A malformed one makes Forward fail.
-func (e *Edit) AddAnswer(name string, value []byte) {
-	e.answerAdded = e.appendChecked(e.answerAdded, name, value)
-}
+func (e *Edit) AddAnswer(f Field) { e.answerAdded = e.appendChecked(e.answerAdded, f) }
 
 // DropAnswer leaves a field of the answer out; i is its index in
 // Response.Fields.
 func (e *Edit) DropAnswer(i int) { e.answerDrop = append(e.answerDrop, i) }
 
-func (e *Edit) appendChecked(dst []byte, name string, value []byte) []byte {
-	start := len(dst)
-	dst = append(dst, name...)
-	if !isToken(dst[start:]) || !validValue(value) || !addable(classify(dst[start:])) {
+func (e *Edit) appendChecked(dst []byte, f Field) []byte {
+	if !isToken(f.Name) || !validValue(f.Value) || !addable(classify(f.Name)) {
 		e.bad = true
-		return dst[:start]
+		return dst
 	}
-	dst = append(dst, ": "...)
-	dst = append(dst, value...)
-	return append(dst, "\r\n"...)
+	return appendField(dst, f)
 }
 
 // addable reports whether a caller may add a field of that kind: what frames the

@@ -34,7 +34,7 @@ func Example() {
 				edit.Drop = append(edit.Drop, i)
 			}
 		}
-		edit.Add("X-User", []byte("7"))
+		edit.Add(http1.Field{Name: []byte("X-User"), Value: []byte("7")})
 		result, err := x.Forward(upstream, edit)
 		if status := result.AnswerStatus(err); status != 0 {
 			_ = x.Respond(status, nil, []byte(result.Stage.String()))

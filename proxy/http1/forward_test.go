@@ -105,7 +105,7 @@ func TestEditedRequest(t *testing.T) {
 		}
 		e.Host = []byte("up:1")
 		e.Target = []byte("/b?c")
-		e.Add("X-Id", []byte("7"))
+		e.Add(Field{Name: []byte("X-Id"), Value: []byte("7")})
 	})
 	if want := "GET /b?c HTTP/1.1\r\nHost: up:1\r\nKeep: 2\r\nX-Id: 7\r\n\r\n"; got != want {
 		t.Errorf("upstream got\n%q, want\n%q", got, want)
@@ -156,16 +156,16 @@ func TestMalformedEditIsNeverSent(t *testing.T) {
 	up := scripted(t, echoing)
 	pool := upstreamTo(t, up.addr())
 	for name, edit := range map[string]func(*Edit){
-		"line break in value": func(e *Edit) { e.Add("A", []byte("b\r\nC: d")) },
-		"name no token":       func(e *Edit) { e.Add("A b", []byte("c")) },
-		"framing field":       func(e *Edit) { e.Add("Content-Length", []byte("3")) },
-		"second host":         func(e *Edit) { e.Add("Host", []byte("g")) },
+		"line break in value": func(e *Edit) { e.Add(Field{Name: []byte("A"), Value: []byte("b\r\nC: d")}) },
+		"name no token":       func(e *Edit) { e.Add(Field{Name: []byte("A b"), Value: []byte("c")}) },
+		"framing field":       func(e *Edit) { e.Add(Field{Name: []byte("Content-Length"), Value: []byte("3")}) },
+		"second host":         func(e *Edit) { e.Add(Field{Name: []byte("Host"), Value: []byte("g")}) },
 		"bad host":            func(e *Edit) { e.Host = []byte("a b") },
 		"empty target":        func(e *Edit) { e.Target = []byte{} },
 		"target with space":   func(e *Edit) { e.Target = []byte("/ HTTP/1.1\r\nA: b") },
 		"absolute target":     func(e *Edit) { e.Target = []byte("http://h/") },
 		"index out of range":  func(e *Edit) { e.Drop = append(e.Drop, 9) },
-		"answer field":        func(e *Edit) { e.AddAnswer("A", []byte("\n")) },
+		"answer field":        func(e *Edit) { e.AddAnswer(Field{Name: []byte("A"), Value: []byte("\n")}) },
 	} {
 		addr := start(t, &Server{Handler: forwarding(pool, func(_ *Exchange, e *Edit) { edit(e) })})
 		if resp, body := dial(t, addr).send("GET / HTTP/1.1\r\nHost: h\r\n\r\n").answer("GET"); resp.StatusCode != 500 || body != "edit" {
@@ -380,14 +380,14 @@ func TestAnswerIsEdited(t *testing.T) {
 		c.reply("HTTP/1.1 200 OK\r\nServer: s\r\nA: 1\r\nContent-Length: 3\r\n\r\nabc")
 	})
 	addr := start(t, &Server{Handler: forwarding(upstreamTo(t, up.addr()), func(_ *Exchange, e *Edit) {
-		e.AddAnswer("X-Request-Id", []byte("7"))
+		e.AddAnswer(Field{Name: []byte("X-Request-Id"), Value: []byte("7")})
 		e.Answer = func(r *Response, e *Edit) {
 			for i, f := range r.Fields {
 				if string(f.Name) == "Server" {
 					e.DropAnswer(i)
 				}
 			}
-			e.AddAnswer("X-Status", fmt.Append(nil, r.Status))
+			e.AddAnswer(Field{Name: []byte("X-Status"), Value: fmt.Append(nil, r.Status)})
 		}
 	})})
 	resp := dial(t, addr).send("GET / HTTP/1.1\r\nHost: h\r\n\r\n").want("GET", 200, "abc")
@@ -556,7 +556,7 @@ func TestInterimAnswersAreEdited(t *testing.T) {
 	})
 	drop := func(_ *Exchange, e *Edit) {
 		e.Answer = func(r *Response, e *Edit) {
-			e.AddAnswer("X-Seen", fmt.Append(nil, r.Status))
+			e.AddAnswer(Field{Name: []byte("X-Seen"), Value: fmt.Append(nil, r.Status)})
 			for i, f := range r.Fields {
 				if string(f.Name) == "X-Drop" {
 					e.DropAnswer(i)

@@ -43,7 +43,7 @@ func TestSoak(t *testing.T) {
 			for _, f := range x.Request().Fields {
 				if equalFold(f.Name, "x-nonce") {
 					nonce = string(f.Value)
-					e.AddAnswer("X-Front-Nonce", f.Value)
+					e.AddAnswer(Field{Name: []byte("X-Front-Nonce"), Value: f.Value})
 				}
 			}
 			k := x.Cutter()
