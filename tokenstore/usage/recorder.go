@@ -18,6 +18,7 @@
 package usage
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -183,15 +184,37 @@ func (r *Recorder) Record(v *Vocabulary, u *Use) {
 		e.uses++
 	}
 	if at >= e.last {
-		e.last, e.from, e.route = at, u.From, u.Route
+		e.last = at
+		e.describe(u)
+	}
+	e.exercise(u.Route)
+	s.mu.Unlock()
+}
+
+// describe notes how the last use was made. Most are made as the one before: what stays
+// the same is not written, so that its cache lines need not go from core to core.
+func (e *entry) describe(u *Use) {
+	if e.from != u.From {
+		e.from = u.From
+	}
+	if e.route != u.Route {
+		e.route = u.Route
+	}
+	if !bytes.Equal(e.agent[:e.agentLen], u.UserAgent) {
 		e.agentLen = copy(e.agent[:], u.UserAgent)
 	}
-	if word := u.Route >> 6; u.Route >= 0 && word < len(e.bits) {
-		e.bits[word] |= 1 << (u.Route & 63)
-	} else if u.Route >= 0 {
+}
+
+// exercise notes that a route was taken; less than zero is none.
+func (e *entry) exercise(route int) {
+	word, bit := route>>6, uint64(1)<<(route&63)
+	switch {
+	case route < 0:
+	case word >= len(e.bits):
 		e.beyond = true
+	case e.bits[word]&bit == 0:
+		e.bits[word] |= bit
 	}
-	s.mu.Unlock()
 }
 
 // add returns a fresh entry, nil when there is no room. old is the present one of
