@@ -58,7 +58,9 @@ func (f *forward) answerSpace() []byte {
 func (f *forward) armHead() {
 	if f.pumping() {
 		f.c.arm(f.stall())
-		return
+		if f.pumping() {
+			return
+		}
 	}
 	f.c.arm(f.headerTimeout())
 }
@@ -140,6 +142,7 @@ func (f *forward) relay() error {
 	x, pc := f.x, f.pc
 	r := &x.resp
 	f.result.Status = r.Status
+	x.pump.heard.Store(true)
 	if f.edit.Answer != nil {
 		f.edit.Answer(r, f.edit)
 		if f.edit.bad {

@@ -13,6 +13,7 @@ type pump struct {
 	running bool // startPump was called and stopPump has not waited
 	ended   atomic.Bool
 	last    atomic.Bool // the last piece of the body is being written
+	heard   atomic.Bool // the final answer has begun: only a stall ends it now
 	side    pumpSide
 	err     error
 	bytes   int64
@@ -31,6 +32,7 @@ func (f *forward) startPump() {
 	p.side, p.err, p.bytes = pumpClient, nil, 0
 	p.ended.Store(false)
 	p.last.Store(false)
+	p.heard.Store(false)
 	go f.x.pumpBody(f.pc, f.stall(), f.headerTimeout())
 }
 
@@ -82,15 +84,22 @@ func (f *forward) stopPump() {
 
 // pumpBody is the pump's goroutine. A failure on the client's side ends the
 // exchange; one on the upstream's does not, because an answer may have come first.
+//
+// From its end on the answer's head is waited for. The answer's reader arms the same
+// patience at the same time: it looks for the pump's end after it has done so, and the pump
+// looks for the answer's beginning after that, so that the right one of them is the last.
 func (x *Exchange) pumpBody(pc *upConn, stall, header time.Duration) {
 	p, c := &x.pump, x.c
 	defer close(p.done)
 	p.side, p.err = x.pumpPieces(pc, stall)
-	if p.err == nil {
-		c.arm(header)
-	}
 	p.ended.Store(true) // before the answer's reader can notice what follows
-	if p.err != nil && p.side == pumpClient {
+	switch {
+	case p.err == nil:
+		c.arm(header)
+		if p.heard.Load() {
+			c.arm(stall)
+		}
+	case p.side == pumpClient:
 		_ = closeNow(pc.nc) // the request cannot become whole any more
 	}
 }

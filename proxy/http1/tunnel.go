@@ -43,6 +43,7 @@ func (f *forward) tunnel() error {
 	x, c, pc := f.x, f.c, f.pc
 	c.srv.mem.put(x.out)
 	x.out = nil
+	c.arm(c.srv.timeouts.Tunnel) // not when the first byte moves: neither side may have anything to say for long
 	up := make(chan error, 1)
 	go f.tunnelUp(up)
 	n, err := c.copyTunnel(c.nc, c.wr, pc.nc, &pc.in)
