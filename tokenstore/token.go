@@ -44,7 +44,10 @@ func parsePositive(s string) (uint64, bool) {
 		return 0, false
 	}
 	n, err := strconv.ParseUint(s, 10, 64)
-	return n, err == nil && n <= maxNumber
+	if err != nil || n > maxNumber {
+		return 0, false // and not n: it must not pass for a number where only that is looked at
+	}
+	return n, true
 }
 
 // Root is the account of root tokens: they see every account.

@@ -135,6 +135,8 @@ func TestBadInputIsRefusedInTheVendorsForm(t *testing.T) {
 		"type unknown":             {one("resource_type", `"toaster"`), 422, "resources[0].resource_type"},
 		"id 0":                     {one("resource_id", "0"), 422, "resources[0].resource_id"},
 		"id -1":                    {one("resource_id", "-1"), 422, "resources[0].resource_id"},
+		"id 2^53 as text":          {one("resource_id", `"9007199254740992"`), 422, "resources[0].resource_id"},
+		"id of 16 nines as text":   {one("resource_id", `"9999999999999999"`), 422, "resources[0].resource_id"},
 		"id 01":                    {one("resource_id", `"01"`), 422, "resources[0].resource_id"},
 		"id 1e3":                   {one("resource_id", "1e3"), 422, "resources[0].resource_id"},
 		"id 1.0":                   {one("resource_id", "1.0"), 422, "resources[0].resource_id"},

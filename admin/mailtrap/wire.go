@@ -210,19 +210,19 @@ func (f *Face) decodeResource(item admin.Value) tokenstore.Grant {
 
 // decodeResourceID reads an id that may be an integer or a string of digits.
 func decodeResourceID(o *admin.Object) string {
-	var id uint64
+	var (
+		id uint64
+		ok bool
+	)
 	if o.IsText("resource_id") {
 		text, _ := o.Text("resource_id")
-		id, _ = tokenstore.ParseNumber(text)
-	} else {
-		n, ok := o.Number("resource_id")
-		if !ok {
-			return ""
-		}
-		id = n
+		id, ok = tokenstore.ParseNumber(text)
+	} else if id, ok = o.Number("resource_id"); !ok {
+		return "" // said already
 	}
-	if id == 0 {
+	if !ok || id == 0 {
 		o.Fault("resource_id", "must be a whole number from 1 to 2^53-1")
+		return ""
 	}
 	return strconv.FormatUint(id, 10)
 }
