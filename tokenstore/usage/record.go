@@ -221,7 +221,7 @@ func (d *decoder) secret() storedSecret {
 	s.from, _ = netip.AddrFromSlice(d.take(size))
 	agent := d.take(int(d.byte()))
 	s.agent = string(agent)
-	if len(s.agent) > maxAgent || s.agent != printable(agent) {
+	if len(s.agent) > maxAgent || s.agent != printable(s.agent) {
 		d.failed = true
 	}
 	return s
@@ -312,16 +312,21 @@ var secretForm = regexp.MustCompile(`[0-9A-Za-z]*_[0-9A-Za-z]{32,}`)
 
 // printable is a client's text as it is kept: printable ASCII, what looks like a
 // secret masked, at most maxAgent characters.
-func printable(raw []byte) string {
-	clean := make([]byte, len(raw))
-	for i, c := range raw {
-		if clean[i] = c; c < ' ' || c > '~' {
-			clean[i] = '?'
+func printable(raw string) string {
+	s := raw
+	if strings.IndexFunc(raw, unprintable) >= 0 {
+		clean := []byte(raw)
+		for i, c := range clean {
+			if unprintable(rune(c)) {
+				clean[i] = '?'
+			}
 		}
+		s = string(clean)
 	}
-	s := string(clean)
 	if strings.IndexByte(s, '_') >= 0 {
 		s = secretForm.ReplaceAllString(s, "[secret]")
 	}
 	return s[:min(len(s), maxAgent)]
 }
+
+func unprintable(c rune) bool { return c < ' ' || c > '~' }

@@ -9,8 +9,8 @@
 //
 // # What it costs
 //
-// [Recorder.Record] takes one of 64 locks, by the token, for a map access and two
-// small copies, and allocates nothing once the token was seen. Memory is bounded:
+// [Recorder.Record] takes one of 64 locks, by the token, for a map access, and
+// allocates nothing once the token and the user agent were seen. Memory is bounded:
 // only tokens used since the last write are held, at most [MaxTracked]. When one
 // of the parts is nearly full everything is written early; what comes while it is
 // quite full is counted as lost, and whoever draws conclusions from silence asks
@@ -18,11 +18,11 @@
 package usage
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"net/netip"
 	"slices"
 	"sync"
@@ -61,8 +61,8 @@ const DefaultEvery = 10 * time.Second
 
 const (
 	// MaxTracked bounds the secrets whose use is held in memory, and likewise the
-	// tokens that wait to be written while the store cannot be: about 500 bytes
-	// each.
+	// tokens that wait to be written while the store cannot be: about 300 bytes
+	// each, and up to 192 more where their user agents differ.
 	MaxTracked = shards * perShard
 
 	shards   = 64
@@ -79,6 +79,7 @@ const (
 type Recorder struct {
 	store  Store
 	shards [shards]shard
+	agents agents
 	full   chan struct{} // a shard is nearly full
 
 	early    atomic.Uint64
@@ -112,20 +113,36 @@ type place struct {
 	key Key
 }
 
-// entry is the use of one secret since the last write. What each use touches lies
-// in its first two cache lines, but for the user agent.
+// entry is the use of one secret since the last write.
 type entry struct {
-	place    place
-	words    *Vocabulary
-	uses     uint64
-	last     int64
-	bits     []uint64 // by index of the vocabulary's routes: inline, where it is large enough
-	inline   [2]uint64
-	from     netip.Addr
-	route    int
-	agentLen int
-	beyond   bool // a route was taken that has no bit
-	agent    [rawAgent]byte
+	place  place
+	words  *Vocabulary
+	uses   uint64
+	last   int64
+	bits   []uint64 // by index of the vocabulary's routes: inline, where it is large enough
+	inline [2]uint64
+	from   netip.Addr
+	agent  string // as received, at most rawAgent bytes
+	route  int
+	beyond bool // a route was taken that has no bit
+}
+
+// agents are user agents that came lately: uses by the same one share its text. Where
+// two belong in one place, the later one takes it.
+type agents struct {
+	seed   maphash.Seed
+	places [1 << 10]atomic.Pointer[string]
+}
+
+// text returns raw as a text.
+func (a *agents) text(raw []byte) string {
+	at := &a.places[maphash.Bytes(a.seed, raw)%uint64(len(a.places))]
+	if known := at.Load(); known != nil && *known == string(raw) {
+		return *known
+	}
+	text := string(raw)
+	at.Store(&text)
+	return text
 }
 
 // NewRecorder returns a recorder over store. [Recorder.Run] makes it write.
@@ -137,7 +154,7 @@ func NewRecorder(store Store, pace Pace) (*Recorder, error) {
 	if err != nil && !pace.Late {
 		return nil, err
 	}
-	r := &Recorder{store: store, full: make(chan struct{}, 1), pending: map[tokenstore.ID]*stored{}, names: newNames(texts), unread: err != nil, pace: pace}
+	r := &Recorder{store: store, agents: agents{seed: maphash.MakeSeed()}, full: make(chan struct{}, 1), pending: map[tokenstore.ID]*stored{}, names: newNames(texts), unread: err != nil, pace: pace}
 	for i := range r.shards {
 		r.shards[i].entries = map[Key]*entry{}
 		r.shards[i].spare = map[Key]*entry{}
@@ -185,7 +202,7 @@ func (r *Recorder) Record(v *Vocabulary, u *Use) {
 	}
 	if at >= e.last {
 		e.last = at
-		e.describe(u)
+		e.describe(u, &r.agents)
 	}
 	e.exercise(u.Route)
 	s.mu.Unlock()
@@ -193,15 +210,15 @@ func (r *Recorder) Record(v *Vocabulary, u *Use) {
 
 // describe notes how the last use was made. Most are made as the one before: what stays
 // the same is not written, so that its cache lines need not go from core to core.
-func (e *entry) describe(u *Use) {
+func (e *entry) describe(u *Use, agents *agents) {
 	if e.from != u.From {
 		e.from = u.From
 	}
 	if e.route != u.Route {
 		e.route = u.Route
 	}
-	if !bytes.Equal(e.agent[:e.agentLen], u.UserAgent) {
-		e.agentLen = copy(e.agent[:], u.UserAgent)
+	if agent := u.UserAgent[:min(len(u.UserAgent), rawAgent)]; e.agent != string(agent) {
+		e.agent = agents.text(agent)
 	}
 }
 
@@ -240,7 +257,7 @@ func (s *shard) add(where place, v *Vocabulary, old *entry) *entry {
 	}
 	clear(bits)
 	e.place, e.words, e.bits, e.route = where, v, bits, -1
-	e.uses, e.last, e.agentLen, e.beyond = 0, 0, 0, false
+	e.uses, e.last, e.agent, e.beyond = 0, 0, "", false
 	s.entries[where.key] = e
 	return e
 }
@@ -318,7 +335,7 @@ func (r *Record) add(e *entry) {
 	s := &r.Secrets[i]
 	s.Uses += e.uses
 	if !last.Before(s.Last) {
-		s.Last, s.From, s.UserAgent, s.Route = last, e.from, printable(e.agent[:e.agentLen]), e.pattern()
+		s.Last, s.From, s.UserAgent, s.Route = last, e.from, printable(e.agent), e.pattern()
 	}
 	slices.SortStableFunc(r.Secrets, func(a, b Secret) int { return b.Last.Compare(a.Last) })
 	for route := range e.exercised() {
@@ -512,7 +529,7 @@ func (r *Recorder) gather(e *entry) {
 		r.pending[e.place.id] = p
 	}
 	add := stored{uses: e.uses, last: e.last, more: e.beyond}
-	secret := storedSecret{key: e.place.key, uses: e.uses, last: e.last, from: e.from, agent: printable(e.agent[:e.agentLen])}
+	secret := storedSecret{key: e.place.key, uses: e.uses, last: e.last, from: e.from, agent: printable(e.agent)}
 	for route := range e.exercised() {
 		numbers, all := r.names.numbered(route)
 		add.names = append(add.names, numbers...)

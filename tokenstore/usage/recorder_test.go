@@ -1,6 +1,7 @@
 package usage_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -429,10 +430,35 @@ func TestConcurrentUsesAreAllCounted(t *testing.T) {
 
 func TestRecordDoesNotAllocate(t *testing.T) {
 	w := newWorld(t, 1)
-	u := usage.Use{Token: w.tokens[0].ID, Secret: w.tokens[0].Secrets[0].Digest, At: at(1), From: client, UserAgent: []byte("curl/8.5.0"), Route: 1}
-	w.recorder.Record(routes, &u)
-	if n := testing.AllocsPerRun(1000, func() { w.recorder.Record(routes, &u) }); n != 0 {
-		t.Errorf("%v allocations for a use", n)
+	u := usage.Use{Token: w.tokens[0].ID, Secret: w.tokens[0].Secrets[0].Digest, At: at(1), From: client, Route: 1}
+	clients := [][]byte{[]byte("curl/8.5.0"), nil, bytes.Repeat([]byte("a"), 300)} // take turns
+	use := func() {
+		for _, u.UserAgent = range clients {
+			w.recorder.Record(routes, &u)
+		}
+	}
+	use()
+	if n := testing.AllocsPerRun(1000, use); n != 0 {
+		t.Errorf("%v allocations for %d uses", n, len(clients))
+	}
+}
+
+// Many more agents than texts that are shared: each use must keep its own.
+func TestUserAgentsDoNotTakeOneAnothersPlace(t *testing.T) {
+	w := newWorld(t, 50)
+	const agents = 3000
+	for i := range agents {
+		buf := fmt.Appendf(nil, "agent %d", i) // the caller's own, which it uses again
+		token := w.tokens[i%len(w.tokens)]
+		w.recorder.Record(routes, &usage.Use{Token: token.ID, Secret: token.Secrets[0].Digest, At: at(i), From: client, UserAgent: buf, Route: 0})
+		clear(buf)
+	}
+	for i, token := range w.tokens {
+		got, err := w.recorder.Of(token)
+		want := fmt.Sprintf("agent %d", agents-len(w.tokens)+i)
+		if err != nil || len(got.Secrets) != 1 || got.Secrets[0].UserAgent != want {
+			t.Errorf("%+v, %v: not by %q", got, err, want)
+		}
 	}
 }
 
