@@ -18,8 +18,9 @@ func faults(body *admin.Object) error {
 	return nil
 }
 
-// decodeSpec reads the body of a creation. What is left out is the caller's.
-func decodeSpec(body *admin.Object) (admin.Spec, error) {
+// decodeSpec reads the body of a creation by the caller's own token. What is left
+// out is as the caller has it, each part of sources and limits by itself.
+func decodeSpec(body *admin.Object, own *tokenstore.Token) (admin.Spec, error) {
 	var spec admin.Spec
 	if n, ok := body.Number("account"); ok {
 		spec.Account = &n
@@ -36,7 +37,7 @@ func decodeSpec(body *admin.Object) (admin.Spec, error) {
 	}
 	spec.Resources = decodeResources(body)
 	if s := decodeSources(body); s != nil {
-		spec.Sources = &tokenstore.Sources{Any: true}
+		spec.Sources = new(own.Sources)
 		if fault := s.merge(spec.Sources); fault != "" {
 			body.Fault("sources", fault)
 		}
@@ -46,7 +47,7 @@ func decodeSpec(body *admin.Object) (admin.Spec, error) {
 	}
 	spec.Expiry = decodeExpiry(body)
 	if l := decodeLimits(body); l != nil {
-		spec.Limits = new(l.merged(tokenstore.Limits{}))
+		spec.Limits = new(l.merged(own.Limits))
 	}
 	return spec, faults(body)
 }
@@ -205,7 +206,11 @@ func decodeSources(body *admin.Object) *sourcesPatch {
 	if !ok {
 		return nil
 	}
-	return &sourcesPatch{allow: decodePrefixes(o, "allow"), deny: decodePrefixes(o, "deny")}
+	p := &sourcesPatch{allow: decodePrefixes(o, "allow")}
+	if p.deny = []netip.Prefix{}; !o.Null("deny") {
+		p.deny = decodePrefixes(o, "deny")
+	}
+	return p
 }
 
 func decodePrefixes(o *admin.Object, name string) []netip.Prefix {

@@ -227,7 +227,7 @@ func (f *Face) create(w http.ResponseWriter, r *http.Request, c admin.Caller) er
 	if err != nil {
 		return err
 	}
-	spec, err := decodeSpec(body)
+	spec, err := decodeSpec(body, c.Token)
 	if err != nil {
 		return err
 	}

@@ -430,6 +430,67 @@ func TestCursorOfAnotherListIsRefused(t *testing.T) {
 	}
 }
 
+// TestPartOfALimitLeavesTheOthersTheCallers: what a creation does not say is
+// inherited, and only what it says can be too wide.
+func TestPartOfALimitLeavesTheOthersTheCallers(t *testing.T) {
+	w := admintest.New(t)
+	w.Cast()
+	h := admintest.Described(t, serve(w))
+	by := w.Make(admin.Spec{
+		Account: new(uint64(1)), Owner: new(uint64(1)), Name: "bounded", Scopes: []string{tokenstore.ScopeTokenWrite},
+		Limits: &tokenstore.Limits{Rate: 50, Burst: 60, Uses: 1000, Quotas: []tokenstore.Quota{{Count: 100, Per: tokenstore.PerDay}}},
+		Sources: &tokenstore.Sources{
+			Allow: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, Deny: []netip.Prefix{netip.MustParsePrefix("192.0.2.9/32")},
+		},
+	})
+	const (
+		limits  = `"limits":{"rate":50,"burst":60,"quota":[{"count":100,"per":"day"}],"uses":1000,"concurrent":null}`
+		sources = `"sources":{"allow":["192.0.2.0/24"],"deny":["192.0.2.9"]}`
+	)
+	for said, want := range map[string]string{
+		`"limits":{}`:                             limits,
+		`"limits":{"uses":5}`:                     strings.Replace(limits, `"uses":1000`, `"uses":5`, 1),
+		`"limits":{"concurrent":2}`:               strings.Replace(limits, `null`, `2`, 1),
+		`"limits":null`:                           "",
+		`"limits":{"uses":null}`:                  "",
+		`"limits":{"quota":[]}`:                   "",
+		`"sources":{}`:                            sources,
+		`"sources":{"allow":["192.0.2.0/28"]}`:    strings.Replace(sources, "/24", "/28", 1),
+		`"sources":{"deny":["192.0.2.0/28"]}`:     strings.Replace(sources, "2.9", "2.0/28", 1),
+		`"sources":{"deny":null}`:                 "",
+		`"sources":{"deny":[]}`:                   "",
+		`"sources":"any"`:                         "",
+		`"sources":{"allow":["198.51.100.0/24"]}`: "",
+	} {
+		r := admintest.Send(t, h, by, "POST", "/v1/tokens", `{"name":"x",`+said+`}`)
+		if want == "" && r.Code == http.StatusForbidden || want != "" && r.Code == http.StatusCreated && strings.Contains(r.Body.String(), want) {
+			continue
+		}
+		t.Errorf("%s: %d %s, want %s", said, r.Code, r.Body, want)
+	}
+}
+
+// TestNullTakesDeniedAddressesAway: in a merge patch null removes (RFC 7396).
+func TestNullTakesDeniedAddressesAway(t *testing.T) {
+	w := admintest.New(t)
+	cast := w.Cast()
+	h := admintest.Described(t, serve(w))
+	path := "/v1/tokens/" + cast.Peer.ID.String()
+	for _, step := range []struct {
+		patch, want string
+		code        int
+	}{
+		{`{"sources":{"allow":["192.0.2.0/24"],"deny":["192.0.2.9"]}}`, `{"allow":["192.0.2.0/24"],"deny":["192.0.2.9"]}`, 200},
+		{`{"sources":{"allow":null}}`, `/sources/allow`, 422},
+		{`{"sources":{"deny":null}}`, `{"allow":["192.0.2.0/24"],"deny":[]}`, 200},
+	} {
+		r := admintest.Send(t, h, cast.Root, "PATCH", path, step.patch)
+		if r.Code != step.code || !strings.Contains(r.Body.String(), step.want) {
+			t.Errorf("%s: %d %s", step.patch, r.Code, r.Body)
+		}
+	}
+}
+
 func TestIdempotencyKeyOverHTTP(t *testing.T) {
 	w := admintest.New(t)
 	cast := w.Cast()
