@@ -349,6 +349,16 @@ func (o *Object) Object(name string) (*Object, bool) { return get(o, name, Value
 // List returns the items of an array.
 func (o *Object) List(name string) ([]Value, bool) { return get(o, name, Value.List) }
 
+// ListOfOne returns an object that has the member as a list of one. It reports false
+// for all else, and then records no fault and does not count as having asked.
+func (o *Object) ListOfOne(name, member string) ([]Value, bool) {
+	if one, ok := o.values[name].(*Object); !ok || !one.Has(member) {
+		return nil, false
+	}
+	v, _ := o.get(name)
+	return []Value{v}, true
+}
+
 // Texts returns the strings of an array of strings; never nil with ok.
 func (o *Object) Texts(name string) ([]string, bool) {
 	items, ok := o.List(name)

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 
@@ -119,6 +120,10 @@ func TestBadInputNamesTheAttribute(t *testing.T) {
 		"resource id as number":     {rest + `,"resources":[{"type":"card","ids":[1]}]`, "resources"},
 		"resource with id and ids":  {rest + `,"resources":[{"type":"card","id":"1","ids":["1"]}]`, "resources"},
 		"too many resources":        {rest + `,"resources":[{"type":"card","ids":[` + strings.Repeat(`"1",`, 2000) + `"1"]}]`, "resources"},
+		"resources bare with ids":   {rest + `,"resources":{"type":"card","ids":["1"]}`, "resources"},
+		"resources bare, id 01":     {rest + `,"resources":{"type":"card","id":"01"}`, "resources"},
+		"resources bare, both":      {rest + `,"resources":{"type":"card","id":"1","ids":["1"]}`, "resources"},
+		"resources empty object":    {rest + `,"resources":{}`, "resources"},
 		"unknown attribute":         {rest + `,"sourceIP":"192.0.2.1"`, "sourceIP"},
 		"attribute twice":           {rest + `,"description":"other"`, "description"},
 	} {
@@ -135,6 +140,25 @@ func TestBadInputNamesTheAttribute(t *testing.T) {
 	}
 	if made := w.Events(); len(made) > 0 {
 		t.Errorf("something was made: %+v", made)
+	}
+}
+
+// TestOneResourceNeedsNoList: `{type,id}` stands for a list of one.
+func TestOneResourceNeedsNoList(t *testing.T) {
+	w := admintest.New(t)
+	c, h := w.Cast(), admintest.Described(t, handler(w))
+	for _, resources := range []string{`{"type":"card","id":"7"}`, `[{"type":"card","id":"7"}]`, `[{"type":"card","ids":["7"]}]`} {
+		rec := admintest.Send(t, h, c.Admin, "POST", "/users/1/api-tokens", body(rest+`,"resources":`+resources), "Content-Type", "application/vnd.api+json")
+		var made struct{ Data struct{ ID string } }
+		if err := json.Unmarshal(rec.Body.Bytes(), &made); err != nil || rec.Code != http.StatusCreated {
+			t.Errorf("%s: %d %s", resources, rec.Code, rec.Body)
+			continue
+		}
+		id, _ := tokenstore.ParseID(made.Data.ID)
+		want := []tokenstore.Grant{{Type: "card", ID: "7", Level: tokenstore.LevelWrite}}
+		if r := w.Token(id).Resources; r.All || !slices.Equal(r.Grants, want) {
+			t.Errorf("%s: the token may reach %+v", resources, r)
+		}
 	}
 }
 

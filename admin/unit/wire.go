@@ -127,7 +127,11 @@ func decodeAttributes(attrs *admin.Object, known *admin.Vocabulary, now time.Tim
 	if text, ok := attrs.Text(attrSourceIP); ok {
 		spec.Sources = decodeSources(text, func(detail string) { attrs.Fault(attrSourceIP, detail) })
 	}
-	if items, ok := attrs.List(attrResources); ok {
+	items, ok := attrs.ListOfOne(attrResources, "id")
+	if !ok {
+		items, ok = attrs.List(attrResources)
+	}
+	if ok {
 		spec.Resources = decodeResources(items, known, func(detail string) { attrs.Fault(attrResources, detail) })
 	}
 	return spec
@@ -196,7 +200,8 @@ func isNetwork(text string) bool {
 }
 
 // decodeResources reads items of `{"type","ids":[…]}`, or of `{"type","id"}` as
-// an older client sends them. What they name can be read and written.
+// an older client sends them, one of them also outside of a list. What they name can
+// be read and written.
 func decodeResources(items []admin.Value, known *admin.Vocabulary, fault func(detail string)) *tokenstore.Resources {
 	if len(items) == 0 {
 		fault("must have at least one item")
