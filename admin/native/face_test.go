@@ -428,6 +428,21 @@ func TestCursorOfAnotherListIsRefused(t *testing.T) {
 			t.Errorf("%s: %d %s", name, r.Code, r.Body)
 		}
 	}
+	// Without an account in the query it is the caller's own that is meant.
+	next := "/v1/tokens?limit=1&cursor=" + *page.Next
+	for name, step := range map[string]struct {
+		by     admintest.Holder
+		target string
+		want   int
+	}{
+		"the same list by its own": {cast.Admin, next, 200},
+		"and with its account":     {cast.Admin, next + "&account=1", 200},
+		"of another account's":     {cast.Foreign, next, 400},
+	} {
+		if r := admintest.Send(t, h, step.by, "GET", step.target, ""); r.Code != step.want {
+			t.Errorf("%s: %d %s", name, r.Code, r.Body)
+		}
+	}
 }
 
 // TestPartOfALimitLeavesTheOthersTheCallers: what a creation does not say is

@@ -59,7 +59,7 @@ func (f *Face) list(w http.ResponseWriter, r *http.Request, c admin.Caller) erro
 	if !which.unused.IsZero() && !f.service.TracksUsage() {
 		values.fault("unused_since", "is not available: this server does not record when tokens are used")
 	}
-	selection := values.selection()
+	selection := values.selection(&q)
 	if text := values.Get("cursor"); text != "" {
 		var ok bool
 		if q.After, ok = f.cursors.parse(text, selection); !ok {
@@ -209,10 +209,14 @@ func (q *query) time(name string) time.Time {
 
 func (q *query) bool(name string) bool { return q.oneOf(name, "true", "false") == "true" }
 
-// selection returns what a cursor belongs to, in a canonical form.
-func (q *query) selection() string {
+// selection returns what a cursor belongs to, in a canonical form: the list that is
+// meant, which without an account in the query depends on who asks.
+func (q *query) selection(list *admin.ListQuery) string {
 	s := url.Values{}
-	for _, name := range []string{"account", "owner", "state", "name", "unused_since"} {
+	if !list.AllAccounts {
+		s.Set("account", strconv.FormatUint(list.Account, 10))
+	}
+	for _, name := range []string{"owner", "state", "name", "unused_since"} {
 		if value := q.Get(name); value != "" {
 			s.Set(name, value)
 		}
