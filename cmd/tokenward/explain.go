@@ -135,7 +135,7 @@ func (f *explainFlags) askServer(cfg *Config, q *native.Question) (string, error
 	if f.tokenFile != "" && f.tokenFile != "-" {
 		token = "$(cat " + shellQuoted(f.tokenFile) + ")"
 	}
-	return `curl -H "Authorization: Bearer ` + token + `" -H "Content-Type: application/json" ` + cfg.adminURL() + "/v1/explain -d " + shellQuoted(string(body)), nil
+	return `curl -H "Authorization: Bearer ` + token + `" -H "Content-Type: application/json" ` + shellQuoted(cfg.adminURL()+"/v1/explain") + " -d " + shellQuoted(string(body)), nil
 }
 
 func shellQuoted(text string) string { return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'" }

@@ -87,7 +87,7 @@ func (m *mover) run(ctx context.Context) (err error) {
 		return err
 	}
 	if m.to == "" {
-		return migrate(m.out, m.cfg.TokenStore.Path, m.now())
+		return m.upgrade()
 	}
 	if !m.cfg.TokenStore.Etcd.Enabled() {
 		return fmt.Errorf("%s names no etcd: give the configuration of the cluster's nodes, with tokenstore.etcd.endpoints", m.config)
@@ -384,30 +384,44 @@ func lastEvent(path, store string) (last uint64, err error) {
 	return last, nil
 }
 
-// migrate brings the store at path to the present layout.
-func migrate(w io.Writer, path string, now time.Time) error {
-	release, err := boltstore.Hold(path)
+// upgraded is what an upgrade has done, for programs.
+type upgraded struct {
+	Path string `json:"path"`
+	From uint64 `json:"from"` // schema
+	To   uint64 `json:"to"`
+	Copy string `json:"copy,omitempty"` // of the file as it was; none where nothing was to be done
+}
+
+// upgrade brings the store's file to the layout of this release.
+func (m *mover) upgrade() error {
+	r := upgraded{Path: m.cfg.TokenStore.Path}
+	release, err := boltstore.Hold(r.Path)
 	if err != nil {
 		return err
 	}
-	copied := fmt.Sprintf("%s.before-migration-%s", path, now.UTC().Format("20060102T150405Z"))
-	err = copyFile(copied, path)
+	r.Copy = fmt.Sprintf("%s.before-migration-%s", r.Path, m.now().UTC().Format("20060102T150405Z"))
+	err = copyFile(r.Copy, r.Path)
 	release()
 	if err != nil {
 		return fmt.Errorf("copy the store: %w", err)
 	}
-	from, to, err := boltstore.Upgrade(path, 0)
-	if err != nil {
+	if r.From, r.To, err = boltstore.Upgrade(r.Path, 0); err != nil {
 		return err
 	}
-	if from == to {
-		if err := os.Remove(copied); err != nil {
+	if r.From == r.To {
+		if err := os.Remove(r.Copy); err != nil {
 			return err
 		}
-		_, err = fmt.Fprintf(w, "%s has schema %d, which is the present one: nothing was to be done.\n", path, to)
-		return err
+		r.Copy = ""
 	}
-	_, err = fmt.Fprintf(w, "%s went from schema %d to %d. As it was, it is %s.\n", path, from, to, copied)
+	switch {
+	case m.asJSON:
+		return json.NewEncoder(m.out).Encode(r)
+	case r.Copy == "":
+		_, err = fmt.Fprintf(m.out, "%s has schema %d, which is the present one: nothing was to be done.\n", r.Path, r.To)
+	default:
+		_, err = fmt.Fprintf(m.out, "%s went from schema %d to %d. As it was, it is %s.\n", r.Path, r.From, r.To, r.Copy)
+	}
 	return err
 }
 
