@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"tokenward/audit"
@@ -194,9 +195,11 @@ func checkNotBefore(t *tokenstore.Token) tokenstore.Faults {
 }
 
 // successorName is the name of the token that a reset makes: the old name, a
-// space and the new id, the old name cut so that all of it fits.
+// space and the new id, the old name cut so that all of it fits. A joiner that the
+// cut leaves at the end has nothing to join.
 func successorName(old string, id tokenstore.ID) string {
 	suffix := " " + strconv.FormatUint(uint64(id), 10)
 	runes := []rune(old)
-	return string(runes[:min(len(runes), tokenstore.MaxNameRunes-len(suffix))]) + suffix
+	kept := string(runes[:min(len(runes), tokenstore.MaxNameRunes-len(suffix))])
+	return strings.TrimRight(kept, tokenstore.Joiners) + suffix
 }

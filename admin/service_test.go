@@ -48,6 +48,24 @@ func TestResetMakesASuccessorAndEndsTheOldAfterGrace(t *testing.T) {
 	}
 }
 
+// TestResetCutsALongNameWhereItCanBeCut: between two joined emoji, before and behind.
+func TestResetCutsALongNameWhereItCanBeCut(t *testing.T) {
+	w := admintest.New(t)
+	cast := w.Cast()
+	for _, ahead := range []int{249, 250, 251, 252} {
+		name := strings.Repeat("x", ahead) + "\U0001F525\u200d\U0001F525"
+		holder := w.Make(admin.Spec{Account: new(uint64(1)), Owner: new(uint64(1)), Name: name, Scopes: []string{"accounts"}})
+		made, err := w.Service.Reset(ctx, w.Caller(cast.Root), at(holder.ID), admin.ResetSpec{})
+		if err != nil {
+			t.Errorf("%d letters ahead: %v", ahead, err)
+			continue
+		}
+		if next := made.Token; tokenstore.CheckText(next.Name, tokenstore.MaxNameRunes) != "" || !strings.HasSuffix(next.Name, " "+next.ID.String()) {
+			t.Errorf("%d letters ahead: %q", ahead, next.Name)
+		}
+	}
+}
+
 // TestResetsInARowAreOneLineage: whatever else is made by way of these tokens is not
 // of it.
 func TestResetsInARowAreOneLineage(t *testing.T) {

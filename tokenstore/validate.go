@@ -110,7 +110,7 @@ func (e Expiry) valid() bool {
 // CheckText says what is wrong with a text that people read, or nothing: it
 // must not be blank, have at most maxRunes characters, be valid UTF-8, and
 // hold no character that hides or reorders others (controls, line separators,
-// bidirectional formatting: CVE-2021-42574).
+// bidirectional formatting: CVE-2021-42574). A joiner hides nothing where it belongs.
 func CheckText(s string, maxRunes int) string {
 	switch {
 	case !utf8.ValidString(s):
@@ -119,10 +119,42 @@ func CheckText(s string, maxRunes int) string {
 		return "must not be blank"
 	case utf8.RuneCountInString(s) > maxRunes:
 		return fmt.Sprintf("must have at most %d characters", maxRunes)
-	case strings.ContainsFunc(s, deceptive):
+	case strings.ContainsFunc(s, deceptive) && !joined(s):
 		return "must not contain control or invisible formatting characters"
 	}
 	return ""
+}
+
+// Joiners are the invisible characters that are part of how some texts are spelt:
+// emoji of several (ZWJ), and words of scripts whose letters join or must not.
+const Joiners = "\u200c\u200d"
+
+// joined reports whether s holds nothing that deceives but joiners that stand where
+// they change what is seen (UAX #31 section 2.3): between two characters that can join.
+func joined(s string) bool {
+	var before rune
+	for i, r := range s {
+		switch {
+		case strings.ContainsRune(Joiners, r):
+			after, size := utf8.DecodeRuneInString(s[i+utf8.RuneLen(r):])
+			if size == 0 || !joins(before) || !joins(after) {
+				return false
+			}
+		case deceptive(r):
+			return false
+		}
+		before = r
+	}
+	return true
+}
+
+// joins reports whether r can join what stands beside it: an emoji, a mark, or a letter
+// of a cursive or Indic script.
+func joins(r rune) bool {
+	return r >= utf8.RuneSelf && (unicode.In(r, unicode.So, unicode.Sm, unicode.Sk, unicode.Mn, unicode.Mc) ||
+		unicode.In(r, unicode.Arabic, unicode.Syriac, unicode.Mongolian, unicode.Nko) ||
+		unicode.In(r, unicode.Devanagari, unicode.Bengali, unicode.Gurmukhi, unicode.Gujarati, unicode.Oriya, unicode.Tamil,
+			unicode.Telugu, unicode.Kannada, unicode.Malayalam, unicode.Sinhala, unicode.Khmer, unicode.Myanmar, unicode.Tibetan))
 }
 
 func deceptive(r rune) bool {
