@@ -316,19 +316,23 @@ func (b *answerBody) Read(p []byte) (int, error) {
 	switch {
 	case err == io.EOF:
 		b.filterTrailer()
-	case err != nil && !b.clientGone():
-		b.guard.countFailure(codeUpstreamBroke, b.journey.passage, err)
-		if b.response.Request.Context().Err() == nil && endsCall(b.response, b.guard.Now().Sub(b.journey.started), err) {
-			return n, io.EOF // what is in the trailers ends it
+	case err != nil:
+		if !b.clientFailed() {
+			b.guard.countFailure(codeUpstreamBroke, b.journey.passage, err)
+			if b.response.Request.Context().Err() == nil && endsCall(b.response, b.guard.Now().Sub(b.journey.started), err) {
+				return n, io.EOF // what is in the trailers ends it
+			}
 		}
+		return n, context.Canceled // ReverseProxy would log any other, a line for each request
 	}
 	return n, err
 }
 
-// clientGone reports whether the exchange was ended from the client's side.
-func (b *answerBody) clientGone() bool {
+// clientFailed reports whether the exchange was ended from the client's side: it is
+// gone, or its body broke off or is malformed.
+func (b *answerBody) clientFailed() bool {
 	ctx := b.response.Request.Context()
-	return ctx.Err() != nil && context.Cause(ctx) != errImpatient //nolint:errorlint // it is set as it is
+	return ctx.Err() != nil && context.Cause(ctx) != errImpatient || b.journey.sending.failed() != nil //nolint:errorlint // it is set as it is
 }
 
 // filterTrailer removes the trailers that must not pass. It is done before the

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptrace"
@@ -39,25 +40,33 @@ func eachCrossing(t *testing.T, h http.Handler, f func(t *testing.T, client *htt
 	t.Helper()
 	for _, c := range crossings {
 		t.Run(c.name, func(t *testing.T) {
-			w := newWorld(t, canon.Options{})
-			upstream := urlOf(t, startServer(t, h))
-			if c.upstream == "h2c" {
-				upstream = serveH2C(t, h)
-			}
-			w.rules.Default = proxy.RouteOptions{Upstreams: upstreamsAt(t, nil, upstream)}
-			addr := openProxy(t, w, nil)
-			transport := &http.Transport{Protocols: new(http.Protocols), DisableCompression: true, ExpectContinueTimeout: time.Minute}
-			if c.client == "h2c" {
-				transport.Protocols.SetUnencryptedHTTP2(true)
-			} else {
-				transport.Protocols.SetHTTP1(true)
-			}
-			t.Cleanup(transport.CloseIdleConnections)
-			client := &http.Client{Transport: withToken{transport, w.secrets["full"]}, Timeout: patience,
-				CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
-			f(t, client, "http://"+addr)
+			_, client, base := c.open(t, h, slog.DiscardHandler)
+			f(t, client, base)
 		})
 	}
+}
+
+// open builds the proxy of a crossing, which logs to log, and its client.
+func (c route) open(t *testing.T, h http.Handler, log slog.Handler) (w *world, client *http.Client, base string) {
+	t.Helper()
+	w = newWorld(t, canon.Options{})
+	w.guard.Log = slog.New(log)
+	upstream := urlOf(t, startServer(t, h))
+	if c.upstream == "h2c" {
+		upstream = serveH2C(t, h)
+	}
+	w.rules.Default = proxy.RouteOptions{Upstreams: upstreamsAt(t, nil, upstream)}
+	addr := openProxy(t, w, nil)
+	transport := &http.Transport{Protocols: new(http.Protocols), DisableCompression: true, ExpectContinueTimeout: time.Minute}
+	if c.client == "h2c" {
+		transport.Protocols.SetUnencryptedHTTP2(true)
+	} else {
+		transport.Protocols.SetHTTP1(true)
+	}
+	t.Cleanup(transport.CloseIdleConnections)
+	client = &http.Client{Transport: withToken{transport, w.secrets["full"]}, Timeout: patience,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	return w, client, "http://" + addr
 }
 
 type withToken struct {
@@ -243,6 +252,43 @@ func TestBothDirectionsAtOnce(t *testing.T) {
 			t.Errorf("trailer X-Token-Id %q", got)
 		}
 	})
+}
+
+// TestClientThatBreaksOffItsBodyIsNoFailureOfTheUpstream: the answer has begun, and the
+// upstream can only break it off too. Neither counters nor the log blame it for that.
+func TestClientThatBreaksOffItsBodyIsNoFailureOfTheUpstream(t *testing.T) {
+	h := http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		_ = http.NewResponseController(rw).EnableFullDuplex()
+		rw.WriteHeader(200)
+		rw.(http.Flusher).Flush()
+		_, _ = io.Copy(rw, r.Body)
+	})
+	for _, c := range crossings {
+		t.Run(c.name, func(t *testing.T) {
+			var said bytes.Buffer // written by the exchange only
+			w, client, base := c.open(t, h, slog.NewTextHandler(&said, nil))
+			pr, pw := io.Pipe()
+			req, err := http.NewRequestWithContext(t.Context(), "POST", base+"/echo/", pr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp, err := client.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, _ = io.WriteString(pw, "half a ")
+			_ = pw.CloseWithError(errors.New("thought better of it"))
+			_, _ = io.Copy(io.Discard, resp.Body)
+			_ = resp.Body.Close()
+			waitFor(t, func() bool { return w.guard.InFlight() == 0 })
+			if got := w.counted().failed; len(got) > 0 {
+				t.Errorf("counted %v", got)
+			}
+			if said.Len() > 0 {
+				t.Errorf("logged %s", said.String())
+			}
+		})
+	}
 }
 
 // TestInterimAnswersPass: 100 when the body is asked for, and 103 before the answer.

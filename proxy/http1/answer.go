@@ -3,6 +3,7 @@ package http1
 import (
 	"errors"
 	"io"
+	"os"
 	"strconv"
 	"time"
 )
@@ -392,9 +393,21 @@ func (f *forward) moreAnswer() error {
 		}
 	}
 	if err != nil {
-		return f.fail(StageBody, err)
+		return f.failAnswer(err)
 	}
 	return nil
+}
+
+// failAnswer says what it means that the answer's body ends early. If the request's body
+// failed first, the client is the cause, as in failHead.
+func (f *forward) failAnswer(err error) error {
+	p := &f.x.pump
+	byItself := p.running && (p.ended.Load() || errors.Is(err, os.ErrDeadlineExceeded))
+	f.stopPump()
+	if byItself && p.err != nil && p.side == pumpClient {
+		return f.fail(StageClient, p.err)
+	}
+	return f.fail(StageBody, err)
 }
 
 // spliceAnswer has the kernel copy the rest of the answer's body; ok is false if
@@ -411,9 +424,9 @@ func (f *forward) spliceAnswer() (ok bool, err error) {
 	f.result.ResponseBytes += moved
 	switch {
 	case errors.Is(srcErr, io.EOF):
-		return ok, f.fail(StageBody, io.ErrUnexpectedEOF)
+		return ok, f.failAnswer(io.ErrUnexpectedEOF)
 	case srcErr != nil:
-		return ok, f.fail(StageBody, srcErr)
+		return ok, f.failAnswer(srcErr)
 	case dstErr != nil:
 		return ok, f.fail(StageClient, dstErr)
 	}
