@@ -211,7 +211,7 @@ func (v *verifier) begin(name string, ln line) error {
 	}
 	mac, ok := keyNamed(v.keys.MAC, s.Key)
 	if !ok {
-		return fmt.Errorf("%s was written under the MAC key %s, which was not given; give every key the log was written under", name, s.Key)
+		return fmt.Errorf("it was written under the MAC key %s, which was not given: name the pepper that the key derives from in tokenstore.pepper_files, or with --pepper", s.Key)
 	}
 	v.macs = []hash.Hash{chainHash(mac)}
 	switch {

@@ -72,6 +72,9 @@ func (f *verifyFlags) run(cmd *cobra.Command) error {
 		return err
 	}
 	report, err := audit.Verify(path, keys)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w\nName the log with --log FILE, or the configuration that does with --config FILE", err)
+	}
 	if err != nil {
 		return err
 	}

@@ -70,7 +70,7 @@ func (b *backupCommand) run(cmd *cobra.Command) error {
 	if b.asJSON {
 		return json.NewEncoder(cmd.OutOrStdout()).Encode(m)
 	}
-	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s holds %s, %d bytes. Prove it elsewhere with `tokenward restore --dry-run`.\n", b.out, counted(int(m.Tokens), "token"), m.Bytes) //nolint:gosec // a count of tokens
+	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s holds %s, %d bytes. Prove it elsewhere with `tokenward restore --dry-run %s`.\n", b.out, counted(int(m.Tokens), "token"), m.Bytes, shellWord(filepath.Base(b.out))) //nolint:gosec // a count of tokens
 	return err
 }
 

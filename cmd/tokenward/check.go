@@ -78,8 +78,9 @@ func check(path string, stdin io.Reader, textOnly bool, now time.Time) (checkRep
 	}
 	if !textOnly {
 		faults, warnings := cfg.checkFiles(now)
-		r.Warnings = append(r.Warnings, warnings...)
-		if faults = append(faults, cfg.checkWritable()...); len(faults) > 0 {
+		unwritable, unsafe := cfg.checkWritable()
+		r.Warnings = append(append(r.Warnings, warnings...), unsafe...)
+		if faults = append(faults, unwritable...); len(faults) > 0 {
 			e := newConfigError(path, nil, faults)
 			r.Faults = e.Faults
 			return r, e

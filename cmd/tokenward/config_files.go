@@ -33,7 +33,7 @@ func (c *Config) checkFiles(now time.Time) (faults, warnings []configFault) {
 	f.signingKey("audit.signing_key_file", c.Audit.SigningKeyFile)
 	if path := c.Admin.Leaks.KeysFile; path != "" {
 		if _, err := readLeakKeys(path); err != nil {
-			f.fault("admin.leaks.keys_file", err.Error(), "get it from https://api.github.com/meta/public_keys/secret_scanning")
+			f.fault("admin.leaks.keys_file", err.Error(), fixOr(err, "get it from https://api.github.com/meta/public_keys/secret_scanning"))
 		}
 	}
 	f.hookSecret("notify.secret_file", c.Notify.SecretFile)
@@ -55,13 +55,16 @@ func (c *Config) checkFiles(now time.Time) (faults, warnings []configFault) {
 // checkWritable looks at whether this user can write what a server writes. It
 // belongs to `check` alone: a server learns it by opening the files, and a reload,
 // which opens none, must not fail because a disk does.
-func (c *Config) checkWritable() []configFault {
+func (c *Config) checkWritable() (faults, warnings []configFault) {
 	f := fileChecker{}
 	if e := &c.TokenStore.Etcd; !e.Enabled() || e.Mirror == "full" {
 		f.writable("tokenstore.path", c.TokenStore.Path)
 	}
 	f.writable("audit.path", c.Audit.Path)
-	return f.faults
+	if folder := filepath.Dir(c.Audit.Path); len(f.faults) == 0 && writable(folder) != nil {
+		f.warn("audit.path", "this user cannot write in the folder "+quote(folder)+", where the log begins a new file whenever one has grown to 64 MiB", "give the folder to the user that the server runs as, with `chown`")
+	}
+	return f.faults, f.warnings
 }
 
 type fileChecker struct {
@@ -119,7 +122,7 @@ func (f *fileChecker) authorities(key, path string) {
 	}
 	data, err := os.ReadFile(path) //nolint:gosec // the operator names the file
 	if err != nil {
-		f.fault(key, quote(path)+" "+fileProblem(err).Error(), "put the file back, or correct the path")
+		f.fault(key, quote(path)+" "+fileProblem(err).Error(), fixOr(err, "put the file back, or correct the path"))
 		return
 	}
 	if !x509.NewCertPool().AppendCertsFromPEM(data) {
@@ -136,11 +139,11 @@ func (f *fileChecker) peppers(paths []string) {
 		}
 		data, err := os.ReadFile(path) //nolint:gosec // the operator names the file
 		if err != nil {
-			f.fault(key, quote(path)+" "+fileProblem(err).Error(), "put the file back, or correct the path")
+			f.fault(key, quote(path)+" "+fileProblem(err).Error(), fixOr(err, "put the file back, or correct the path"))
 			continue
 		}
 		if _, err := tokenstore.NewPeppers(data); err != nil {
-			f.fault(key, fmt.Sprintf("%s holds fewer than %d bytes", quote(path), tokenstore.MinPepperBytes), "make a pepper with `head -c 32 /dev/urandom | base64`")
+			f.fault(key, fmt.Sprintf("%s holds fewer than %d bytes", quote(path), tokenstore.MinPepperBytes), "a store that was made with a pepper needs that one: put it back; for a new store, make one with "+makeSecret(path))
 			continue
 		}
 		contents = append(contents, data)
@@ -155,8 +158,22 @@ func (f *fileChecker) signingKey(key, path string) {
 		return
 	}
 	if _, err := readSigningKey(path); err != nil {
-		f.fault(key, err.Error(), "make one with `openssl genpkey -algorithm ed25519`")
+		f.fault(key, err.Error(), fixOr(err, "put the key back, or make one with `openssl genpkey -algorithm ed25519 -out "+shellWord(path)+"`"))
 	}
+}
+
+// makeSecret is the command that makes a file with a secret which nobody else can read.
+func makeSecret(path string) string {
+	return "`(umask 077; head -c 32 /dev/urandom | base64 > " + shellWord(path) + ")`"
+}
+
+// fixOr is what to do about a file that cannot be read because of who asks, or else
+// otherwise.
+func fixOr(err error, otherwise string) string {
+	if errors.Is(err, fs.ErrPermission) {
+		return "give it to the user that the server runs as, with `chown`, or run this as that user"
+	}
+	return otherwise
 }
 
 // regular reports whether there is a file to read at path.
@@ -164,7 +181,7 @@ func (f *fileChecker) regular(key, path string) (fs.FileInfo, bool) {
 	info, err := os.Stat(path)
 	switch {
 	case err != nil:
-		f.fault(key, quote(path)+" "+fileProblem(err).Error(), "correct the path, or put the file there; paths are relative to "+workingDirectory())
+		f.fault(key, quote(path)+" "+fileProblem(err).Error(), fixOr(err, "correct the path, or put the file there; paths are relative to "+workingDirectory()))
 		return nil, false
 	case !info.Mode().IsRegular():
 		f.fault(key, quote(path)+" is "+fileKind(info.Mode())+", not a regular file", "correct the path")
@@ -182,11 +199,11 @@ func (f *fileChecker) secret(key, path string) bool {
 	}
 	switch mode := info.Mode().Perm(); {
 	case mode&0o007 != 0:
-		f.fault(key, fmt.Sprintf("everybody on this machine can reach %s (mode %04o)", quote(path), mode), "run `chmod 600 "+path+"`; if others could read it, make a new one")
+		f.fault(key, fmt.Sprintf("everybody on this machine can reach %s (mode %04o)", quote(path), mode), "run `chmod 600 "+shellWord(path)+"`; if others could read it, make a new one")
 	case mode&0o020 != 0:
-		f.fault(key, fmt.Sprintf("its group can write %s (mode %04o)", quote(path), mode), "run `chmod 600 "+path+"`")
+		f.fault(key, fmt.Sprintf("its group can write %s (mode %04o)", quote(path), mode), "run `chmod 600 "+shellWord(path)+"`")
 	case mode&0o040 != 0:
-		f.warn(key, fmt.Sprintf("its group can read %s (mode %04o)", quote(path), mode), "run `chmod 600 "+path+"` unless only the server is in that group")
+		f.warn(key, fmt.Sprintf("its group can read %s (mode %04o)", quote(path), mode), "run `chmod 600 "+shellWord(path)+"` unless only the server is in that group")
 	}
 	return true
 }
@@ -197,7 +214,7 @@ func (f *fileChecker) folder(key, path string) {
 	info, err := os.Stat(parent)
 	switch {
 	case err != nil:
-		f.fault(key, quote(parent)+" "+fileProblem(err).Error(), "make the folder, or correct the path; paths are relative to "+workingDirectory())
+		f.fault(key, quote(parent)+" "+fileProblem(err).Error(), fixOr(err, "make the folder, or correct the path; paths are relative to "+workingDirectory()))
 		return
 	case !info.IsDir():
 		f.fault(key, quote(parent)+" is "+fileKind(info.Mode())+", not a folder", "correct the path")
@@ -208,7 +225,7 @@ func (f *fileChecker) folder(key, path string) {
 	case !file.Mode().IsRegular():
 		f.fault(key, quote(path)+" is "+fileKind(file.Mode())+", not a regular file", "correct the path")
 	case file.Mode().Perm()&0o022 != 0:
-		f.warn(key, fmt.Sprintf("others can write to %s (mode %04o)", quote(path), file.Mode().Perm()), "run `chmod go-w "+path+"`, and find out whether somebody did")
+		f.warn(key, fmt.Sprintf("others can write to %s (mode %04o)", quote(path), file.Mode().Perm()), "run `chmod go-w "+shellWord(path)+"`, and find out whether somebody did")
 	}
 	if info.Mode().Perm()&0o002 != 0 && info.Mode()&fs.ModeSticky == 0 {
 		f.warn(key, "everybody on this machine can write to the folder "+quote(parent), "keep the file in a folder of the server's own")

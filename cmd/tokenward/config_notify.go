@@ -65,7 +65,7 @@ func (f *fileChecker) hookSecret(key, path string) {
 		return
 	}
 	if _, err := readHookSecret(path); err != nil {
-		f.fault(key, quote(path)+" "+err.Error(), "make one with `head -c 32 /dev/urandom | base64`")
+		f.fault(key, quote(path)+" "+err.Error(), fixOr(err, "make one with "+makeSecret(path)+"; the receiver needs it too"))
 	}
 }
 

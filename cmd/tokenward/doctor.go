@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -28,11 +29,12 @@ func newDoctorCommand() *cobra.Command {
 		Long: "Check a store that is not being served: who can reach its files, whether the peppers\n" +
 			"fit, every record, index and count in it, the whole audit log, and whether the two\n" +
 			"belong together. Nothing is changed.\n\n" +
-			"The exit code is 0 when nothing is wrong, and 1 otherwise.",
+			"The exit code is 0 when nothing is wrong, and 1 otherwise. What could only be better\n" +
+			"is a warning.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			d := doctor{now: time.Now}
-			d.examine(cmd.Context(), config)
+			d := doctor{now: time.Now, path: config}
+			d.examine(cmd.Context())
 			if err := d.write(cmd.OutOrStdout(), asJSON); err != nil {
 				return err
 			}
@@ -49,16 +51,19 @@ func newDoctorCommand() *cobra.Command {
 
 // finding is one thing that the doctor looked at.
 type finding struct {
-	Check  string `json:"check"`
-	OK     bool   `json:"ok"`
-	Detail string `json:"detail"`
-	Do     string `json:"do,omitempty"`
+	Check   string `json:"check"`
+	OK      bool   `json:"ok"`
+	Warning bool   `json:"warning,omitempty"` // it could be better, and OK
+	Detail  string `json:"detail"`
+	Do      string `json:"do,omitempty"`
 }
 
 // doctor looks at everything and keeps what it found.
 type doctor struct {
 	now      func() time.Time
+	path     string // of the configuration
 	cfg      *Config
+	files    []configFault // faults of the files that it names
 	peppers  *tokenstore.Peppers
 	store    *boltstore.Store
 	findings []finding
@@ -72,6 +77,10 @@ func (d *doctor) fault(check, detail, do string) {
 	d.findings = append(d.findings, finding{Check: check, Detail: detail, Do: do})
 }
 
+func (d *doctor) warn(check, detail, do string) {
+	d.findings = append(d.findings, finding{Check: check, OK: true, Warning: true, Detail: detail, Do: do})
+}
+
 func (d *doctor) wrong() (n int) {
 	for i := range d.findings {
 		if !d.findings[i].OK {
@@ -81,15 +90,18 @@ func (d *doctor) wrong() (n int) {
 	return n
 }
 
-func (d *doctor) examine(ctx context.Context, config string) {
+func (d *doctor) examine(ctx context.Context) {
 	var err error
-	if d.cfg, err = loadConfig(config); err != nil {
-		d.fault("configuration", err.Error(), "correct it: `tokenward check` shows each fault with its line")
+	if d.cfg, err = loadConfig(d.path); err != nil {
+		d.fault("configuration", err.Error(), "correct it, until "+d.command("check")+" finds no fault")
 		return
 	}
-	d.files()
+	d.lookAtFiles()
 	if d.peppers, err = readPeppers(d.cfg.TokenStore.PepperFiles); err != nil {
-		d.fault("peppers", err.Error(), "put the pepper back from where its copy is kept")
+		if d.said("tokenstore.pepper_files") {
+			err = errors.New("store and audit log were not examined, since that takes all peppers")
+		}
+		d.fault("peppers", err.Error(), "correct tokenstore.pepper_files, or put its files back from where their copies are kept, then run this again")
 		return
 	}
 	d.openStore(ctx)
@@ -99,18 +111,39 @@ func (d *doctor) examine(ctx context.Context, config string) {
 	d.auditLog()
 }
 
-// files looks at the files that the configuration names, and at who can reach
-// store and log.
-func (d *doctor) files() {
+// command is a command line of tokenward with the same configuration.
+func (d *doctor) command(verb string) string {
+	return "`tokenward " + verb + " --config " + shellWord(d.path) + "`"
+}
+
+// said reports whether a fault of the files that the key names is among the findings.
+func (d *doctor) said(key string) bool {
+	return slices.ContainsFunc(d.files, func(f configFault) bool { return strings.HasPrefix(f.Key, key) })
+}
+
+// lookAtFiles looks at the files that the configuration names, and at who can reach
+// store and log. As with keys, their group may, since Kubernetes gives a volume to
+// a pod by group.
+func (d *doctor) lookAtFiles() {
 	before := len(d.findings)
-	faults, warnings := d.cfg.checkFiles(d.now())
-	for _, f := range append(faults, warnings...) {
+	var warnings []configFault
+	d.files, warnings = d.cfg.checkFiles(d.now())
+	for _, f := range d.files {
 		d.fault("files", f.Key+": "+f.Problem, f.Fix)
+	}
+	for _, f := range warnings {
+		d.warn("files", f.Key+": "+f.Problem, f.Fix)
 	}
 	for _, path := range []string{d.cfg.TokenStore.Path, d.cfg.Audit.Path} {
 		info, err := os.Stat(path)
-		if err == nil && info.Mode().Perm()&0o077 != 0 {
-			d.fault("files", fmt.Sprintf("others can reach %s (mode %04o)", path, info.Mode().Perm()), "run `chmod 600 "+path+"`; if others could write it, restore a backup from before")
+		if err != nil || !info.Mode().IsRegular() {
+			continue // what is to be said about it is said where it is opened
+		}
+		switch mode := info.Mode().Perm(); {
+		case mode&0o007 != 0:
+			d.fault("files", fmt.Sprintf("others can reach %s (mode %04o)", path, mode), "run `chmod 600 "+shellWord(path)+"`; if others could write it, restore a backup from before")
+		case mode&0o070 != 0:
+			d.warn("files", fmt.Sprintf("its group can reach %s (mode %04o)", path, mode), "run `chmod 600 "+shellWord(path)+"` unless only the server is in that group")
 		}
 	}
 	if len(d.findings) == before {
@@ -125,7 +158,7 @@ func (d *doctor) openStore(ctx context.Context) {
 		defer os.Chmod(path, info.Mode().Perm()) //nolint:errcheck // opening tightens it, and nothing is mended here
 	}
 	o := boltstore.Options{Path: path, Peppers: d.peppers, Logger: slog.New(slog.DiscardHandler)}
-	fix := "keep the file, check the disk, then `tokenward restore --replace` with the latest backup"
+	fix := "keep the file, check the disk, then " + d.command("restore --replace BACKUP") + " with the latest backup"
 	if d.cfg.TokenStore.Etcd.Enabled() {
 		if errors.Is(err, fs.ErrNotExist) {
 			d.fine("store", "the tokens are in etcd, and this node has no copy of them now")
@@ -137,7 +170,7 @@ func (d *doctor) openStore(ctx context.Context) {
 	s, err := boltstore.Open(o)
 	switch {
 	case errors.Is(err, boltstore.ErrInUse):
-		d.fault("store", err.Error(), "stop the server first, or look at a copy: make one with `tokenward backup`, restore it elsewhere")
+		d.fault("store", err.Error(), "stop the server first; or look at a copy: make a backup with `tokenward backup -o BACKUP`, and restore it with a configuration that has another tokenstore.path")
 		return
 	case err != nil:
 		d.fault("store", err.Error(), "if it says nothing better: "+fix)
@@ -192,8 +225,8 @@ func (d *doctor) auditLog() {
 		return
 	}
 	keys, err := d.cfg.auditKeys(d.peppers)
-	if err != nil {
-		d.fault("audit", err.Error(), "make one with `openssl genpkey -algorithm ed25519`")
+	if err != nil && !d.said("audit.signing_key_file") {
+		d.fault("audit", err.Error(), "put the key back, or correct audit.signing_key_file")
 	}
 	report, err := audit.Verify(path, keys)
 	if err != nil {
@@ -231,7 +264,7 @@ func (d *doctor) together(path string) {
 	case seen < last:
 		d.fault("audit", fmt.Sprintf("the store handed over %d events, and the log knows %d at most: its end was cut off, or it is the log of another store", last, seen), "put the log back from where copies are kept")
 	case seen > last:
-		d.fault("audit", fmt.Sprintf("the log knows event %d of this store, which has made only %d: the store is an older copy", seen, last), "restore a backup with `tokenward restore`, which takes away what was revoked since")
+		d.fault("audit", fmt.Sprintf("the log knows event %d of this store, which has made only %d: the store is an older copy", seen, last), "run "+d.command("restore --replace BACKUP")+" with the latest backup, or with one of this copy, made with "+d.command("backup -o BACKUP")+": it takes away what was revoked since")
 	}
 }
 
@@ -248,8 +281,11 @@ func (d *doctor) write(w io.Writer, asJSON bool) error {
 	var b strings.Builder
 	for _, f := range d.findings {
 		mark := "ok   "
-		if !f.OK {
+		switch {
+		case !f.OK:
 			mark = "WRONG"
+		case f.Warning:
+			mark = "warn "
 		}
 		fmt.Fprintf(&b, "%s  %s: %s\n", mark, f.Check, f.Detail)
 		if f.Do != "" {

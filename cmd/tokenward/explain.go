@@ -140,6 +140,18 @@ func (f *explainFlags) askServer(cfg *Config, q *native.Question) (string, error
 
 func shellQuoted(text string) string { return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'" }
 
+// shellWord is text as one word of a command line, quoted only where a shell would
+// read something into it.
+func shellWord(text string) string {
+	plain := func(r rune) bool {
+		return '0' <= r && r <= '9' || 'A' <= r && r <= 'Z' || 'a' <= r && r <= 'z' || strings.ContainsRune("%+,-./:=@_", r)
+	}
+	if text == "" || strings.ContainsFunc(text, func(r rune) bool { return !plain(r) }) {
+		return shellQuoted(text)
+	}
+	return text
+}
+
 func (f *explainFlags) judge(ctx context.Context, stdin io.Reader, cfg *Config, v *vault, q *native.Question) (native.Explanation, error) {
 	engine := enforce.NewEngine(v.cache, 1)
 	if len(cfg.Enforce.Parents) > 0 {

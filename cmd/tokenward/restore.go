@@ -509,7 +509,7 @@ func (r *restorer) text() string {
 			counted(n, "token"), listed(r.usedAgain[:min(n, shown)], n > shown))
 	}
 	if r.lost > 0 {
-		fmt.Fprintf(&b, "%s made after the backup, and gone; no id is used again.\n", were(r.lost))
+		fmt.Fprintf(&b, "%s made after the backup: gone, and no id is used again.\n", were(r.lost))
 	}
 	if r.flags.dryRun {
 		b.WriteString("Nothing was changed.\n")

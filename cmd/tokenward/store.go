@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"strings"
@@ -188,7 +189,11 @@ func openAudit(cfg *Config, peppers *tokenstore.Peppers, now time.Time) (*audit.
 		}
 		opts.SigningKey = key
 	}
-	return audit.Open(cfg.Audit.Path, now, opts)
+	log, recovery, err := audit.Open(cfg.Audit.Path, now, opts)
+	if errors.Is(err, fs.ErrPermission) {
+		err = fmt.Errorf("%w: run this as the owner of audit.path, or change the owner with `chown`", err)
+	}
+	return log, recovery, err
 }
 
 // recordPrefix makes secrets with the prefix recognisable.

@@ -29,15 +29,34 @@ func TestCheckLooksWhetherItsUserCanWrite(t *testing.T) {
 		}
 		cfg := defaultConfig()
 		cfg.TokenStore.Path, cfg.Audit.Path = filepath.Join(dir, "tokens.db"), filepath.Join(dir, "audit.jsonl")
-		if faults := cfg.checkWritable(); len(faults) > 0 {
-			t.Errorf("a folder that can be written: %+v", faults)
+		if faults, warnings := cfg.checkWritable(); len(faults)+len(warnings) > 0 {
+			t.Errorf("a folder that can be written: %+v %+v", faults, warnings)
 		}
 		writeFile(t, cfg.TokenStore.Path, "", 0o400)
-		expectFault(t, "file", cfg.checkWritable(), "tokenstore.path: this user cannot write")
+		faults, _ := cfg.checkWritable()
+		expectFault(t, "file", faults, "tokenstore.path: this user cannot write")
 		if err := errors.Join(os.Remove(cfg.TokenStore.Path), os.Chmod(dir, 0o500)); err != nil { //nolint:gosec // the fault under test
 			t.Fatal(err)
 		}
 		cfg.Audit.Path = filepath.Join(other, "audit.jsonl")
-		expectFault(t, "folder", cfg.checkWritable(), "tokenstore.path: this user cannot write")
+		faults, _ = cfg.checkWritable()
+		expectFault(t, "folder", faults, "tokenstore.path: this user cannot write")
+
+		// A log that is there can be written, but not begun anew.
+		logs := filepath.Join(other, "logs")
+		cfg.TokenStore.Path, cfg.Audit.Path = filepath.Join(other, "tokens.db"), filepath.Join(logs, "audit.jsonl")
+		if err := os.Mkdir(logs, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		writeFile(t, cfg.Audit.Path, "", 0o600)
+		if err := os.Chmod(logs, 0o500); err != nil { //nolint:gosec // the fault under test
+			t.Fatal(err)
+		}
+		defer os.Chmod(logs, 0o700) //nolint:errcheck,gosec // so that the folder can be removed
+		faults, warnings := cfg.checkWritable()
+		expectFault(t, "folder of the log", warnings, "audit.path: this user cannot write in the folder")
+		if len(faults) > 0 {
+			t.Errorf("a server would start: %+v", faults)
+		}
 	})
 }

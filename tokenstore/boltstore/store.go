@@ -255,7 +255,7 @@ func create(o Options) (err error) {
 		return err
 	}
 	if err := fill(tmp.Name(), o.Peppers, o.ReplicaOf); err != nil {
-		return err
+		return explain(o.Path, err)
 	}
 	switch err := os.Link(tmp.Name(), o.Path); {
 	case errors.Is(err, fs.ErrExist):
