@@ -59,8 +59,9 @@ type Options struct {
 	Action Action
 	// Find leads from a presented text to its token, as [tokenstore.Cache.Find].
 	Find func(ctx context.Context, text []byte) (tokenstore.Match, error)
-	// Reported is told of each token whose secret was reported, as it was before, once
-	// it has been dealt with. It must not wait. nil: nobody is told.
+	// Reported is told of each token whose secret was reported, as it is once it has
+	// been dealt with: the same however often one leak is reported. It must not wait.
+	// nil: nobody is told.
 	Reported func(t *tokenstore.Token)
 	// Client is the address that a report comes from, for the audit log. nil: it is
 	// not known.
@@ -253,15 +254,18 @@ func (h *Handler) end(r *http.Request, one *reported, hide func() *strings.Repla
 		h.options.Log.WarnContext(ctx, "a secret that had ended was reported as leaked: its token is left as it is", "token_id", m.Token.ID, "account", m.Token.Account, "url", shown(one.URL, hide()), "source", shown(one.Source, hide()))
 		return true, nil
 	}
+	now := m.Token
 	switch {
 	case m.Token.State == tokenstore.StateRevoked:
 	case h.options.Action == Revoke:
-		_, err = h.service.Revoke(ctx, c, target, false)
+		var revoked admin.Revoked
+		revoked, err = h.service.Revoke(ctx, c, target, false)
+		now = revoked.Token
 	default:
-		_, err = h.service.Disable(ctx, c, target)
+		now, err = h.service.Disable(ctx, c, target)
 	}
 	if err == nil && h.options.Reported != nil {
-		h.options.Reported(m.Token)
+		h.options.Reported(now)
 	}
 	if err == nil {
 		h.options.Log.WarnContext(ctx, "a leaked secret was reported", "token_id", m.Token.ID, "account", m.Token.Account, "action", string(h.options.Action), "url", shown(one.URL, hide()), "source", shown(one.Source, hide()))

@@ -121,6 +121,38 @@ func TestReportEndsTheToken(t *testing.T) {
 	}
 }
 
+// TestLeakReportedTwiceIsToldAsOne: a secret is often found in several places, and a
+// receiver knows by the token's revision that it is the same leak.
+func TestLeakReportedTwiceIsToldAsOne(t *testing.T) {
+	t.Parallel()
+	for _, action := range []leaks.Action{leaks.Disable, leaks.Revoke} {
+		w, r := admintest.New(t), newReporter(t)
+		leaked := w.Make(admin.Spec{Name: "leaked", Scopes: []string{"cards"}})
+		keys, err := leaks.ParseKeys(r.keys)
+		if err != nil {
+			t.Fatal(err)
+		}
+		told := make(map[uint64]int)
+		h, err := leaks.New(w.Service, leaks.Options{
+			Keys: keys, Action: action, Log: w.Log,
+			Find: func(ctx context.Context, text []byte) (tokenstore.Match, error) {
+				return w.Service.Introspect(ctx, admin.Operator(""), tokenstore.SecretFrom(string(text)))
+			},
+			Reported: func(t *tokenstore.Token) { told[t.Revision]++ },
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		one := `{"token":"` + leaked.Secret.Reveal() + `","type":"tokenward"}`
+		for _, body := range []string{"[" + one + "," + one + "]", "[" + one + "]"} {
+			h.ServeHTTP(httptest.NewRecorder(), r.request(t, body))
+		}
+		if now := w.Token(leaked.ID).Revision; len(told) != 1 || told[now] != 3 {
+			t.Errorf("%s: told of revisions %v, want %d three times", action, told, now)
+		}
+	}
+}
+
 func TestReportOfASecretThatEndedLeavesTheTokenThatWasRotated(t *testing.T) {
 	t.Parallel()
 	w, r := admintest.New(t), newReporter(t)

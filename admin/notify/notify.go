@@ -116,7 +116,8 @@ func RevokedEvent(t *tokenstore.Token) Event {
 	return Event{ID: fmt.Sprintf("revoked.%d.%d", t.ID, t.EndedAt.UnixMilli()), Type: Revoked, Time: t.EndedAt.UTC(), Token: about(t)}
 }
 
-// LeakedEvent tells that a secret of t was reported as leaked.
+// LeakedEvent tells that a secret of t was reported as leaked. t is as the report left
+// it, so that a leak that is reported again is the same event.
 func LeakedEvent(t *tokenstore.Token, now time.Time) Event {
 	return Event{ID: fmt.Sprintf("leaked.%d.%d", t.ID, t.Revision), Type: Leaked, Time: now.UTC(), Token: about(t)}
 }
