@@ -1,7 +1,6 @@
 package admin
 
-// realm names the protection space of RFC 9110 section 11.5.
-const realm = `Bearer realm="tokenward"`
+import "tokenward/enforce"
 
 // Challenge returns the WWW-Authenticate value (RFC 6750 section 3) that goes
 // with an error, or nothing for one that is not about the caller's token. A
@@ -9,11 +8,11 @@ const realm = `Bearer realm="tokenward"`
 func Challenge(e *Error) string {
 	switch e.Kind {
 	case KindMissingToken:
-		return realm
+		return enforce.Challenge
 	case KindInvalidToken:
-		return realm + `, error="invalid_token"`
+		return enforce.Challenge + `, error="invalid_token"`
 	case KindScope:
-		return realm + `, error="insufficient_scope", scope="` + e.Scope + `"`
+		return enforce.Challenge + `, error="insufficient_scope", scope="` + e.Scope + `"`
 	default:
 		return ""
 	}

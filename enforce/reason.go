@@ -108,6 +108,10 @@ const (
 	resourceRefused = "The token does not grant access to this resource."
 )
 
+// Challenge is how our WWW-Authenticate values begin: the scheme and the protection
+// space (RFC 9110 section 11.5). RFC 6750 section 3 says which parameters follow.
+const Challenge = `Bearer realm="tokenward"`
+
 // Reasons returns every reason but the zero one, for tables indexed by reason.
 func Reasons() []Reason {
 	all := make([]Reason, 0, reasonCount-1)

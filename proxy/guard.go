@@ -161,9 +161,6 @@ func (g *Guard) Rules() *Ruleset { return g.rules.Load() }
 // their answer.
 func (g *Guard) InFlight() int64 { return g.inFlight.Load() }
 
-// realm names the protection space of RFC 9110 section 11.5.
-const realm = `Bearer realm="tokenward"`
-
 // passage is one request on its way through a door. It is pooled: a door gets it
 // from enter and gives it back to leave.
 type passage struct {
@@ -525,11 +522,11 @@ func refusalOf(d *enforce.Decision) refusal {
 	r := refusal{status: d.Status(), code: d.Reason.Code(), detail: d.Detail(), retryAfter: d.RetryAfter}
 	switch {
 	case d.Reason == enforce.MissingToken:
-		r.challenge = realm
+		r.challenge = enforce.Challenge
 	case d.Reason == enforce.ScopeMissing:
-		r.challenge, r.scope = realm+`, error="insufficient_scope", scope=`, d.Scope
+		r.challenge, r.scope = enforce.Challenge+`, error="insufficient_scope", scope=`, d.Scope
 	case r.status == http.StatusUnauthorized:
-		r.challenge = realm + `, error="invalid_token"`
+		r.challenge = enforce.Challenge + `, error="invalid_token"`
 	case r.status == http.StatusServiceUnavailable:
 		r.retryAfter = time.Second
 	}
