@@ -42,7 +42,7 @@ func NewHTTP(g *Guard) *HTTP {
 		Transport:      sender{g},
 		ModifyResponse: h.modifyResponse,
 		ErrorHandler:   h.upstreamFailed,
-		ErrorLog:       log.New(logWriter{g.Log}, "", 0),
+		ErrorLog:       ErrorLog(g.Log),
 		BufferPool:     &bufferPool{},
 	}
 	return h
@@ -400,7 +400,10 @@ func upstreamRefusal(f failure) refusal {
 	return refusal{status: http.StatusBadGateway, code: codeUpstreamBroke, detail: "The API behind this proxy broke off its answer."}
 }
 
-// logWriter passes what net/http logs by itself to the log, one record a line.
+// ErrorLog returns a logger for the servers and proxies of net/http: each line that
+// they log by themselves becomes one record of l.
+func ErrorLog(l *slog.Logger) *log.Logger { return log.New(logWriter{l}, "", 0) }
+
 type logWriter struct{ log *slog.Logger }
 
 func (w logWriter) Write(b []byte) (int, error) {

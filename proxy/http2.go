@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"context"
-	"log"
 	"log/slog"
 	"net"
 	"net/http"
@@ -30,7 +29,7 @@ func NewHTTP2(h http.Handler, header, idle time.Duration, maxHeaderBytes int, lo
 		IdleTimeout:       idle,
 		MaxHeaderBytes:    maxHeaderBytes,
 		ConnState:         s.connState,
-		ErrorLog:          log.New(logWriter{logger}, "", 0),
+		ErrorLog:          ErrorLog(logger),
 		Protocols:         new(http.Protocols),
 
 		DisableGeneralOptionsHandler: true, // it would answer OPTIONS * itself, whoever asks

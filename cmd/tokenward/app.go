@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"log"
 	"log/slog"
 	"net"
 	"net/http"
@@ -361,7 +360,7 @@ func (a *app) buildMetrics() {
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		IdleTimeout:       90 * time.Second,
-		ErrorLog:          log.New(slogWriter{a.log}, "", 0),
+		ErrorLog:          proxy.ErrorLog(a.log),
 	}
 }
 

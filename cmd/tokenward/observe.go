@@ -1,10 +1,8 @@
 package main
 
 import (
-	"log/slog"
 	"math"
 	"net/http"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -146,12 +144,4 @@ func (a *app) checkAudit() (metrics.State, string) {
 		return metrics.Warning, "many events wait for the audit log"
 	}
 	return metrics.Passing, ""
-}
-
-// slogWriter passes what net/http logs by itself to the log.
-type slogWriter struct{ log *slog.Logger }
-
-func (w slogWriter) Write(b []byte) (int, error) {
-	w.log.Warn("net/http says", "message", strings.TrimSpace(string(b)))
-	return len(b), nil
 }
