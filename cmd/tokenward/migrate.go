@@ -12,7 +12,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -220,7 +219,7 @@ func (m *mover) source(from string) (path string, ahead bool, remove func() erro
 // deliver brings the events that wait in the file's outbox into the audit log. They
 // stay in the file, which is not written; the log knows them when they come again.
 func (m *mover) deliver(s *boltstore.Store) error {
-	events, err := s.Pending(tokenstore.MaxOutbox)
+	events, err := file{s}.Pending(tokenstore.MaxOutbox)
 	if err != nil || len(events) == 0 {
 		return err
 	}
@@ -228,16 +227,8 @@ func (m *mover) deliver(s *boltstore.Store) error {
 	if err != nil {
 		return err
 	}
-	entries := make([]audit.Entry, len(events))
-	for i, e := range events {
-		entries[i] = audit.Entry(e)
-	}
-	for batch := range slices.Chunk(entries, audit.MaxBatch) {
-		if _, err := log.AppendEntries(m.now(), s.ID(), batch); err != nil {
-			return errors.Join(err, log.Close(m.now()))
-		}
-	}
-	return log.Close(m.now())
+	err = appendAll(log, m.now(), s.ID(), events)
+	return errors.Join(err, log.Close(m.now()))
 }
 
 // noteInCluster has an event wait in etcd for the first node that serves.

@@ -446,10 +446,8 @@ func (r *restorer) deliver() error {
 		for _, from := range r.waitingOf(store) {
 			entries = append(entries, audit.Entry{Seq: from.seq, Payload: r.waiting[from]})
 		}
-		for batch := range slices.Chunk(entries, audit.MaxBatch) {
-			if _, aerr := log.AppendEntries(r.now(), store, batch); aerr != nil {
-				return errors.Join(aerr, log.Close(r.now()))
-			}
+		if err := appendAll(log, r.now(), store, entries); err != nil {
+			return errors.Join(err, log.Close(r.now()))
 		}
 	}
 	return log.Close(r.now())

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -194,6 +195,16 @@ func openAudit(cfg *Config, peppers *tokenstore.Peppers, now time.Time) (*audit.
 		err = fmt.Errorf("%w: run this as the owner of audit.path, or change the owner with `chown`", err)
 	}
 	return log, recovery, err
+}
+
+// appendAll appends what waited in the outbox named source, batch by batch.
+func appendAll(log *audit.Log, now time.Time, source string, waiting []audit.Entry) error {
+	for batch := range slices.Chunk(waiting, audit.MaxBatch) {
+		if _, err := log.AppendEntries(now, source, batch); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // recordPrefix makes secrets with the prefix recognisable.
