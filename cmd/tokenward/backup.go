@@ -1,15 +1,12 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"net"
 	"net/http"
-	"net/http/httptrace"
 	"os"
 	"path/filepath"
 	"time"
@@ -132,63 +129,6 @@ func (b *backupCommand) fromStore(cmd *cobra.Command, w io.Writer) (err error) {
 	return v.backup(cmd.Context(), w, nil)
 }
 
-// A server takes backupToken for each token of a backup, so that a million take 8.7 s
-// and the command has a second to prove them within 10. As fast as it can it takes most of a
-// processor from the requests meanwhile; slower, the store's file grows for longer.
-// A file that is large for its few tokens goes by at backupBytes a second.
-const (
-	backupToken = 8700 * time.Nanosecond
-	backupBytes = 150e6
-)
-
-// backup streams a backup, at the pace that leaves room for requests.
-func (a *app) backup(ctx context.Context, w io.Writer) error {
-	p := pacer{ctx: ctx}
-	return a.vault.backup(ctx, w, p.wait)
-}
-
-// pacer spreads a backup over its time. Of what takes longer by itself, no more than
-// lagMost is made up for.
-type pacer struct {
-	ctx  context.Context // lives as long as one call
-	done int64           // bytes of the file
-	due  time.Time       // when they may have been written
-}
-
-// pauseLeast makes bursts of some 2 ms of a processor. A processor that is to be woken
-// for each, on both sides, costs more with smaller ones.
-const pauseLeast = 20 * time.Millisecond
-
-// lagMost is as long as a disk may keep the command waiting, now and then, without the
-// backup taking longer for it. What is made up for goes as fast as it can.
-const lagMost = 250 * time.Millisecond
-
-// wait returns once the backup may go on from where it has done so many bytes of the
-// file, or its context has ended.
-func (p *pacer) wait(m *boltstore.Manifest, done int64) error {
-	now := time.Now()
-	if p.due.IsZero() {
-		p.due = now
-	} else if latest := now.Add(-lagMost); p.due.Before(latest) {
-		p.due = latest
-	}
-	whole := max(float64(m.Tokens)*float64(backupToken), float64(m.Bytes)/backupBytes*float64(time.Second))
-	p.due = p.due.Add(time.Duration(whole * float64(done-p.done) / float64(m.Bytes)))
-	p.done = done
-	ahead := p.due.Sub(now)
-	if ahead < pauseLeast {
-		return nil
-	}
-	pause := time.NewTimer(ahead)
-	defer pause.Stop()
-	select {
-	case <-pause.C:
-		return nil
-	case <-p.ctx.Done():
-		return p.ctx.Err()
-	}
-}
-
 func (b *backupCommand) fromServer(cmd *cobra.Command, w io.Writer) error {
 	c, err := b.server.client(cmd)
 	if err != nil {
@@ -196,48 +136,4 @@ func (b *backupCommand) fromServer(cmd *cobra.Command, w io.Writer) error {
 	}
 	c.http.Timeout = 0 // it takes as long as it takes; what breaks off is noticed
 	return c.stream(cmd.Context(), call{doing: "make a backup", method: http.MethodGet, path: "/backup"}, "application/octet-stream", w)
-}
-
-// streamPart is how much of a stream is waited for before it is read, for as long as
-// streamPause brings so much.
-const (
-	streamPart  = 4 << 20 // bytes
-	streamPause = 5 * time.Second
-)
-
-// timedReader puts a timer off with each read.
-type timedReader struct {
-	r     io.Reader
-	timer *time.Timer
-}
-
-func (t *timedReader) Read(p []byte) (int, error) {
-	n, err := t.r.Read(p)
-	t.timer.Reset(streamPause)
-	return n, err
-}
-
-// stream makes a call whose answer is no JSON and long, and copies it to w. The
-// connection is closed behind it, and so the end is heard of even while more is
-// waited for.
-func (c *client) stream(ctx context.Context, one call, media string, w io.Writer) error {
-	one.media, one.last = media, true
-	var conn net.Conn
-	resp, err := c.open(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		GotConn: func(info httptrace.GotConnInfo) { conn = info.Conn },
-	}), one, "")
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	body := io.Reader(resp.Body)
-	if resp.Close && wakeFor(conn, streamPart) {
-		each := time.AfterFunc(streamPause, func() { wakeFor(conn, 1) })
-		defer each.Stop()
-		body = &timedReader{body, each}
-	}
-	if _, err := io.Copy(w, body); err != nil {
-		return &lostError{c, one, err}
-	}
-	return nil
 }

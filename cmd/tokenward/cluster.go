@@ -1,14 +1,9 @@
 package main
 
 import (
-	"context"
-	"crypto/hmac"
-	"crypto/sha256"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"math"
 	"net/http"
 	"strings"
 	"text/tabwriter"
@@ -17,64 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"tokenward/admin/native"
-	"tokenward/tokenstore/etcdstore"
 )
-
-// others are the nodes of the cluster, as the native API speaks of them.
-type others struct{ part *part }
-
-var _ native.Cluster = others{}
-
-// memberPatience is how long a node may take to say where it is.
-const memberPatience = time.Second
-
-// WaitAll implements [native.Cluster].
-func (o others) WaitAll(ctx context.Context) ([]string, error) {
-	err := o.part.WaitAll(ctx)
-	if lagging, ok := errors.AsType[*etcdstore.LaggingError](err); ok {
-		return lagging.Nodes, err
-	}
-	return nil, err
-}
-
-// Members implements [native.Cluster].
-func (o others) Members(ctx context.Context) ([]native.Node, int64, error) {
-	infos, revision, err := o.part.Members(ctx, memberPatience)
-	if err != nil {
-		return nil, 0, err
-	}
-	nodes := make([]native.Node, 0, len(infos))
-	for i := range infos {
-		n := &infos[i]
-		one := native.Node{Name: n.Node, Version: n.Version, Mirror: n.Mirror, OnStale: "deny", Revision: n.Revision, Stopped: n.Stopped}
-		if n.ServeStale {
-			one.OnStale = "serve"
-		}
-		if n.Age < math.MaxInt64 {
-			one.AgeMS = new(n.Age.Milliseconds())
-		}
-		if !n.At.IsZero() {
-			one.SaidAt = &native.Time{Time: n.At}
-		}
-		if !n.Started.IsZero() {
-			one.Started = &native.Time{Time: n.Started}
-		}
-		nodes = append(nodes, one)
-	}
-	return nodes, revision, nil
-}
-
-// cursorKey is the same on all nodes, so that a list can be gone on with on any of
-// them.
-func (v *vault) cursorKey() []byte {
-	secret := []byte("tokenward")
-	if keys := v.peppers.AuditKeys(); len(keys) > 0 {
-		secret = keys[0]
-	}
-	mac := hmac.New(sha256.New, secret)
-	fmt.Fprintf(mac, "cursors of %s", v.store.ID())
-	return mac.Sum(nil)
-}
 
 // pathCluster is where a node of a cluster tells of all; other servers have no
 // such path.

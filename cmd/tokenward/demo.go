@@ -7,7 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"os/signal"
@@ -253,32 +252,4 @@ func makeDemoTokens(ctx context.Context, cfg *Config, log *slog.Logger) (_ *demo
 		}
 	}
 	return tokens, nil
-}
-
-// sampleAPI is the API behind the demo.
-type sampleAPI struct {
-	listener net.Listener
-	server   *http.Server
-	served   chan error
-}
-
-func startSampleAPI(ctx context.Context) (*sampleAPI, error) {
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, fmt.Errorf("start the sample API: %w", err)
-	}
-	s := &sampleAPI{listener: l, served: make(chan error, 1), server: &http.Server{
-		Handler: newLedger().handler(), ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 10 * time.Second}}
-	go func() { s.served <- s.server.Serve(l) }()
-	return s, nil
-}
-
-func (s *sampleAPI) url() string { return urlOf(s.listener) }
-
-func (s *sampleAPI) close() error {
-	err := s.server.Close()
-	if served := <-s.served; !errors.Is(served, http.ErrServerClosed) {
-		err = errors.Join(err, served)
-	}
-	return err
 }

@@ -1,13 +1,17 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 )
 
 // ledger is the sample API behind the demo: two accounts with cards, in memory.
@@ -142,4 +146,32 @@ func tell(w http.ResponseWriter, r *http.Request, status int, name string, value
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")
 	_ = e.Encode(map[string]any{name: value, "what_the_api_is_told": caller}) // a client that is gone needs no answer
+}
+
+// sampleAPI is the API behind the demo.
+type sampleAPI struct {
+	listener net.Listener
+	server   *http.Server
+	served   chan error
+}
+
+func startSampleAPI(ctx context.Context) (*sampleAPI, error) {
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, fmt.Errorf("start the sample API: %w", err)
+	}
+	s := &sampleAPI{listener: l, served: make(chan error, 1), server: &http.Server{
+		Handler: newLedger().handler(), ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 10 * time.Second}}
+	go func() { s.served <- s.server.Serve(l) }()
+	return s, nil
+}
+
+func (s *sampleAPI) url() string { return urlOf(s.listener) }
+
+func (s *sampleAPI) close() error {
+	err := s.server.Close()
+	if served := <-s.served; !errors.Is(served, http.ErrServerClosed) {
+		err = errors.Join(err, served)
+	}
+	return err
 }

@@ -1,9 +1,7 @@
 package main
 
 import (
-	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,7 +9,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -19,7 +16,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"tokenward/admin"
-	"tokenward/audit"
 	"tokenward/tokenstore"
 	"tokenward/tokenstore/boltstore"
 	"tokenward/tokenstore/etcdstore"
@@ -315,101 +311,6 @@ func (r *restorer) openCopy(path string) (*boltstore.Store, *admin.Service, erro
 	return s, service, nil
 }
 
-// readLog proves the audit log and takes from it what this store did after the
-// backup. Where the log is not whole, or does not reach from the backup to its
-// own end, r.covered says why.
-func (r *restorer) readLog() error {
-	path := r.cfg.Audit.Path
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-		r.covered = "there is no audit log at " + path
-		return nil
-	}
-	keys, err := r.cfg.auditKeys(r.peppers)
-	if err != nil {
-		return err
-	}
-	report, err := audit.Verify(path, keys)
-	if err != nil {
-		return err
-	}
-	if len(report.Faults) > 0 {
-		r.covered = "the audit log is not whole (" + report.Faults[0].String() + ")"
-	}
-	have := map[uint64]bool{} // numbers from the backup's on
-	for record, err := range audit.Records(path) {
-		if err != nil {
-			if r.covered != "" {
-				break // what can be read is used all the same
-			}
-			return err
-		}
-		delete(r.waiting, origin{record.Source, record.Seq})
-		r.record(record, have)
-	}
-	// What still waited is younger than all that the log has of that store.
-	for _, from := range r.waitingOf(r.manifest.Store) {
-		e, err := audit.Decode(r.waiting[from])
-		if err != nil {
-			continue // it goes into the log as unreadable
-		}
-		r.record(audit.Record{Source: from.store, Seq: from.seq, Event: e}, have)
-	}
-	if r.cluster != nil {
-		return nil // r.covered says it
-	}
-	reaches := r.manifest.LastSeq == 0 || have[r.manifest.LastSeq]
-	for seq := r.manifest.LastSeq + 1; seq <= r.lastSeq && reaches; seq++ {
-		reaches = have[seq]
-	}
-	if !reaches && r.covered == "" {
-		r.covered = "the audit log does not tell all that happened to this store since the backup"
-	}
-	return nil
-}
-
-// waitingOf lists the waiting events of one store in their order.
-func (r *restorer) waitingOf(store string) []origin {
-	var list []origin
-	for from := range r.waiting {
-		if from.store == store {
-			list = append(list, from)
-		}
-	}
-	slices.SortFunc(list, func(a, b origin) int { return cmp.Compare(a.seq, b.seq) })
-	return list
-}
-
-// record takes one event of a store.
-func (r *restorer) record(record audit.Record, have map[uint64]bool) {
-	if r.cluster != nil && strings.HasPrefix(record.Source, r.cluster.Store+"/") {
-		r.recordOfNode(record)
-		return
-	}
-	if record.Source != r.manifest.Store {
-		return
-	}
-	r.lastSeq = max(r.lastSeq, record.Seq)
-	if e := &record.Event; e.Outcome == audit.Success {
-		r.lastID = max(r.lastID, tokenstore.ID(e.Target.Token))
-	}
-	if record.Seq >= r.manifest.LastSeq {
-		have[record.Seq] = true
-	}
-	if record.Seq > r.manifest.LastSeq {
-		r.past.Add(record.Event)
-	}
-}
-
-// recordOfNode takes one event that a node of the cluster made, or took over.
-func (r *restorer) recordOfNode(record audit.Record) {
-	if e := &record.Event; e.Outcome == audit.Success {
-		r.lastID = max(r.lastID, tokenstore.ID(e.Target.Token))
-	}
-	if etcdstore.RevisionOf(record.Seq) > r.cluster.Revision {
-		r.past.Add(record.Event)
-	}
-}
-
 // finish makes the copy the store that is to be: its waiting events are in the
 // audit log, its numbers go on above all, and what was taken away is away.
 func (r *restorer) finish(ctx context.Context, path string) error {
@@ -430,27 +331,6 @@ func (r *restorer) finish(ctx context.Context, path string) error {
 	}
 	reason := fmt.Sprintf("the backup of %s was restored, %s taken away again", r.manifest.Time.Format(time.RFC3339), counted(len(r.undone), "change"))
 	return errors.Join(service.TakeAgain(ctx, r.undone, reason), s.Close())
-}
-
-// deliver brings the events that waited into the audit log.
-func (r *restorer) deliver() error {
-	if len(r.waiting) == 0 {
-		return nil
-	}
-	log, _, err := openAudit(r.cfg, r.peppers, r.now())
-	if err != nil {
-		return err
-	}
-	for store := range map[string]bool{r.old.store: true, r.manifest.Store: true} {
-		var entries []audit.Entry
-		for _, from := range r.waitingOf(store) {
-			entries = append(entries, audit.Entry{Seq: from.seq, Payload: r.waiting[from]})
-		}
-		if err := appendAll(log, r.now(), store, entries); err != nil {
-			return errors.Join(err, log.Close(r.now()))
-		}
-	}
-	return log.Close(r.now())
 }
 
 // place gives the copy the store's name. At no instant there is no store under it.
@@ -481,89 +361,4 @@ func (r *restorer) linkAside(path string) error {
 		}
 		r.aside = fmt.Sprintf("%s-%d", stem, n)
 	}
-}
-
-func (r *restorer) text() string {
-	var b strings.Builder
-	m := &r.manifest
-	fmt.Fprintf(&b, "The backup of %s is sound: %s, last id %d.\n", m.Time.Format(time.RFC3339), counted(int(m.Tokens), "token"), m.LastID) //nolint:gosec // a count of tokens
-	if r.covered != "" {
-		fmt.Fprintf(&b, "Warning: %s. Look through `tokenward token list` for what should not be there.\n", r.covered)
-	}
-	if r.cluster != nil {
-		fmt.Fprintf(&b, "A node of a cluster made it, as of revision %d. It becomes a store of its own, with every secret that ever was; limits count anew.\n", r.cluster.Revision)
-	}
-	verb := "was taken away again"
-	if r.flags.dryRun {
-		verb = "would be taken away again"
-	}
-	for i := range r.undone {
-		u := &r.undone[i]
-		fmt.Fprintf(&b, "token %d (%s, account %d) %s by %s: it %s\n", u.ID, shownText(u.Name), u.Account, u.Detail, u.At.UTC().Format(time.RFC3339), verb)
-	}
-	if n := len(r.usedAgain); n > 0 {
-		const shown = 100
-		fmt.Fprintf(&b, "Warning: the store that was in use is not here, or cannot be read, so the uses since the backup are not known. %s with a limited number of uses can be used again as often as when the backup was made: %s. Revoke those that were used up.\n",
-			counted(n, "token"), listed(r.usedAgain[:min(n, shown)], n > shown))
-	}
-	if r.lost > 0 {
-		fmt.Fprintf(&b, "%s made after the backup: gone, and no id is used again.\n", were(r.lost))
-	}
-	if r.flags.dryRun {
-		b.WriteString("Nothing was changed.\n")
-		return b.String()
-	}
-	if r.aside != "" {
-		fmt.Fprintf(&b, "The store that was there is now %s.\n", r.aside)
-	}
-	fmt.Fprintf(&b, "Restored to %s. Ids go on above %d. Start the server.\n", r.cfg.TokenStore.Path, r.lastID)
-	return b.String()
-}
-
-// listed writes ids with commas between them.
-func listed(ids []tokenstore.ID, more bool) string {
-	var b strings.Builder
-	for i, id := range ids {
-		if i > 0 {
-			b.WriteString(", ")
-		}
-		fmt.Fprintf(&b, "%d", id)
-	}
-	if more {
-		b.WriteString(" and more")
-	}
-	return b.String()
-}
-
-func were(n int) string {
-	if n == 1 {
-		return "1 token was"
-	}
-	return fmt.Sprintf("%d tokens were", n)
-}
-
-func (r *restorer) writeJSON(w io.Writer) error {
-	type taken struct {
-		ID      tokenstore.ID `json:"id"`
-		Account uint64        `json:"account"`
-		Name    string        `json:"name"`
-		Verb    audit.Word    `json:"verb"`
-		Detail  string        `json:"detail"`
-		At      time.Time     `json:"at"`
-	}
-	out := struct {
-		Restored  bool               `json:"restored"`
-		Backup    boltstore.Manifest `json:"backup"`
-		Warning   string             `json:"warning,omitempty"`
-		TakenAway []taken            `json:"taken_away"`
-		UsedAgain []tokenstore.ID    `json:"used_again,omitempty"`
-		Lost      int                `json:"lost"`
-		LastID    tokenstore.ID      `json:"last_id"`
-		Replaced  string             `json:"replaced,omitempty"`
-	}{!r.flags.dryRun, r.manifest, r.covered, []taken{}, r.usedAgain, r.lost, r.lastID, r.aside}
-	for i := range r.undone {
-		u := &r.undone[i]
-		out.TakenAway = append(out.TakenAway, taken{u.ID, u.Account, u.Name, u.Verb, u.Detail, u.At.UTC()})
-	}
-	return json.NewEncoder(w).Encode(out)
 }

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -289,4 +291,16 @@ func (v *vault) probe() error {
 	}
 	_, err := v.store.Count(context.Background(), tokenstore.Query{AllAccounts: true})
 	return err
+}
+
+// cursorKey is the same on all nodes, so that a list can be gone on with on any of
+// them.
+func (v *vault) cursorKey() []byte {
+	secret := []byte("tokenward")
+	if keys := v.peppers.AuditKeys(); len(keys) > 0 {
+		secret = keys[0]
+	}
+	mac := hmac.New(sha256.New, secret)
+	fmt.Fprintf(mac, "cursors of %s", v.store.ID())
+	return mac.Sum(nil)
 }

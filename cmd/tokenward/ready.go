@@ -1,0 +1,35 @@
+package main
+
+import (
+	"tokenward/metrics"
+	"tokenward/tokenstore"
+)
+
+// checkStore asks the store something small. While it can be read it serves, also
+// when it cannot be written.
+func (a *app) checkStore() (metrics.State, string) {
+	if err := a.vault.probe(); err != nil {
+		return metrics.Failing, "the token store cannot be read: " + err.Error()
+	}
+	switch s := a.vault.store.Stats(); {
+	case s.Fault != nil:
+		return metrics.Warning, "the token store cannot be written: " + s.Fault.Error()
+	case s.Displaced:
+		return metrics.Warning, "the file that is served is no longer at " + a.cfg.TokenStore.Path + ", and the next start will not find it: " +
+			"take a backup now, with `tokenward backup`, stop, and restore it there"
+	}
+	return metrics.Passing, ""
+}
+
+func (a *app) checkAudit() (metrics.State, string) {
+	log := a.vault.log.Stats()
+	switch waiting := a.vault.store.Stats().Outbox; {
+	case log.Fault != nil:
+		return metrics.Warning, "the audit log cannot be written: " + log.Fault.Error()
+	case waiting >= tokenstore.MaxOutbox:
+		return metrics.Warning, "changes are refused: too many events wait for the audit log"
+	case waiting > tokenstore.MaxOutbox/10:
+		return metrics.Warning, "many events wait for the audit log"
+	}
+	return metrics.Passing, ""
+}

@@ -1,0 +1,67 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"tokenward/tokenstore/boltstore"
+)
+
+// upgraded is what an upgrade has done, for programs.
+type upgraded struct {
+	Path string `json:"path"`
+	From uint64 `json:"from"` // schema
+	To   uint64 `json:"to"`
+	Copy string `json:"copy,omitempty"` // of the file as it was; none where nothing was to be done
+}
+
+// upgrade brings the store's file to the layout of this release.
+func (m *mover) upgrade() error {
+	r := upgraded{Path: m.cfg.TokenStore.Path}
+	release, err := boltstore.Hold(r.Path)
+	if err != nil {
+		return err
+	}
+	r.Copy = fmt.Sprintf("%s.before-migration-%s", r.Path, m.now().UTC().Format("20060102T150405Z"))
+	err = copyFile(r.Copy, r.Path)
+	release()
+	if err != nil {
+		return fmt.Errorf("copy the store: %w", err)
+	}
+	if r.From, r.To, err = boltstore.Upgrade(r.Path, 0); err != nil {
+		return err
+	}
+	if r.From == r.To {
+		if err := os.Remove(r.Copy); err != nil {
+			return err
+		}
+		r.Copy = ""
+	}
+	switch {
+	case m.asJSON:
+		return json.NewEncoder(m.out).Encode(r)
+	case r.Copy == "":
+		_, err = fmt.Fprintf(m.out, "%s has schema %d, which is the present one: nothing was to be done.\n", r.Path, r.To)
+	default:
+		_, err = fmt.Fprintf(m.out, "%s went from schema %d to %d. As it was, it is %s.\n", r.Path, r.From, r.To, r.Copy)
+	}
+	return err
+}
+
+// copyFile makes a copy that only the owner can read, and waits for the disk.
+func copyFile(to, from string) (err error) {
+	in, err := os.Open(from) //nolint:gosec // the operator names it
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600) //nolint:gosec // beside what the operator names
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	return errors.Join(err, out.Sync(), out.Close())
+}
