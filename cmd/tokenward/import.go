@@ -404,7 +404,7 @@ func (v *vault) recordForeign(ctx context.Context, scheme tokenstore.Scheme) err
 
 // readImportKeys reads the configured keys, and checks that the store needs no
 // other.
-func readImportKeys(paths []string, store tokens) (*tokenstore.ImportKeys, error) {
+func readImportKeys(paths []string, store secretForms) (*tokenstore.ImportKeys, error) {
 	var files [][]byte
 	for _, path := range paths {
 		b, err := os.ReadFile(path) //nolint:gosec // the operator names it

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"iter"
 	"log/slog"
 	"math"
 	"time"
@@ -18,52 +17,44 @@ import (
 )
 
 // tokens is the token store as the program uses it: a file of its own, or a part
-// in a cluster.
+// in a cluster. Whoever uses a part of it names that part.
 type tokens interface {
 	tokenstore.Reader
 	tokenstore.Writer
 	usage.Store
-	audit.Outbox
+	outbox
+	secretForms
+	upkeepStore
 
 	ID() string
+	// LastTime is when the store, as this node holds it, was last written before
+	// this process.
+	LastTime() time.Time
+	// UsageEvery is how often usage is written.
+	UsageEvery() time.Duration
+	// Usable returns nil while requests may be answered.
+	Usable() error
+	// Backup writes all tokens, as of one moment.
+	Backup(ctx context.Context, w io.Writer, now time.Time, pace func(m *boltstore.Manifest, done int64) error) (boltstore.Manifest, error)
+	Stats() boltstore.Stats
+	Close() error
+}
+
+// outbox is where events wait for the audit log.
+type outbox interface {
+	audit.Outbox
+	// Wake receives when events may wait.
+	Wake() <-chan struct{}
+	// Source names the outbox in the audit log.
+	Source() string
+}
+
+// secretForms are the forms of all secrets that the store ever held.
+type secretForms interface {
 	Formats() *tokenstore.Formats
 	Foreign() ([]tokenstore.Foreign, error)
 	RecordPrefix(ctx context.Context, prefix string) error
 	RecordForeign(ctx context.Context, kind tokenstore.Foreign) error
-
-	Notice(id tokenstore.ID, end time.Time) (tokenstore.Notice, error)
-	NoteWarning(ctx context.Context, id tokenstore.ID, end time.Time, event []byte, change func(*tokenstore.Notice)) error
-
-	// Ending and AwaitingSilence yield the ids of tokens from an index of this node.
-	Ending(ctx context.Context, from, until time.Time) iter.Seq2[tokenstore.ID, error]
-	AwaitingSilence(ctx context.Context) iter.Seq2[tokenstore.ID, error]
-
-	// LastTime is when the store, as this node holds it, was last written before
-	// this process, and Stamp notes the time.
-	LastTime() time.Time
-	Stamp(ctx context.Context) error
-
-	// Backup writes all tokens, as of one moment.
-	Backup(ctx context.Context, w io.Writer, now time.Time, pace func(m *boltstore.Manifest, done int64) error) (boltstore.Manifest, error)
-	Stats() boltstore.Stats
-
-	// Wake receives when events may wait in the outbox, which Source names.
-	Wake() <-chan struct{}
-	Source() string
-
-	// UsageEvery is how often usage is written, and UsageLag how long a use may not
-	// be known to the node that leads.
-	UsageEvery() time.Duration
-	UsageLag() time.Duration
-	// Restored is until when uses were forgotten, as a backup was restored then; zero: never.
-	Restored() (time.Time, error)
-
-	// Leads reports whether this node does what only one has to do.
-	Leads() bool
-	// Usable returns nil while requests may be answered.
-	Usable() error
-
-	Close() error
 }
 
 // file is a store of this node alone.

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"iter"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -11,6 +12,7 @@ import (
 	"tokenward/admin"
 	"tokenward/admin/notify"
 	"tokenward/metrics"
+	"tokenward/tokenstore"
 	"tokenward/tokenstore/usage"
 )
 
@@ -18,7 +20,7 @@ import (
 // secrets that nobody uses, sweeps what ended long ago, counts what is about to
 // end, and notes the time.
 type upkeep struct {
-	store   tokens
+	store   upkeepStore
 	service *admin.Service
 	usage   *usage.Recorder
 	clock   *clock
@@ -34,6 +36,28 @@ type upkeep struct {
 
 	mu     sync.Mutex // guards what follows; held for moments
 	ending []metrics.Ending
+}
+
+// upkeepStore is what upkeep needs of the store.
+type upkeepStore interface {
+	ByID(ctx context.Context, id tokenstore.ID) (*tokenstore.Token, error)
+
+	// Ending and AwaitingSilence yield the ids of tokens from an index of this node.
+	Ending(ctx context.Context, from, until time.Time) iter.Seq2[tokenstore.ID, error]
+	AwaitingSilence(ctx context.Context) iter.Seq2[tokenstore.ID, error]
+
+	// Notice and NoteWarning read and write which warnings of a token's end were given.
+	Notice(id tokenstore.ID, end time.Time) (tokenstore.Notice, error)
+	NoteWarning(ctx context.Context, id tokenstore.ID, end time.Time, event []byte, change func(*tokenstore.Notice)) error
+
+	// Stamp notes the time, for LastTime of the next process.
+	Stamp(ctx context.Context) error
+	// Leads reports whether this node does what only one has to do.
+	Leads() bool
+	// UsageLag is how long a use may not be known to the node that leads.
+	UsageLag() time.Duration
+	// Restored is until when uses were forgotten, as a backup was restored then; zero: never.
+	Restored() (time.Time, error)
 }
 
 const (
