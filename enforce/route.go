@@ -127,82 +127,151 @@ const maxVars = 8
 // compileRoute checks one route. It reports every fault it finds. rules are those by
 // which requests are read.
 func compileRoute(index int, spec *RouteSpec, rules *canon.Rules, report func(SpecFault)) *Route {
-	fault := func(field, format string, args ...any) {
-		report(SpecFault{index, field, fmt.Sprintf(format, args...)})
-	}
-	r := &Route{Pattern: spec.Match, Index: index, Line: spec.Line, Public: spec.Public,
-		restrictedTokens: spec.RestrictedTokens, tokenAccount: -1, limits: spec.Limits, hash: hashOf(spec.Match)}
-
-	methods, path, matchErr := parseMatch(spec.Match)
-	if r.methods, r.path = methods, path; matchErr != nil {
-		fault("match", "%v", matchErr)
-	}
-	if spec.Public {
-		for field, set := range map[string]bool{"scopes": len(spec.Scopes) > 0, "resources": len(spec.Resources) > 0,
-			"token_account": spec.TokenAccount != "", "restricted_tokens": spec.RestrictedTokens, "access": spec.Access != "", "limits": !spec.Limits.IsZero()} {
-			if set {
-				fault(field, "a public route reads no token: remove either public or %s", field)
-			}
+	c := routeCompiler{spec: spec, report: report, route: &Route{
+		Pattern: spec.Match, Index: index, Line: spec.Line, Public: spec.Public,
+		restrictedTokens: spec.RestrictedTokens, tokenAccount: -1, limits: spec.Limits, hash: hashOf(spec.Match),
+	}}
+	matches := c.match()
+	c.public()
+	c.scopes()
+	c.resources()
+	c.tokenAccount()
+	c.access()
+	c.limits()
+	c.relax()
+	if matches {
+		if detail := c.route.unmet(rules); detail != "" {
+			c.fault("match", "%s", detail)
 		}
 	}
-	for _, item := range spec.Scopes {
+	c.ambiguity()
+	return c.route
+}
+
+// routeCompiler makes a route of its specification, key by key.
+type routeCompiler struct {
+	spec   *RouteSpec
+	route  *Route
+	report func(SpecFault)
+}
+
+func (c *routeCompiler) fault(field, format string, args ...any) {
+	c.report(SpecFault{c.route.Index, field, fmt.Sprintf(format, args...)})
+}
+
+func (c *routeCompiler) match() (ok bool) {
+	var err error
+	if c.route.methods, c.route.path, err = parseMatch(c.spec.Match); err != nil {
+		c.fault("match", "%v", err)
+	}
+	return err == nil
+}
+
+// public refuses whatever asks something of a token on a route that reads none.
+func (c *routeCompiler) public() {
+	if !c.spec.Public {
+		return
+	}
+	for _, key := range []struct {
+		name string
+		set  bool
+	}{
+		{"scopes", len(c.spec.Scopes) > 0},
+		{"resources", len(c.spec.Resources) > 0},
+		{"token_account", c.spec.TokenAccount != ""},
+		{"restricted_tokens", c.spec.RestrictedTokens},
+		{"access", c.spec.Access != ""},
+		{"limits", !c.spec.Limits.IsZero()},
+	} {
+		if key.set {
+			c.fault(key.name, "a public route reads no token: remove either public or %s", key.name)
+		}
+	}
+}
+
+func (c *routeCompiler) scopes() {
+	for _, item := range c.spec.Scopes {
 		names := strings.Split(item, "|")
 		for _, name := range names {
 			if detail := tokenstore.CheckScopeName(name); detail != "" {
-				fault("scopes", "scope %q %s", name, detail)
+				c.fault("scopes", "scope %q %s", name, detail)
 			}
 		}
-		r.scopes = append(r.scopes, names)
+		c.route.scopes = append(c.route.scopes, names)
 	}
-	for _, item := range spec.Resources {
+}
+
+func (c *routeCompiler) resources() {
+	for _, item := range c.spec.Resources {
 		var either []resource
 		for _, text := range splitOutsideBraces(item) {
-			res, err := r.path.parseResource(text)
+			res, err := c.route.path.parseResource(text)
 			if err != nil {
-				fault("resources", "%q: %v", text, err)
+				c.fault("resources", "%q: %v", text, err)
 			}
-			r.readsQuery = r.readsQuery || slices.ContainsFunc(res.template, func(p part) bool { return p.kind == partQuery })
+			if slices.ContainsFunc(res.template, func(p part) bool { return p.kind == partQuery }) {
+				c.route.readsQuery = true
+			}
 			either = append(either, res)
 		}
-		r.resources = append(r.resources, either)
+		c.route.resources = append(c.route.resources, either)
 	}
-	if spec.TokenAccount != "" {
-		name, ok := strings.CutPrefix(spec.TokenAccount, "{")
-		name, ok2 := strings.CutSuffix(name, "}")
-		r.tokenAccount = slices.Index(r.path.vars, name)
-		if !ok || !ok2 || r.tokenAccount < 0 {
-			fault("token_account", "%q must be a variable of the path, such as {account}", spec.TokenAccount)
-		}
+}
+
+func (c *routeCompiler) tokenAccount() {
+	text := c.spec.TokenAccount
+	if text == "" {
+		return
 	}
-	if spec.Access != "" {
-		level, ok := tokenstore.ParseLevel(spec.Access)
-		if !ok {
-			fault("access", "%q must be read or write", spec.Access)
-		}
-		r.access = level
+	name, opened := strings.CutPrefix(text, "{")
+	name, closed := strings.CutSuffix(name, "}")
+	c.route.tokenAccount = slices.Index(c.route.path.vars, name)
+	if !opened || !closed || c.route.tokenAccount < 0 {
+		c.fault("token_account", "%q must be a variable of the path, such as {account}", text)
 	}
-	if l := &spec.Limits; l.Uses != 0 || len(l.Quotas) > 0 || l.Burst != 0 && l.Rate == 0 || l.Rate != 0 && !(l.Rate >= 1e-6 && l.Rate <= 1e9) {
-		fault("limits", "a route limits rate, with burst, and concurrent, each to a positive number")
+}
+
+func (c *routeCompiler) access() {
+	if c.spec.Access == "" {
+		return
 	}
-	for _, name := range spec.Relax {
+	level, ok := tokenstore.ParseLevel(c.spec.Access)
+	if !ok {
+		c.fault("access", "%q must be read or write", c.spec.Access)
+	}
+	c.route.access = level
+}
+
+func (c *routeCompiler) limits() {
+	l := &c.spec.Limits
+	rated := l.Rate >= 1e-6 && l.Rate <= 1e9 // and not NaN
+	if l.Uses != 0 || len(l.Quotas) > 0 || l.Rate == 0 && l.Burst != 0 || l.Rate != 0 && !rated {
+		c.fault("limits", "a route limits rate, with burst, and concurrent, each to a positive number")
+	}
+}
+
+func (c *routeCompiler) relax() {
+	for _, name := range c.spec.Relax {
 		bit, ok := canon.RelaxationNamed(name)
 		if !ok {
-			fault("relax", "%q is no relaxation: choose from %s", name, relaxationNames())
+			c.fault("relax", "%q is no relaxation: choose from %s", name, relaxationNames())
 		}
-		r.relax |= bit
+		c.route.relax |= bit
 	}
-	if detail := r.unmet(rules); matchErr == nil && detail != "" {
-		fault("match", "%s", detail)
-	}
-	for i, item := range spec.Resources {
+}
+
+// ambiguity looks for resources that mean several things, which depends on what the
+// route relaxes.
+func (c *routeCompiler) ambiguity() {
+	slashes := c.route.relax&canon.EncodedSlash != 0
+	for i, item := range c.spec.Resources {
 		for j, text := range splitOutsideBraces(item) {
-			if r.resources[i][j].ambiguous(r.relax&canon.EncodedSlash != 0) {
-				fault("resources", "%q names different things alike, since a value may hold what stands between its variables: separate them by a /, "+
+			if c.route.resources[i][j].ambiguous(slashes) {
+				c.fault("resources", "%q names different things alike, since a value may hold what stands between its variables: separate them by a /, "+
 					"which all but one of the values must be unable to hold (those of {?name} can, and with encoded_slash relaxed all), or ask for each as an item of its own", text)
 			}
 		}
 	}
-	return r
 }
 
 // unmet says why no request can take the route, or nothing. What is refused before
