@@ -132,7 +132,8 @@ type Guard struct {
 	inFlight atomic.Int64
 	recorded recorded
 
-	// Each logs at most once a second, and none in the place of the other.
+	// Each logs at most once a second, headers once a minute, and none in the place of
+	// another.
 	failures   rate.Sometimes // of upstreams
 	unreadable rate.Sometimes // what a judgement depends on
 	headers    rate.Sometimes // of PROXY protocol, from whoever is not listed
@@ -140,7 +141,12 @@ type Guard struct {
 
 // NewGuard returns a guard that refuses everything until it has rules.
 func NewGuard(engine *enforce.Engine, log *slog.Logger, now func() time.Time) *Guard {
-	g := &Guard{Engine: engine, Log: log, Now: now, failures: rate.Sometimes{Interval: time.Second}, unreadable: rate.Sometimes{Interval: time.Second}, headers: rate.Sometimes{Interval: time.Minute}}
+	g := &Guard{
+		Engine: engine, Log: log, Now: now,
+		failures:   rate.Sometimes{Interval: time.Second},
+		unreadable: rate.Sometimes{Interval: time.Second},
+		headers:    rate.Sometimes{Interval: time.Minute},
+	}
 	g.Streams = newStreams(func() time.Time { return g.Now() })
 	return g
 }
@@ -291,9 +297,9 @@ func (g *Guard) judge(ctx context.Context, p *passage) bool {
 		p.extra = lane.cors.appendAnswer(p.extra, p.only(nameOrigin))
 	}
 	observed := lane.observes(p.started) && d.Reason != enforce.IrregularPath
-	if (d.Allowed() || observed) && lane.gate != nil {
+	if lane.gate != nil && (d.Allowed() || observed) {
 		if !lane.gate.enter() {
-			p.refusal = overloaded
+			p.refusal = overloaded // before p.decision: it is not counted as judged
 			g.countRefusal(p.refusal.code)
 			return false
 		}
@@ -313,18 +319,7 @@ func (g *Guard) judge(ctx context.Context, p *passage) bool {
 		g.tellLimits(p)
 	}
 	if !allowed && !p.observed {
-		if d.Cause != nil {
-			g.unreadable.Do(func() {
-				g.Log.ErrorContext(ctx, "tokens or limits cannot be read, so requests are refused; tokenward_decisions_total says how often", "reason", d.Reason.String(), "error", d.Cause, "request_id", p.id.String())
-			})
-		}
-		if p.rules.Denied != nil {
-			p.rules.Denied(&p.decision, &p.req, p.started)
-		}
-		p.refusal = refusalOf(&d)
-		if d.Reason == enforce.MissingToken {
-			p.refusal.detail = p.rules.Canon.Required()
-		}
+		g.deny(ctx, p)
 		return false
 	}
 	p.lane = lane
@@ -337,6 +332,24 @@ func (g *Guard) judge(ctx context.Context, p *passage) bool {
 		return false
 	}
 	return true
+}
+
+// deny makes p.refusal of p.decision, and tells of it.
+func (g *Guard) deny(ctx context.Context, p *passage) {
+	d := &p.decision
+	if d.Cause != nil {
+		g.unreadable.Do(func() {
+			g.Log.ErrorContext(ctx, "tokens or limits cannot be read, so requests are refused; tokenward_decisions_total says how often",
+				"reason", d.Reason.String(), "error", d.Cause, "request_id", p.id.String())
+		})
+	}
+	if p.rules.Denied != nil {
+		p.rules.Denied(d, &p.req, p.started)
+	}
+	p.refusal = refusalOf(d)
+	if d.Reason == enforce.MissingToken {
+		p.refusal.detail = p.rules.Canon.Required()
+	}
 }
 
 // canonicalize reads the head as it will be judged. On false p.refusal says what is
@@ -514,9 +527,15 @@ type refusal struct {
 	retryAfter time.Duration
 }
 
-var overloaded = refusal{status: http.StatusServiceUnavailable, code: "overloaded", detail: "The proxy cannot take the request just now: try again shortly.", retryAfter: time.Second}
+var overloaded = refusal{
+	status: http.StatusServiceUnavailable, code: "overloaded", retryAfter: time.Second,
+	detail: "The proxy cannot take the request just now: try again shortly.",
+}
 
-var internalError = refusal{status: http.StatusInternalServerError, code: "internal_error", detail: "The proxy could not forward the request."}
+var internalError = refusal{
+	status: http.StatusInternalServerError, code: "internal_error",
+	detail: "The proxy could not forward the request.",
+}
 
 func refusalOf(d *enforce.Decision) refusal {
 	r := refusal{status: d.Status(), code: d.Reason.Code(), detail: d.Detail(), retryAfter: d.RetryAfter}
