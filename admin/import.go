@@ -20,9 +20,9 @@ const verbImport = audit.Word("import")
 // MaxImport is how many tokens one call of [Service.Import] takes.
 const MaxImport = 10_000
 
-// MinImportBits is the least estimated entropy of an imported secret, unless weak
+// minImportBits is the least estimated entropy of an imported secret, unless weak
 // ones are allowed by name.
-const MinImportBits = 80
+const minImportBits = 80
 
 // importBatch is how many tokens share a transaction and an event: other changes
 // get their turn between two.
@@ -43,7 +43,7 @@ type ImportItem struct {
 // ImportOptions say how an import is made.
 type ImportOptions struct {
 	DryRun    bool // judge everything, and change nothing
-	AllowWeak bool // take secrets under MinImportBits
+	AllowWeak bool // take secrets of under 80 bits of estimated entropy
 }
 
 // Imported is what became of an import.
@@ -233,15 +233,15 @@ func checkImportText(text string, allowWeak bool) string {
 	if len(text) > maxImportText || strings.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == ',' }) {
 		return fmt.Sprintf("cannot stand in a request: secrets are at most %d visible ASCII characters without commas", maxImportText)
 	}
-	if bits := EstimateBits(text); bits < MinImportBits && !allowWeak {
-		return fmt.Sprintf("is weak: some %d bits, and %d are the least; reset it at its holder, or allow weak ones", int(bits), MinImportBits)
+	if bits := estimateBits(text); bits < minImportBits && !allowWeak {
+		return fmt.Sprintf("is weak: some %d bits, and %d are the least; reset it at its holder, or allow weak ones", int(bits), minImportBits)
 	}
 	return ""
 }
 
-// EstimateBits estimates how many bits of entropy a secret has at most, from its
+// estimateBits estimates how many bits of entropy a secret has at most, from its
 // length and the characters in it: nobody can tell from one text how it was made.
-func EstimateBits(text string) float64 {
+func estimateBits(text string) float64 {
 	var seen [256]bool
 	distinct, letters, others := 0, false, false
 	for i := range len(text) {

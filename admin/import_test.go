@@ -221,26 +221,6 @@ func TestImportNeedsARightForEachToken(t *testing.T) {
 	}
 }
 
-func TestEstimateOfEntropy(t *testing.T) {
-	t.Parallel()
-	for text, enough := range map[string]bool{
-		"":                                     false,
-		strings.Repeat("a", 100):               false,
-		"1234567890123456":                     false,
-		"12345678901234567890123456":           true,
-		"password":                             false,
-		"correct horse battery":                false,
-		"0123456789abcdef":                     false,
-		"0f8fad5b-d9cb-469f-a165-70867728950e": true,
-		"9f86d081884c7d659a2feaa0c55ad015":     true,
-		"Zk3v9QpL0xWm7RtYb2Nc":                 true,
-	} {
-		if bits := admin.EstimateBits(text); bits >= admin.MinImportBits != enough {
-			t.Errorf("%q has %.0f bits", text, bits)
-		}
-	}
-}
-
 // TestEarlierOfTwoWithOneSecretIsTaken: each account's tokens are made together, and
 // yet it is the file's order that decides.
 func TestEarlierOfTwoWithOneSecretIsTaken(t *testing.T) {

@@ -37,6 +37,7 @@ func TestClientAddress(t *testing.T) {
 		{"no peer", "", "", []string{"X-Forwarded-For: 198.51.100.1"}, "unknown peer_unknown", ""},
 		{"nothing forwarded", "", lb, nil, "10.0.0.1 nothing_forwarded", "10.0.0.1"},
 		{"one hop", "", lb, []string{"X-Forwarded-For: 198.51.100.1"}, "198.51.100.1 first_untrusted_hop", "198.51.100.1, 10.0.0.1"},
+		{"mapped proxy", "", "[::ffff:10.0.0.1]:1", []string{"X-Forwarded-For: 198.51.100.1"}, "198.51.100.1 first_untrusted_hop", "198.51.100.1, 10.0.0.1"},
 		{"spoofed before", "", lb, []string{"X-Forwarded-For: 127.0.0.1, 10.9.9.9, 198.51.100.1"}, "198.51.100.1 first_untrusted_hop", "198.51.100.1, 10.0.0.1"},
 		{"rubbish before", "", lb, []string{"X-Forwarded-For: \"', unknown, 198.51.100.1"}, "198.51.100.1 first_untrusted_hop", "198.51.100.1, 10.0.0.1"},
 		{"empty before", "", lb, []string{"X-Forwarded-For: , 198.51.100.1"}, "198.51.100.1 first_untrusted_hop", "198.51.100.1, 10.0.0.1"},

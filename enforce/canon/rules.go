@@ -134,11 +134,6 @@ func (r *Rules) CarrierName(i int) string {
 	}
 }
 
-// Trusts reports whether addr is one of the trusted proxies.
-func (r *Rules) Trusts(addr netip.Addr) bool {
-	return r.trusted.contains(addr.Unmap().WithZone(""))
-}
-
 const (
 	queryKind       = "query:"
 	subprotocolKind = "subprotocol:"

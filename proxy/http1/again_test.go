@@ -39,7 +39,7 @@ func TestRequestThatNobodyActedOnMayGoElsewhere(t *testing.T) {
 				if res.Again {
 					res, err = x.Forward(second, nil)
 				}
-				if status := res.AnswerStatus(err); status != 0 {
+				if status := answerStatus(res, err); status != 0 {
 					_ = x.Respond(status, nil, nil)
 				}
 			}})

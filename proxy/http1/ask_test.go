@@ -66,7 +66,7 @@ func TestIdleConnectionIsAskedAsANewOneIs(t *testing.T) {
 					wait = 100 * time.Millisecond
 				}
 				res, err := x.Forward(pool, e)
-				if status := res.AnswerStatus(err); status != 0 {
+				if status := answerStatus(res, err); status != 0 {
 					_ = x.Respond(status, nil, []byte(res.Stage.String()))
 				}
 				results <- res

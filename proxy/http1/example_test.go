@@ -36,8 +36,8 @@ func Example() {
 		}
 		edit.Add(http1.Field{Name: []byte("X-User"), Value: []byte("7")})
 		result, err := x.Forward(upstream, edit)
-		if status := result.AnswerStatus(err); status != 0 {
-			_ = x.Respond(status, nil, []byte(result.Stage.String()))
+		if err != nil && !result.HeadSent {
+			_ = x.Respond(http.StatusBadGateway, nil, []byte(result.Stage.String()))
 		}
 	}}
 	defer server.Close()

@@ -49,33 +49,6 @@ type Result struct {
 	Upgraded      bool  // the connections switched to another protocol, and that has ended
 }
 
-// AnswerStatus is the status to answer a failed Forward with: 413, 400 and the
-// like where the request was at fault, 502, 503, 504 where the upstream was; 0
-// where nothing can or need be answered.
-func (r Result) AnswerStatus(err error) int {
-	if err == nil || r.HeadSent {
-		return 0
-	}
-	switch r.Stage {
-	case StageRequest:
-		if refusal, ok := errors.AsType[*ProtocolError](err); ok {
-			return refusal.Status
-		}
-		return 400
-	case StagePool:
-		return 503
-	case StageDial, StageWrite, StageHead, StageBody:
-		if r.Timeout {
-			return 504
-		}
-		return 502
-	case StageEdit:
-		return 500
-	case StageNone, StageClient, StageCut:
-	}
-	return 0
-}
-
 var errSlowBody = &ProtocolError{408, "body_timeout", "the request body stopped arriving (RFC 9110 §15.5.9)"}
 
 // Forward sends the request, as edit changes it, to the upstream, and the answer

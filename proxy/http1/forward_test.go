@@ -977,7 +977,7 @@ func TestUpstreamTimeouts(t *testing.T) {
 				e.HeaderTimeout = 40 * time.Millisecond
 			}
 			res, err := x.Forward(pool, e)
-			if status := res.AnswerStatus(err); status != 0 {
+			if status := answerStatus(res, err); status != 0 {
 				_ = x.Respond(status, nil, nil)
 			}
 			outcomes <- outcome{res, err}

@@ -230,10 +230,37 @@ func forwarding(up *Upstream, edit func(*Exchange, *Edit)) func(*Exchange) {
 			edit(x, e)
 		}
 		res, err := x.Forward(up, e)
-		if status := res.AnswerStatus(err); status != 0 {
+		if status := answerStatus(res, err); status != 0 {
 			_ = x.Respond(status, nil, []byte(res.Stage.String()))
 		}
 	}
+}
+
+// answerStatus is the status to answer a failed Forward with: 413, 400 and the
+// like where the request was at fault, 502, 503, 504 where the upstream was; 0
+// where nothing can or need be answered.
+func answerStatus(r Result, err error) int {
+	if err == nil || r.HeadSent {
+		return 0
+	}
+	switch r.Stage {
+	case StageRequest:
+		if refusal, ok := errors.AsType[*ProtocolError](err); ok {
+			return refusal.Status
+		}
+		return 400
+	case StagePool:
+		return 503
+	case StageDial, StageWrite, StageHead, StageBody:
+		if r.Timeout {
+			return 504
+		}
+		return 502
+	case StageEdit:
+		return 500
+	case StageNone, StageClient, StageCut:
+	}
+	return 0
 }
 
 // settled checks, when the test ends, that no goroutine and no descriptor is

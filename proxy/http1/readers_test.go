@@ -70,8 +70,8 @@ func TestOtherReadersSeeTheSameRequests(t *testing.T) {
 				switch {
 				case err == nil:
 					forwarded.Add(1)
-				case res.AnswerStatus(err) != 0:
-					_ = x.Respond(res.AnswerStatus(err), nil, nil)
+				case answerStatus(res, err) != 0:
+					_ = x.Respond(answerStatus(res, err), nil, nil)
 				}
 			}})
 			accepted := 0

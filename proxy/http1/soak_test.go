@@ -54,7 +54,7 @@ func TestSoak(t *testing.T) {
 			if err != nil || x.close {
 				outcomes.Store(nonce, fmt.Sprintf("%+v, %v, close %v", res, err, x.close))
 			}
-			if status := res.AnswerStatus(err); status != 0 {
+			if status := answerStatus(res, err); status != 0 {
 				_ = x.Respond(status, nil, []byte(err.Error()))
 			}
 		},

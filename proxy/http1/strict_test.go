@@ -165,7 +165,7 @@ func TestOddRequestIsRefusedWithItsStatus(t *testing.T) {
 	addr := start(t, &Server{
 		Handler: func(x *Exchange) {
 			res, err := x.Forward(pool, nil)
-			if status := res.AnswerStatus(err); status != 0 {
+			if status := answerStatus(res, err); status != 0 {
 				refusal, ok := err.(*ProtocolError) //nolint:errorlint // it is not wrapped
 				if ok {
 					mu.Lock()
