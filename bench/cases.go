@@ -52,13 +52,18 @@ func cpuCase(l load) func(context.Context, options, *field) error {
 		if err != nil {
 			return err
 		}
-		fmt.Println("| peer | CPU µs/request | requests/s | tokenward costs, as a ratio |")
-		fmt.Println("|---|---|---|---|")
-		for _, name := range names {
-			fmt.Printf("| %s | %s | %.0f | %s |\n", name, values(samples[name], microsecondsOfCPU),
-				values(samples[name], sample.rate).median, ratios(samples[tokenward], samples[name], microsecondsOfCPU))
-		}
+		printCPU(names, samples, tokenward)
 		return nil
+	}
+}
+
+// printCPU prints what a request costs each peer, and ours compared with it.
+func printCPU(names []string, samples map[string][]sample, ours string) {
+	fmt.Println("| peer | CPU µs/request | requests/s | tokenward costs, as a ratio |")
+	fmt.Println("|---|---|---|---|")
+	for _, name := range names {
+		fmt.Printf("| %s | %s | %.0f | %s |\n", name, values(samples[name], microsecondsOfCPU),
+			values(samples[name], sample.rate).median, ratios(samples[ours], samples[name], microsecondsOfCPU))
 	}
 }
 
@@ -313,12 +318,7 @@ func tlsCase(ctx context.Context, o options, f *field) error {
 	if err != nil {
 		return err
 	}
-	fmt.Println("| peer | CPU µs/request | requests/s | tokenward costs, as a ratio |")
-	fmt.Println("|---|---|---|---|")
-	for _, name := range names {
-		fmt.Printf("| %s | %s | %.0f | %s |\n", name, values(samples[name], microsecondsOfCPU),
-			values(samples[name], sample.rate).median, ratios(samples[tokenwardTLS], samples[name], microsecondsOfCPU))
-	}
+	printCPU(names, samples, tokenwardTLS)
 	return nil
 }
 

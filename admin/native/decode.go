@@ -1,6 +1,7 @@
 package native
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -140,15 +141,7 @@ func decodeNotBefore(body *admin.Object) *time.Time {
 
 // decodeResources reads "all" or a list of grants; nil where it is not there.
 func decodeResources(body *admin.Object) *tokenstore.Resources {
-	const want = `must be "all" or an array`
-	switch {
-	case body.Null("resources"):
-		body.Fault("resources", want)
-		return nil
-	case body.IsText("resources"):
-		if text, _ := body.Text("resources"); text != "all" {
-			body.Fault("resources", want)
-		}
+	if decodeWord(body, "resources", "all", "an array") {
 		return &tokenstore.Resources{All: true}
 	}
 	items, ok := body.List("resources")
@@ -173,6 +166,25 @@ func decodeResources(body *admin.Object) *tokenstore.Resources {
 	return r
 }
 
+// decodeWord reads a field that holds one word or else something longer, which other
+// names. It reports whether there is nothing longer to read. A text that is not the
+// word, and null, put the body at fault, so that nothing made of it is used.
+func decodeWord(body *admin.Object, name, word, other string) bool {
+	is := false
+	switch {
+	case body.Null(name):
+	case body.IsText(name):
+		text, _ := body.Text(name)
+		is = text == word
+	default:
+		return false
+	}
+	if !is {
+		body.Fault(name, fmt.Sprintf("must be %q or %s", word, other))
+	}
+	return true
+}
+
 func required(o *admin.Object, name string) string {
 	if !o.Has(name) {
 		o.Fault(name, "is required")
@@ -191,15 +203,7 @@ type sourcesPatch struct {
 }
 
 func decodeSources(body *admin.Object) *sourcesPatch {
-	const want = `must be "any" or an object`
-	switch {
-	case body.Null("sources"):
-		body.Fault("sources", want)
-		return nil
-	case body.IsText("sources"):
-		if text, _ := body.Text("sources"); text != "any" {
-			body.Fault("sources", want)
-		}
+	if decodeWord(body, "sources", "any", "an object") {
 		return &sourcesPatch{any: true}
 	}
 	o, ok := body.Object("sources")
