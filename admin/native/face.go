@@ -145,7 +145,7 @@ func (f *Face) Register(r *mux.Router) {
 		on("/v1/backup", map[string]admin.Handler{http.MethodGet: f.backup})
 	}
 	if f.options.Import != nil {
-		on("/v1/import", map[string]admin.Handler{http.MethodPost: f.importTokens})
+		on("/v1/import", map[string]admin.Handler{http.MethodPost: f.rightFirst(f.importTokens)})
 	}
 	if f.options.Cluster != nil {
 		on("/v1/cluster", map[string]admin.Handler{http.MethodGet: f.cluster})

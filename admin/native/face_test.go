@@ -169,6 +169,29 @@ func TestBadRequestIsToldToWhoMayMakeIt(t *testing.T) {
 	}
 }
 
+// TestWhoMayNotImportIsNotToldHow: nor is a query that was mistyped, which would import
+// where it should only look, carried out for who may.
+func TestWhoMayNotImportIsNotToldHow(t *testing.T) {
+	w := admintest.New(t)
+	cast := w.Cast()
+	h := admintest.Handler(native.New(w.Service, w.Gate(), w.Log, native.Options{
+		Import: func(context.Context, admin.Caller, io.Reader, admin.ImportOptions) (native.ImportAnswer, error) {
+			t.Error("something was imported")
+			return native.ImportAnswer{}, nil
+		},
+	}))
+	for _, bad := range []struct{ query, media, code string }{
+		{"", "application/json", "unsupported_media_type"}, {"?dryrun=true", "application/x-ndjson", "bad_request"}, {"?dry_run=1", "application/x-ndjson", "bad_request"},
+	} {
+		for by, want := range map[admintest.Holder]string{cast.Admin: bad.code, cast.Reader: "insufficient_scope", cast.Viewer: "resource_not_granted"} {
+			r := admintest.Send(t, h, by, "POST", "/v1/import"+bad.query, "{}", "Content-Type", bad.media)
+			if p := readProblem(t, bad.query, r); p.Code != want {
+				t.Errorf("%q as %s: %s, want %s", bad.query, bad.media, p.Code, want)
+			}
+		}
+	}
+}
+
 // TestWhoMayNotBackUpHoldsNobodyUp asks while a backup is being made: others learn
 // neither that it is, nor can they be in its way.
 func TestWhoMayNotBackUpHoldsNobodyUp(t *testing.T) {
