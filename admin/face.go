@@ -141,8 +141,8 @@ func (f *Face) fail(a *answer, r *http.Request, e *Error) {
 		panic(http.ErrAbortHandler)
 	}
 	a.reset()
-	if e.Kind == KindTooLarge || e.Kind == KindBodyTimeout {
-		a.Header().Set("Connection", "close") // the rest of the body is not read
+	if unread := e.Kind == KindTooLarge || e.Kind == KindBodyTimeout; unread && r.ProtoMajor < 2 {
+		a.Header().Set("Connection", "close") // HTTP/2 ends the stream alone
 	}
 	if e.RetryAfter > 0 {
 		a.Header().Set("Retry-After", strconv.Itoa(max(1, int((e.RetryAfter+999e6)/1e9))))

@@ -59,6 +59,24 @@ func TestGateThatReturnsNobodyIsNotBelieved(t *testing.T) {
 	}
 }
 
+// TestLargeBodyEndsNoConnectionThatOthersShare: over HTTP/2 it would end all streams'.
+func TestLargeBodyEndsNoConnectionThatOthersShare(t *testing.T) {
+	f := testFace(new(bytes.Buffer))
+	for major, want := range map[int]string{1: "close", 2: ""} {
+		for _, kind := range []admin.Kind{admin.KindTooLarge, admin.KindBodyTimeout} {
+			r := httptest.NewRequest("GET", "/", nil)
+			r.ProtoMajor = major
+			recorder := httptest.NewRecorder()
+			f.Methods(map[string]admin.Handler{"GET": func(http.ResponseWriter, *http.Request, admin.Caller) error {
+				return &admin.Error{Kind: kind}
+			}}).ServeHTTP(recorder, r)
+			if got := recorder.Header().Get("Connection"); got != want {
+				t.Errorf("%s over HTTP/%d: Connection %q, want %q", kind, major, got, want)
+			}
+		}
+	}
+}
+
 func TestCallerBearsTheNameOfTheFace(t *testing.T) {
 	answerOf(testFace(new(bytes.Buffer)), func(_ http.ResponseWriter, _ *http.Request, c admin.Caller) error {
 		if c.API != "test" {
