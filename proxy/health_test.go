@@ -1,7 +1,11 @@
 package proxy
 
 import (
+	"log/slog"
+	"net"
 	"net/url"
+	"os"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -101,5 +105,31 @@ func TestOrderOfAttempts(t *testing.T) {
 	var a attempt
 	if a.next(nil, now) != nil {
 		t.Error("no list gives an upstream")
+	}
+}
+
+// TestUpstreamIsNotToBlameForLackOfDescriptors: left out, it would be missed by those
+// who get one.
+func TestUpstreamIsNotToBlameForLackOfDescriptors(t *testing.T) {
+	u := &Upstream{name: "http://a"}
+	g := &Guard{Log: slog.New(slog.DiscardHandler), Now: time.Now}
+	failing := func(cause syscall.Errno) error {
+		return dialError{&net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("socket", cause)}}
+	}
+	for range 2 * failuresUntilDown {
+		g.unanswered(u, failing(syscall.EMFILE))
+		g.unanswered(u, failing(syscall.ENFILE))
+	}
+	if !u.Up() {
+		t.Error("it is left out for what this machine lacks")
+	}
+	if fix := upstreamFix(failing(syscall.EMFILE)); fix != FixDescriptors {
+		t.Errorf("what to do: %q", fix)
+	}
+	for range failuresUntilDown {
+		g.unanswered(u, failing(syscall.ECONNREFUSED))
+	}
+	if u.Up() {
+		t.Error("it refuses, and is not left out")
 	}
 }

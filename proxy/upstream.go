@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"slices"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"tokenward/proxy/http1"
@@ -290,8 +291,11 @@ func (g *Guard) answered(u *Upstream) {
 }
 
 // unanswered notes that the upstream could not be reached, broke off before it
-// answered, or did not answer in time.
+// answered, or did not answer in time. What this machine lacks is not its failure.
 func (g *Guard) unanswered(u *Upstream, err error) {
+	if lacksDescriptors(err) {
+		return
+	}
 	if u.health.failed(g.Now()) {
 		g.Log.Warn("an upstream is left out for a while: it did not answer several times in a row", "upstream", u.name, "error", err)
 	}
@@ -309,9 +313,20 @@ func (us *Upstreams) names() []string {
 	return names
 }
 
+// FixDescriptors is what to do when the process has no descriptors left.
+const FixDescriptors = "raise the limit of open files (ulimit -n, LimitNOFILE=) if that is what is used up: a client takes one, and another to the upstream"
+
+// lacksDescriptors reports whether there was no socket to be had at all.
+func lacksDescriptors(err error) bool {
+	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)
+}
+
 // upstreamFix is what to do about a failure of TLS with an upstream, which goes
-// on until somebody does it; "" of any other failure.
+// on until somebody does it, or of this machine; "" of any other failure.
 func upstreamFix(err error) string {
+	if lacksDescriptors(err) {
+		return FixDescriptors
+	}
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
 		return "its certificate is from an authority that is not trusted here: name that one in upstream_tls.ca_file"
 	}

@@ -140,7 +140,7 @@ func (a *app) buildProxy() error {
 	door.HeaderCount = l.HeaderCount
 	a.proxyHTTP2 = proxy.NewHTTP2(door, t.Header, t.Idle, int(l.HeaderBytes), a.log)
 	a.proxyServer = &http1.Server{
-		Handler: wire.Serve, HTTP2: a.proxyHTTP2.ServeConn, Refused: wire.Refuse, Panicked: a.panicked,
+		Handler: wire.Serve, HTTP2: a.proxyHTTP2.ServeConn, Refused: wire.Refuse, Panicked: a.panicked, Starved: a.starved("proxy"),
 		Limits:   http1.Limits{HeaderBytes: int(l.HeaderBytes), HeaderCount: l.HeaderCount, TargetBytes: int(l.URIBytes), Connections: l.Connections, ConnectionsPerSource: l.ConnectionsPerSource},
 		Timeouts: http1.Timeouts{Header: t.Header, Idle: t.Idle, Stall: orNever(t.Stall)},
 	}
@@ -262,12 +262,19 @@ func (a *app) buildAdmin() error {
 	t, l := a.cfg.Proxy.Timeouts, a.cfg.Proxy.Limits
 	a.adminHTTP2 = proxy.NewHTTP2(handler, t.Header, t.Idle, int(l.HeaderBytes), a.log)
 	a.adminServer = &http1.Server{
-		Handler: http1.Adapter(handler), HTTP2: a.adminHTTP2.ServeConn, Panicked: a.panicked,
+		Handler: http1.Adapter(handler), HTTP2: a.adminHTTP2.ServeConn, Panicked: a.panicked, Starved: a.starved("admin"),
 		Refused:  proxy.NewWire(a.guard).Refuse,
 		Limits:   http1.Limits{HeaderBytes: int(l.HeaderBytes), HeaderCount: l.HeaderCount, TargetBytes: int(l.URIBytes)},
 		Timeouts: http1.Timeouts{Header: t.Header, Idle: t.Idle, Stall: orNever(t.Stall)},
 	}
 	return nil
+}
+
+// starved tells that a listener cannot take connections.
+func (a *app) starved(listener string) func(error) {
+	return func(err error) {
+		a.log.Error("new connections cannot be taken, and wait", "listener", listener, "error", err, "fix", proxy.FixDescriptors)
+	}
 }
 
 func (a *app) panicked(recovered any) {

@@ -73,6 +73,10 @@ type Server struct {
 	// Panicked is called with what a handler panicked with; the connection is
 	// then closed. If nil, the panic goes on.
 	Panicked func(recovered any)
+	// Starved is called when the operating system has no connection to give, mostly
+	// for want of descriptors, at most once a minute; taking one is tried again and
+	// again. If nil, nobody is told.
+	Starved func(err error)
 
 	Limits   Limits
 	Timeouts Timeouts
@@ -112,6 +116,7 @@ func (s *Server) Serve(l net.Listener) error {
 	}
 	defer s.removeListener(l)
 	delay := 5 * time.Millisecond
+	var told time.Time
 	for {
 		nc, err := l.Accept()
 		if err == nil {
@@ -130,6 +135,10 @@ func (s *Server) Serve(l net.Listener) error {
 			Temporary() bool
 		}](err); !ok || !temporary.Temporary() {
 			return fmt.Errorf("accept a connection: %w", err)
+		}
+		if s.Starved != nil && (told.IsZero() || time.Since(told) >= time.Minute) {
+			told = time.Now()
+			s.Starved(err)
 		}
 		<-time.After(delay) // out of descriptors, most likely
 		delay = min(2*delay, time.Second)

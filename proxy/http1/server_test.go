@@ -14,10 +14,12 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"os"
 	"runtime"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -741,3 +743,35 @@ func TestPauseOfTheProcessIsNotThePeersFault(t *testing.T) {
 		t.Errorf("%v counted", passed)
 	}
 }
+
+// TestLackOfDescriptorsIsTold: clients wait meanwhile, and nothing else would say why.
+func TestLackOfDescriptorsIsTold(t *testing.T) {
+	lack := &net.OpError{Op: "accept", Net: "tcp", Err: os.NewSyscallError("accept4", syscall.EMFILE)}
+	l := &failingListener{errs: []error{lack, lack, lack}, ended: errors.New("the listener is broken")}
+	var told []error
+	s := &Server{Handler: func(*Exchange) {}, Starved: func(err error) { told = append(told, err) }}
+	if err := s.Serve(l); !errors.Is(err, l.ended) {
+		t.Errorf("it ended with %v", err)
+	}
+	if len(told) != 1 || !errors.Is(told[0], syscall.EMFILE) {
+		t.Errorf("told %v", told)
+	}
+}
+
+// failingListener fails with errs, one after the other, and then with ended.
+type failingListener struct {
+	net.Listener
+	errs  []error
+	ended error
+}
+
+func (l *failingListener) Accept() (net.Conn, error) {
+	if len(l.errs) == 0 {
+		return nil, l.ended
+	}
+	err := l.errs[0]
+	l.errs = l.errs[1:]
+	return nil, err
+}
+
+func (l *failingListener) Close() error { return nil }
