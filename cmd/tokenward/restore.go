@@ -127,6 +127,9 @@ func (r *restorer) run(ctx context.Context, backup string) (err error) {
 	if r.peppers, err = readPeppers(r.cfg.TokenStore.PepperFiles); err != nil {
 		return err
 	}
+	if err := r.followLink(); err != nil {
+		return err
+	}
 	release, err := r.holdOld()
 	if err != nil {
 		return err
@@ -163,6 +166,31 @@ func (r *restorer) run(ctx context.Context, backup string) (err error) {
 		return err
 	}
 	return r.place(copied)
+}
+
+// followLink puts the store where a link at tokenstore.path leads, as the server does:
+// on the disk that the operator chose for it, and not in place of the link.
+func (r *restorer) followLink() error {
+	path := r.cfg.TokenStore.Path
+	info, err := os.Lstat(path)
+	if err != nil {
+		return nil //nolint:nilerr // there is none; making it says what else is wrong
+	}
+	if info.Mode()&fs.ModeSymlink != 0 {
+		end, err := filepath.EvalSymlinks(path)
+		if err != nil {
+			return fmt.Errorf("%s is a link to a file that is not there: mount the disk that it leads to, or remove the link to have the store made at its place", path)
+		}
+		cfg := *r.cfg
+		cfg.TokenStore.Path, r.cfg = end, &cfg
+		if info, err = os.Stat(end); err != nil {
+			return err
+		}
+	}
+	if !info.Mode().IsRegular() {
+		return fmt.Errorf("%s is %s, not a file: correct tokenstore.path", path, fileKind(info.Mode()))
+	}
+	return nil
 }
 
 // holdOld keeps the store that is to be replaced from being served meanwhile,
