@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/sha256"
+	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -121,14 +122,15 @@ func (a *app) applyFile(path string) error {
 		warnOf(a.log, warnings)
 	}
 	restart := restartNeeded(a.cfg, wanted)
+	slices.Sort(restart)
 	next := a.cfg.reloaded(wanted)
 	useCertificates, err := a.readCertificates()
 	if err != nil {
-		return err
+		return besideOld(err, restart)
 	}
 	rules, err := a.ruleset(next)
 	if err != nil {
-		return err
+		return besideOld(err, restart)
 	}
 	useCertificates() // from here on nothing fails
 	a.cfg = next
@@ -139,11 +141,19 @@ func (a *app) applyFile(path string) error {
 	a.engine.SetLimits(next.limitOptions())
 	a.announceObserving()
 	if len(restart) > 0 {
-		slices.Sort(restart)
 		a.log.Warn("some changes take effect only after a restart of tokenward", "keys", strings.Join(restart, ", "))
 	}
 	a.log.Info("the configuration was reloaded", "path", path, "routes", len(next.Routes))
 	return nil
+}
+
+// besideOld is err of a file that has no fault by itself, but cannot be put in force
+// beside the old values of the keys that need a restart.
+func besideOld(err error, restart []string) error {
+	if len(restart) == 0 {
+		return err
+	}
+	return fmt.Errorf("%w\nThe file has no fault, but does not fit to the old values of %s, which stay in force until a restart: restart tokenward", err, strings.Join(restart, ", "))
 }
 
 // reloaded is the running configuration with those values of wanted that a

@@ -374,8 +374,9 @@ func TestTwoAppsLiveInOneProcess(t *testing.T) {
 	}
 }
 
-func TestSignedIdentityReachesTheUpstreamAndItsKeyIsPublished(t *testing.T) {
-	key := filepath.Join(t.TempDir(), "identity.pem")
+// newIdentityKey makes a key of the signed identity.
+func newIdentityKey(t *testing.T) (path string, private ed25519.PrivateKey) {
+	t.Helper()
 	_, private, err := ed25519.GenerateKey(nil)
 	if err != nil {
 		t.Fatal(err)
@@ -384,9 +385,36 @@ func TestSignedIdentityReachesTheUpstreamAndItsKeyIsPublished(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600); err != nil {
+	path = filepath.Join(t.TempDir(), "identity.pem")
+	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	return path, private
+}
+
+// TestSoundFileThatNeedsARestartSaysSo: keys that a reload applies need not fit to old
+// values of those that it does not. Who is told to make a key for a header that the file
+// turns off looks for a fault that is not there.
+func TestSoundFileThatNeedsARestartSaysSo(t *testing.T) {
+	key, _ := newIdentityKey(t)
+	signed := fmt.Sprintf("identity: {signed: X-Token-Jwt, signing_key_files: [%s]}, ", key)
+	s := startApp(t, "routes:\n  - {match: GET /a, public: true}\n", signed)
+	text, err := os.ReadFile(s.file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, s.file, strings.Replace(string(text), signed, "", 1), 0o600)
+	s.reload(s.file)
+	if want := "does not fit to the old values of proxy.identity.signed, which stay in force until a restart"; !strings.Contains(s.log.String(), want) {
+		t.Errorf("want %q in\n%s", want, s.log)
+	}
+	if got := status(t, s.proxy+"/a"); got != http.StatusOK {
+		t.Errorf("the route that was there: %d", got)
+	}
+}
+
+func TestSignedIdentityReachesTheUpstreamAndItsKeyIsPublished(t *testing.T) {
+	key, private := newIdentityKey(t)
 	var jwt atomic.Pointer[string]
 	upstream := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		text := strings.Join(r.Header["X-Token-Jwt"], "|")
