@@ -82,6 +82,8 @@ func (d *decoder) checkFileReference(path, name string) {
 		d.report(path, ruleSecretInline, "this is the content of a file", "store it in a file that only this process can read, and write the file's path")
 	case strings.ContainsFunc(name, unicode.IsControl):
 		d.report(path, rulePath, quote(name)+" holds a control character", "write the path in single quotes: in double ones a backslash begins an escape")
+	case strings.HasPrefix(name, "$"), strings.Contains(name, "${"), strings.Contains(name, "$("), name == "~", strings.HasPrefix(name, "~/"):
+		d.report(path, rulePath, quote(name)+" is taken as it stands: neither variables nor ~ are replaced", "write the path out; paths are relative to the working directory")
 	}
 }
 
