@@ -215,6 +215,19 @@ type Stats struct {
 	Fault     error  // why the last attempt to write failed; nil: it did not
 }
 
+// LastOf returns the highest number of an event of the outbox named source, among the
+// last thousand and more that the log has; 0: there is none.
+func (l *Log) LastOf(source string) (seq uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, d := range l.recent.order {
+		if d.source == source {
+			seq = max(seq, d.seq)
+		}
+	}
+	return seq
+}
+
 // Stats returns the log's numbers.
 func (l *Log) Stats() Stats { return l.shown.Load().stats }
 

@@ -114,3 +114,42 @@ func TestRestoreGivesNoUseBack(t *testing.T) {
 		t.Errorf("restored without the old store it says of %v, with %d uses\n%s", r.usedAgain, used(before), r.text())
 	}
 }
+
+// TestOlderCopyOfTheStoreIsNotServedInSilence: what was revoked since is valid again in
+// it, and only the audit log knows.
+func TestOlderCopyOfTheStoreIsNotServedInSilence(t *testing.T) {
+	t.Parallel()
+	_, cfg := storeToExamine(t, unsealed)
+	serve := func(log *slog.Logger, change bool) *vault {
+		v, err := openVault(t.Context(), cfg, log, time.Now, opening{serve: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		account := uint64(1)
+		if change {
+			if _, err := v.service.Create(t.Context(), admin.Operator(""), admin.Spec{Account: &account, Name: "later", Scopes: []string{"a"}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := v.close(); err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	before := cfg.TokenStore.Path + ".before"
+	if err := copyFile(before, cfg.TokenStore.Path); err != nil {
+		t.Fatal(err)
+	}
+	var told lockedBuffer
+	log := slog.New(slog.NewTextHandler(&told, nil))
+	serve(log, true)
+	if v := serve(log, false); v.older || told.String() != "" {
+		t.Errorf("the store itself: %s", &told)
+	}
+	if err := os.Rename(before, cfg.TokenStore.Path); err != nil {
+		t.Fatal(err)
+	}
+	if v := serve(log, false); !v.older || !strings.Contains(told.String(), "older copy") || !strings.Contains(told.String(), "tokenward restore --replace BACKUP") {
+		t.Errorf("an older copy: %s", &told)
+	}
+}

@@ -39,6 +39,8 @@ type vault struct {
 
 	importKeys *tokenstore.ImportKeys
 
+	older bool // the audit log tells of later events of the store than it has made
+
 	told    atomic.Pointer[func(tokenstore.Change)] // of changes, after the cache; nil: nobody
 	doubted atomic.Pointer[func()]                  // called when changes were missed, after the cache; nil: nobody is
 
@@ -173,10 +175,31 @@ func (v *vault) connect(ctx context.Context, cfg *Config, log *slog.Logger, o op
 	if recovery.TornBytes > 0 {
 		log.Warn("the audit log ended in half a line, which was cut off: the process was killed while it wrote, nothing acknowledged is lost", "path", cfg.Audit.Path, "bytes", recovery.TornBytes)
 	}
+	if err := v.compareWithLog(log); err != nil {
+		return err
+	}
 	v.startDrainer(log, o.observe)
 	v.runUsage(log)
 	if cfg.Audit.Denials == "on" {
 		v.runDenials(log)
+	}
+	return nil
+}
+
+// compareWithLog looks whether the audit log is ahead of the store, as after somebody
+// put an older copy of the file in its place.
+func (v *vault) compareWithLog(log *slog.Logger) error {
+	own, single := v.store.(file)
+	if !single {
+		return nil // the events of a cluster are numbered by etcd
+	}
+	_, last, err := own.Position()
+	if err != nil {
+		return err
+	}
+	if known := v.log.LastOf(v.store.Source()); known > last {
+		v.older = true
+		log.Error("the token store is an older copy of itself: the audit log tells of later changes, and what was revoked since is valid again", "events", last, "known", known, "fix", fixOlder)
 	}
 	return nil
 }

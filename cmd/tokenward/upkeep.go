@@ -13,6 +13,7 @@ import (
 	"tokenward/admin/notify"
 	"tokenward/metrics"
 	"tokenward/tokenstore"
+	"tokenward/tokenstore/boltstore"
 	"tokenward/tokenstore/usage"
 )
 
@@ -31,6 +32,7 @@ type upkeep struct {
 	// When the last of each began; of run alone.
 	swept, counted, warned time.Time
 	unsent                 bool // the last look for warnings found no room for all of them
+	displaced              bool // the last look found another file, or none, at the store's path
 
 	sweptTokens, silenced, failures atomic.Uint64
 
@@ -49,6 +51,9 @@ type upkeepStore interface {
 	// Notice and NoteWarning read and write which warnings of a token's end were given.
 	Notice(id tokenstore.ID, end time.Time) (tokenstore.Notice, error)
 	NoteWarning(ctx context.Context, id tokenstore.ID, end time.Time, event []byte, change func(*tokenstore.Notice)) error
+
+	// Stats tell whether the store's file is still where it was opened.
+	Stats() boltstore.Stats
 
 	// Stamp notes the time, for LastTime of the next process.
 	Stamp(ctx context.Context) error
@@ -90,6 +95,7 @@ func (u *upkeep) run(ctx context.Context) {
 
 // round does what is due. What does not succeed is tried again in the next.
 func (u *upkeep) round(ctx context.Context) {
+	u.lookAtFile()
 	steps := []func(context.Context) error{u.store.Stamp, u.count}
 	if p, ok := u.store.(*part); ok {
 		steps = append(steps, p.KeepHouse)
@@ -102,6 +108,15 @@ func (u *upkeep) round(ctx context.Context) {
 			u.failures.Add(1)
 			u.log.Warn("the upkeep of tokens failed; it is tried again within a minute", "error", errors.Join(err, causeOf(err)))
 		}
+	}
+}
+
+// lookAtFile tells in the log that the store's file was taken away.
+func (u *upkeep) lookAtFile() {
+	was := u.displaced
+	u.displaced = u.store.Stats().Displaced
+	if u.displaced && !was {
+		u.log.Error("the file that is served is no longer at tokenstore.path, and the next start will not find it", "fix", fixDisplaced)
 	}
 }
 

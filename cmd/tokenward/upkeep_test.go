@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -343,4 +344,25 @@ func TestUpkeepSweepsSilencesAndCounts(t *testing.T) {
 		}
 		k.close()
 	})
+}
+
+// TestStoreThatWasTakenAwayIsToldOnce: who does not ask /readyz reads it in the log.
+func TestStoreThatWasTakenAwayIsToldOnce(t *testing.T) {
+	k := newKept(t)
+	defer k.close()
+	var told lockedBuffer
+	k.upkeep.log = slog.New(slog.NewTextHandler(&told, nil))
+	k.upkeep.lookAtFile()
+	if told.String() != "" {
+		t.Errorf("while it is there: %s", &told)
+	}
+	if err := os.Rename(k.path, k.path+".away"); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		k.upkeep.lookAtFile()
+	}
+	if got := strings.Count(told.String(), "no longer at tokenstore.path"); got != 1 || !strings.Contains(told.String(), "tokenward backup") {
+		t.Errorf("told %d times: %s", got, &told)
+	}
 }
