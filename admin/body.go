@@ -126,7 +126,7 @@ func (d *document) add(path, detail string) {
 }
 
 // ParseObject reads one JSON object; nothing at all reads as an empty one.
-// What is no JSON object, or goes on behind it, is KindMalformed.
+// What is not a JSON object, or goes on behind it, is KindMalformed.
 func ParseObject(body []byte) (*Object, error) {
 	doc := &document{}
 	if len(bytes.TrimSpace(body)) == 0 {

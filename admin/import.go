@@ -190,7 +190,7 @@ func (s *Service) prepareImport(item *ImportItem, o ImportOptions) (w importing,
 		w.record.Last4 = item.Secret.Last4()
 		switch s.formats().Classify([]byte(text)) {
 		case tokenstore.ClassBroken:
-			return w, "begins as secrets of this store do, and is none: its length or checksum is wrong"
+			return w, "begins like a secret of this store, and is not one: its length or checksum is wrong"
 		case tokenstore.ClassOurs:
 			w.record.Scheme = tokenstore.SchemeNative
 			w.record.Digest, w.record.Pepper = s.peppers.Digest(text)

@@ -100,7 +100,7 @@ func TestImportRefusesEachByItself(t *testing.T) {
 		item(9, "with space "+rand.Text()), item(10, fresh), item(11, ""), wide, byDigest, unkeyed, unnamed,
 	}
 	want := map[int]string{
-		5: "belongs, or belonged, to token", 6: "belongs, or belonged, to token", 7: "weak", 8: "begins as secrets of this store do", 9: "cannot stand in a request",
+		5: "belongs, or belonged, to token", 6: "belongs, or belonged, to token", 7: "weak", 8: "begins like a secret of this store", 9: "cannot stand in a request",
 		10: "belong", 11: "neither a secret nor a digest", 12: "no scopes", 13: "belongs, or belonged, to token", 14: "no key for it", 15: "name",
 	}
 	for _, dry := range []bool{true, false} {

@@ -172,7 +172,7 @@ func (d *Drainer) move() (p Progress, more bool, err error) {
 }
 
 // AppendEntries writes entries of the outbox named source, as Append does,
-// leaving out those that are in the log already. A payload that is no event,
+// leaving out those that are in the log already. A payload that is not an event,
 // which a store of a newer version or a damaged one may hold, is written
 // inside an event of the verb "audit.unreadable", so that what follows it gets
 // through.

@@ -45,7 +45,7 @@ type Event struct {
 // at most 64 bytes long.
 type Word string
 
-// Outcome says how a verb ended. The zero value is no outcome and cannot be encoded.
+// Outcome says how a verb ended. The zero value is not an outcome and cannot be encoded.
 type Outcome uint8
 
 // The outcomes. An addition needs a name in outcomeNames.

@@ -402,7 +402,7 @@ func TestRouteLimitIsForTokensWithoutTheirOwn(t *testing.T) {
 		{"on another route", with(1, 1, 1, tokenstore.Limits{}), other, 2},
 		{"another token", with(2, 1, 1, tokenstore.Limits{}), slow, 2},
 		{"its own rate", with(3, 1, 1, tokenstore.Limits{Rate: 0.001, Burst: 5}), slow, 5},
-		{"a quota is no rate", with(4, 1, 1, quota(8, tokenstore.PerDay)), slow, 2},
+		{"a quota is not a rate", with(4, 1, 1, quota(8, tokenstore.PerDay)), slow, 2},
 	} {
 		if n := count(c.tok, c.r); n != c.want {
 			t.Errorf("%s: %d, want %d", c.name, n, c.want)

@@ -254,7 +254,7 @@ func (c *routeCompiler) relax() {
 	for _, name := range c.spec.Relax {
 		bit, ok := canon.RelaxationNamed(name)
 		if !ok {
-			c.fault("relax", "%q is no relaxation: choose from %s", name, relaxationNames())
+			c.fault("relax", "%q is not a relaxation: choose from %s", name, relaxationNames())
 		}
 		c.route.relax |= bit
 	}
@@ -343,7 +343,7 @@ func parseMatch(match string) (methods []string, path pathPattern, err error) {
 		methods = strings.Split(method, ",")
 		for i, m := range methods {
 			if !validMethod(m) {
-				return nil, path, fmt.Errorf("%q is no method: write names such as GET in capitals, separated by commas without spaces, or * for any", m)
+				return nil, path, fmt.Errorf("%q is not a method: write names such as GET in capitals, separated by commas without spaces, or * for any", m)
 			}
 			if slices.Contains(methods[:i], m) {
 				return nil, path, fmt.Errorf("method %s is named twice", m)
@@ -381,7 +381,7 @@ func parsePath(text string) (p pathPattern, err error) {
 		switch {
 		case isVar && strings.HasSuffix(s, "...}"):
 			if name = strings.TrimSuffix(name, "...}"); !validVar(name) {
-				return p, fmt.Errorf("%q is no variable: names match [a-z][a-z0-9_]*", s)
+				return p, fmt.Errorf("%q is not a variable: names match [a-z][a-z0-9_]*", s)
 			}
 			if !last {
 				return p, fmt.Errorf("%s may stand only at the end of a path", s)
@@ -393,7 +393,7 @@ func parsePath(text string) (p pathPattern, err error) {
 		case isVar:
 			name, ok := strings.CutSuffix(name, "}")
 			if !ok || !validVar(name) {
-				return p, fmt.Errorf("%q is no variable: a variable is a whole segment, and names match [a-z][a-z0-9_]*", s)
+				return p, fmt.Errorf("%q is not a variable: a variable is a whole segment, and names match [a-z][a-z0-9_]*", s)
 			}
 			if slices.Contains(p.vars, name) {
 				return p, fmt.Errorf("variable {%s} is named twice", name)
@@ -536,7 +536,7 @@ func (p *pathPattern) parseVariable(name string) (part, error) {
 	}
 	i := slices.Index(p.vars, name)
 	if i < 0 {
-		return part{}, fmt.Errorf("{%s} is no variable of the path; a final {x...} cannot be used", name)
+		return part{}, fmt.Errorf("{%s} is not a variable of the path; a final {x...} cannot be used", name)
 	}
 	return part{kind: partPath, v: i}, nil
 }

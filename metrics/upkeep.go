@@ -19,7 +19,7 @@ func (r *Registry) WatchClock(f func() ClockStats) {
 	r.prom.MustRegister(&clockCollector{
 		stats:     f,
 		departure: desc("tokenward_clock_departure_seconds", "By how much the machine's clock is ahead of the time that tokens are judged by."),
-		alarm:     desc("tokenward_clock_alarm", "1 while the machine's clock departs by more than is harmless, else 0."),
+		alarm:     desc("tokenward_clock_alarm", "1 while the machine's clock differs by more than is harmless, else 0."),
 		adopted:   desc("tokenward_clock_adopted_total", "Times that the machine's clock was followed."),
 	})
 }

@@ -61,14 +61,14 @@ func NewCORS(o CORSOptions) (*CORS, []CORSFault) {
 		case origin == "*":
 			c.any = true
 		case !validOrigin(origin):
-			fault("origins", i, strconv.Quote(origin)+" is no origin", "write scheme and host in lower case, with a port only if it is not the scheme's own, such as https://app.example.com")
+			fault("origins", i, strconv.Quote(origin)+" is not an origin", "write scheme and host in lower case, with a port only if it is not the scheme's own, such as https://app.example.com")
 		default:
 			c.origins[origin] = true
 		}
 	}
 	for i, m := range o.Methods {
 		if !validToken(m) || m != strings.ToUpper(m) {
-			fault("methods", i, strconv.Quote(m)+" is no method", "write names such as GET in capitals")
+			fault("methods", i, strconv.Quote(m)+" is not a method", "write names such as GET in capitals")
 		}
 	}
 	for _, list := range []struct {
@@ -77,7 +77,7 @@ func NewCORS(o CORSOptions) (*CORS, []CORSFault) {
 	}{{"headers", o.Headers}, {"expose", o.Expose}} {
 		for i, name := range list.names {
 			if !validToken(name) || name == "*" {
-				fault(list.field, i, strconv.Quote(name)+" is no header name", "write names such as Content-Type; * is not taken")
+				fault(list.field, i, strconv.Quote(name)+" is not a header name", "write names such as Content-Type; * is not taken")
 			}
 		}
 	}

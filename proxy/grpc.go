@@ -36,7 +36,7 @@ func (e streamReset) Error() string {
 // with the status that its client would have read from that: net/http can reset a
 // stream with no code but INTERNAL_ERROR, so that a call past its deadline would
 // look like a fault and a lost connection like no reason to try again. It reports
-// false where the answer is no gRPC.
+// false where the answer is not gRPC.
 func endsCall(r *http.Response, took time.Duration, err error) bool {
 	kind := r.Header.Get("Content-Type")
 	if rest, ok := strings.CutPrefix(kind, "application/grpc"); !ok || rest != "" && rest[0] != '+' && rest[0] != ';' {

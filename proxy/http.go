@@ -224,7 +224,7 @@ func (h *HTTP) refuse(w http.ResponseWriter, r *http.Request, p *passage) {
 	}
 	w.WriteHeader(p.refusal.status)
 	if r.Method != http.MethodHead {
-		_, _ = w.Write(body) //nolint:gosec // it is no HTML, and a client that is gone needs no answer
+		_, _ = w.Write(body) //nolint:gosec // it is not HTML, and a client that is gone needs no answer
 	}
 }
 

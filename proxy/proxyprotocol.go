@@ -19,7 +19,7 @@ import (
 // ProxyProtocol is a listener below which some peers must begin each connection
 // with a PROXY protocol header, version 1 or 2. The address in it becomes that of
 // the peer. Connections of all other peers pass as they are: a header from them
-// is no HTTP and is refused as such.
+// is not HTTP and is refused as such.
 //
 // Headers are read beside Accept, so that a peer that sends none holds up nobody.
 // A header is read to its last byte and not beyond, so that what follows is still
@@ -291,6 +291,6 @@ func clientOf(h *proxyproto.Header) (remote net.Addr, own bool, err error) {
 	case proxyproto.UNSPEC, proxyproto.UnixStream:
 		return unknownAddr{}, false, nil
 	default:
-		return nil, false, errors.New("the PROXY protocol header names a transport that is no stream")
+		return nil, false, errors.New("the PROXY protocol header names a transport that is not a stream")
 	}
 }

@@ -85,7 +85,7 @@ func New(service *admin.Service, o Options) (*Handler, error) {
 	case len(o.Keys) == 0:
 		return nil, errors.New("there is no public key to check reports with")
 	case o.Action != Disable && o.Action != Revoke:
-		return nil, fmt.Errorf("%q is no action: write disable or revoke", o.Action)
+		return nil, fmt.Errorf("%q is not an action: write disable or revoke", o.Action)
 	}
 	return &Handler{service: service, options: o, slots: make(chan struct{}, maxAtOnce)}, nil
 }
@@ -176,7 +176,7 @@ func (h *Handler) take(w http.ResponseWriter, r *http.Request, key *ecdsa.Public
 	return status, answer
 }
 
-// readReport reads the body, with a status other than OK when it is no report's. A
+// readReport reads the body, with a status other than OK when it is not a report's. A
 // sender that trickles holds a place for no longer than twice reportPatience.
 func readReport(w http.ResponseWriter, r *http.Request) (body []byte, status int) {
 	until := time.Now().Add(reportPatience)
@@ -220,7 +220,7 @@ func (h *Handler) signature(header http.Header) ([]byte, *ecdsa.PublicKey) {
 
 // unsigned tells of a report that no configured key signed.
 func (h *Handler) unsigned(r *http.Request) int {
-	h.tell(r, "a report of leaked secrets was not signed by a configured key, and refused: are the keys of admin.leaks.keys_file the present ones?")
+	h.tell(r, "a report of leaked secrets was not signed by a configured key, and refused: are the keys of admin.leaks.keys_file up to date?")
 	return http.StatusUnauthorized
 }
 
@@ -310,7 +310,7 @@ func ParseKeys(data []byte) (map[string]*ecdsa.PublicKey, error) {
 		} `json:"public_keys"`
 	}
 	if err := json.Unmarshal(data, &file); err != nil {
-		return nil, fmt.Errorf("it is no list of public keys: %w", err)
+		return nil, fmt.Errorf("it is not a list of public keys: %w", err)
 	}
 	keys := make(map[string]*ecdsa.PublicKey)
 	for _, k := range file.Keys {
@@ -321,7 +321,7 @@ func ParseKeys(data []byte) (map[string]*ecdsa.PublicKey, error) {
 		parsed, err := x509.ParsePKIXPublicKey(block.Bytes)
 		key, ok := parsed.(*ecdsa.PublicKey)
 		if err != nil || !ok {
-			return nil, fmt.Errorf("key %.80q is no ECDSA public key", k.ID)
+			return nil, fmt.Errorf("key %.80q is not an ECDSA public key", k.ID)
 		}
 		keys[k.ID] = key
 	}

@@ -43,7 +43,7 @@ func NewScanner(prefixes []string) (*Scanner, error) {
 	}
 	for _, p := range prefixes {
 		if !tokenstore.ValidPrefix(p) {
-			return nil, fmt.Errorf("%.40q is no prefix of secrets: write a small letter and 1 to 15 small letters or digits", p)
+			return nil, fmt.Errorf("%.40q is not a prefix of secrets: write a small letter and 1 to 15 small letters or digits", p)
 		}
 	}
 	return &Scanner{slices.Clone(prefixes), tokenstore.NewFormats(prefixes...)}, nil

@@ -541,7 +541,7 @@ func idempotencyKey(r *http.Request) (key string, given bool, err error) {
 }
 
 // ifMatch returns the revisions that If-Match allows, by RFC 9110 section 13.1.1:
-// nil if it allows any. What is no entity tag of a token, a weak one included, is
+// nil if it allows any. What is not an entity tag of a token, a weak one included, is
 // the tag of no revision.
 func ifMatch(r *http.Request) []uint64 {
 	lines := r.Header.Values("If-Match")

@@ -89,7 +89,7 @@ func (b *backupFile) refused(err error) bool {
 
 // rewind writes what is left, and goes to the start of the file, for Read.
 func (b *backupFile) rewind() error {
-	if b.direct { // what is left is no whole number of blocks
+	if b.direct { // what is left is not a whole number of blocks
 		setDirect(b.f, directOff)
 	}
 	if err := b.flush(); err != nil {

@@ -211,7 +211,7 @@ func TestNamedFilesAreLookedAt(t *testing.T) {
 		}},
 		{name: "certificate is missing", change: func(c *Config) { c.Proxy.TLS = TLSConfig{CertFile: at("none.pem"), KeyFile: key} }, fault: "proxy.tls.cert_file: no such file"},
 		{name: "key is missing", change: func(c *Config) { c.Admin.TLS = TLSConfig{CertFile: cert, KeyFile: at("none.key")} }, fault: "admin.tls.key_file: no such file"},
-		{name: "key of another certificate", change: func(c *Config) { c.Proxy.TLS = TLSConfig{CertFile: cert, KeyFile: oldKey} }, fault: "proxy.tls: are no pair"},
+		{name: "key of another certificate", change: func(c *Config) { c.Proxy.TLS = TLSConfig{CertFile: cert, KeyFile: oldKey} }, fault: "proxy.tls: do not belong together"},
 		{name: "key for everybody", change: func(c *Config) { c.Proxy.TLS = TLSConfig{CertFile: openCert, KeyFile: openKey} }, fault: "proxy.tls.key_file: everybody"},
 		{name: "certificate has ended", change: func(c *Config) { c.Proxy.TLS = TLSConfig{CertFile: old, KeyFile: oldKey} }, warning: "proxy.tls.cert_file: ended on 2026-11-20"},
 		{name: "certificate ends soon", change: func(c *Config) { c.Proxy.TLS = TLSConfig{CertFile: soon, KeyFile: soonKey} }, warning: "proxy.tls.cert_file: ends on 2026-11-24"},

@@ -67,7 +67,7 @@ func (f *serverFlags) server() (base *url.URL, from string, err error) {
 	}
 	base, err = url.Parse(text)
 	if err != nil || base.Scheme != "http" && base.Scheme != "https" || base.Hostname() == "" {
-		return nil, "", fmt.Errorf("%s is no URL of a server: write it as %s", from, defaultAdmin)
+		return nil, "", fmt.Errorf("%s is not the URL of a server: write it as %s", from, defaultAdmin)
 	}
 	if base.User != nil || base.RawQuery != "" || base.Fragment != "" {
 		return nil, "", fmt.Errorf("%s may have no user, query or fragment: write it as %s", from, defaultAdmin)
@@ -108,7 +108,7 @@ func (f *serverFlags) secret(stdin io.Reader, stderr io.Writer) (tokenstore.Secr
 		from = f.tokenFile
 		file, err := os.Open(f.tokenFile)
 		if err != nil {
-			return tokenstore.Secret{}, "", fmt.Errorf("--token-file %s %w\nIt is to hold the calling token and nothing else", f.tokenFile, fileProblem(err))
+			return tokenstore.Secret{}, "", fmt.Errorf("--token-file %s %w\nIt must hold the calling token and nothing else", f.tokenFile, fileProblem(err))
 		}
 		defer file.Close()
 		if info, err := file.Stat(); err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o007 != 0 {
@@ -133,11 +133,11 @@ func secretFromText(text, from string) (tokenstore.Secret, error) {
 	unprintable := func(r rune) bool { return r <= ' ' || r >= 0x7f }
 	switch {
 	case text == "":
-		return tokenstore.Secret{}, fmt.Errorf("%s is empty: it is to hold the calling token", from)
+		return tokenstore.Secret{}, fmt.Errorf("%s is empty: it must hold the calling token", from)
 	case strings.HasPrefix(text, "{"):
-		return tokenstore.Secret{}, fmt.Errorf("%s holds JSON: it is to hold the value of its \"token\" and nothing else", from)
+		return tokenstore.Secret{}, fmt.Errorf("%s holds JSON: it must hold the value of its \"token\" and nothing else", from)
 	case len(text) > maxTokenFile || strings.ContainsFunc(text, unprintable):
-		return tokenstore.Secret{}, fmt.Errorf("%s holds something else than one token: it is to hold the calling token and nothing else", from)
+		return tokenstore.Secret{}, fmt.Errorf("%s holds something other than one token: it must hold the calling token and nothing else", from)
 	}
 	return tokenstore.SecretFrom(text), nil
 }
@@ -223,7 +223,7 @@ func (c *client) attempt(ctx context.Context, one call, key string) ([]byte, err
 		return nil, &lostError{c, one, err}
 	}
 	if len(body) > maxAnswer || !json.Valid(body) {
-		return nil, c.strange(one, "the answer is no JSON, or far too long")
+		return nil, c.strange(one, "the answer is not JSON, or far too long")
 	}
 	return bytes.TrimSpace(body), nil
 }

@@ -150,7 +150,7 @@ func (e *apiError) next() string {
 		return "`tokenward token list` shows what there is"
 	case "no_route":
 		if e.call.path == pathCluster {
-			return "A server whose configuration has no tokenstore.etcd.endpoints is no part of a cluster. For one that is, name its admin listener with --admin URL or " + envAdmin
+			return "A server whose configuration has no tokenstore.etcd.endpoints is not part of a cluster. For one that is, name its admin listener with --admin URL or " + envAdmin
 		}
 		return "Is it the admin listener of a tokenward of this version? Name another with --admin URL or " + envAdmin
 	}

@@ -27,7 +27,7 @@ func (t *timedReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// stream makes a call whose answer is no JSON and long, and copies it to w. The
+// stream makes a call whose answer is not JSON and long, and copies it to w. The
 // connection is closed behind it, and so the end is heard of even while more is
 // waited for.
 func (c *client) stream(ctx context.Context, one call, media string, w io.Writer) error {

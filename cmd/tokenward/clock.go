@@ -162,9 +162,9 @@ func (c *clock) check() (metrics.State, string) {
 		return metrics.Passing, ""
 	}
 	if c.hindered {
-		return metrics.Warning, fmt.Sprintf("the machine's clock is earlier than what the store was last written at (%s), which stays the least: set the clock right, or see Time in docs/operations.md", c.floor.Format(time.RFC3339))
+		return metrics.Warning, fmt.Sprintf("the machine's clock is earlier than the last write to the store (%s), and tokens are judged by no earlier time than that: set the clock right, or see Time in docs/operations.md", c.floor.Format(time.RFC3339))
 	}
-	return metrics.Warning, fmt.Sprintf("the machine's clock departs by %s from the time that tokens are judged by: see the log", c.by.Round(time.Second))
+	return metrics.Warning, fmt.Sprintf("the machine's clock differs by %s from the time that tokens are judged by: see the log", c.by.Round(time.Second))
 }
 
 // stats are for metrics.

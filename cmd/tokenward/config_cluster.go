@@ -71,7 +71,7 @@ func (d *decoder) checkEtcd(c *Config) {
 		at := itemPath(path+".endpoints", i)
 		u, err := url.Parse(endpoint)
 		if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.User != nil || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" {
-			d.report(at, ruleUpstream, quote(endpoint)+" is no URL of an etcd member", "write it like https://etcd-0.example:2379")
+			d.report(at, ruleUpstream, quote(endpoint)+" is not the URL of an etcd member", "write it like https://etcd-0.example:2379")
 			continue
 		}
 		if u.Scheme == "https" {

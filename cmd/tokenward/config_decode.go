@@ -399,9 +399,9 @@ func parseSize(s string) (byteSize, error) {
 	}
 	if !isDecimal(digits) {
 		if strings.ContainsAny(s, "kKmMgGbB") {
-			return 0, errors.New("is no size: units are KiB, MiB and GiB, without a space before them")
+			return 0, errors.New("is not a size: units are KiB, MiB and GiB, without a space before them")
 		}
-		return 0, errors.New("is no size")
+		return 0, errors.New("is not a size")
 	}
 	n, err := strconv.ParseInt(digits, 10, 64)
 	if err != nil || n > maxSize>>shift {
@@ -419,7 +419,7 @@ func parseInstant(s string) (instant, error) {
 	}
 	t, err := time.Parse(time.RFC3339, s)
 	if err != nil {
-		return instant{}, errors.New("is no time with a zone")
+		return instant{}, errors.New("is not a time with a zone")
 	}
 	return instant{t.UTC()}, nil
 }
@@ -434,7 +434,7 @@ func parseDuration(s string) (time.Duration, error) {
 	case s == "0":
 		return 0, nil
 	case s == "":
-		return 0, errors.New("is no duration")
+		return 0, errors.New("is not a duration")
 	case isDecimal(s):
 		return 0, errors.New("has no unit")
 	case strings.HasPrefix(s, "-"):
@@ -445,7 +445,7 @@ func parseDuration(s string) (time.Duration, error) {
 	if before, after, ok := strings.Cut(s, "d"); ok {
 		n, err := strconv.ParseUint(before, 10, 16)
 		if err != nil || !isDecimal(before) {
-			return 0, errors.New("is no duration")
+			return 0, errors.New("is not a duration")
 		}
 		days, rest = time.Duration(n)*24*time.Hour, after
 	}
@@ -453,7 +453,7 @@ func parseDuration(s string) (time.Duration, error) {
 	if rest != "" {
 		var err error
 		if part, err = time.ParseDuration(rest); err != nil || strings.HasPrefix(rest, "-") || strings.HasPrefix(rest, "+") {
-			return 0, errors.New("is no duration")
+			return 0, errors.New("is not a duration")
 		}
 	}
 	if days > maxDuration || part > maxDuration-days {

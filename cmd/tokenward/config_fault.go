@@ -179,7 +179,7 @@ func excerpt(line string, column, width int) (text string, indent, carets int) {
 	return strings.TrimRight(string(runes), " "), indent, max(1, min(width, len(runes)-indent))
 }
 
-// shownText replaces every byte that is no UTF-8 and every character that
+// shownText replaces every byte that is not UTF-8 and every character that
 // is not shown as one mark on the line by '?', one for one.
 func shownText(line string) string {
 	var b strings.Builder

@@ -91,7 +91,7 @@ func (f *fileChecker) certificate(section string, t TLSConfig) {
 	}
 	pair, err := tls.LoadX509KeyPair(t.CertFile, t.KeyFile)
 	if err != nil {
-		f.fault(section, fmt.Sprintf("%s and %s are no pair: %v", quote(t.CertFile), quote(t.KeyFile), err), "write PEM files, the server's own certificate first, and the key that belongs to it")
+		f.fault(section, fmt.Sprintf("%s and %s do not belong together: %v", quote(t.CertFile), quote(t.KeyFile), err), "write PEM files, the server's own certificate first, and the key that belongs to it")
 		return
 	}
 	leaf := pair.Leaf

@@ -40,7 +40,7 @@ type FailuresConfig struct {
 type requestRate float64
 
 // errRate says what a rate is not.
-var errRate = errors.New("is no rate")
+var errRate = errors.New("is not a rate")
 
 // parseRate reads 10/s, 600/m or 5000/h: digits, and what they are for.
 func parseRate(s string) (requestRate, error) {

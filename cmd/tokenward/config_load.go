@@ -82,7 +82,7 @@ func parseConfig(name string, data []byte) (*Config, error) {
 		known[position{line: f.Line, column: f.Column}] = true
 	}
 	for _, f := range d.faults {
-		// What is wrong with a value that is no plain YAML follows from that.
+		// What is wrong with a value that is not plain YAML follows from that.
 		if f.Line == 0 || !known[position{line: f.Line, column: f.Column}] {
 			faults = append(faults, f)
 		}

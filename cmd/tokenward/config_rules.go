@@ -75,7 +75,7 @@ func wildcard(host string) bool {
 }
 
 // checkFileReference refuses a secret where the name of its file belongs, and what
-// is no name of a file. It does not look at the file.
+// is not a name of a file. It does not look at the file.
 func (d *decoder) checkFileReference(path, name string) {
 	switch {
 	case strings.Contains(name, "-----BEGIN"):
@@ -273,15 +273,15 @@ func (d *decoder) checkListen(key, listen string) bool {
 	const form = "write host:port, such as 127.0.0.1:8080, or :8080 for all addresses"
 	host, port, err := net.SplitHostPort(listen)
 	if err != nil {
-		d.report(key, ruleListen, quote(listen)+" is no address with a port", form)
+		d.report(key, ruleListen, quote(listen)+" is not an address with a port", form)
 		return false
 	}
 	if n, err := strconv.ParseUint(port, 10, 16); err != nil || strconv.FormatUint(n, 10) != port {
-		d.report(key, ruleListen, quote(port)+" is no port", "write a number from 1 to 65535, or 0 for any free port")
+		d.report(key, ruleListen, quote(port)+" is not a port", "write a number from 1 to 65535, or 0 for any free port")
 		return false
 	}
 	if _, err := netip.ParseAddr(host); err != nil && host != "" && host != "localhost" {
-		d.report(key, ruleListen, quote(host)+" is no address of this machine", "write an IP address, localhost, or nothing for all addresses")
+		d.report(key, ruleListen, quote(host)+" is not an address of this machine", "write an IP address, localhost, or nothing for all addresses")
 		return false
 	}
 	return true
@@ -336,12 +336,12 @@ func (d *decoder) once(path string, list []string) {
 func (d *decoder) checkStore(c *Config) {
 	const fix = "write 2 to 16 lower-case letters and digits, a letter first, such as tw"
 	if d.sound("tokenstore.secret_prefix") && !tokenstore.ValidPrefix(c.TokenStore.SecretPrefix) {
-		d.report("tokenstore.secret_prefix", ruleName, quote(c.TokenStore.SecretPrefix)+" is no prefix of secrets", fix)
+		d.report("tokenstore.secret_prefix", ruleName, quote(c.TokenStore.SecretPrefix)+" is not a prefix of secrets", fix)
 	}
 	apis := c.Admin.SecretPrefix.byAPI()
 	for _, api := range slices.Sorted(maps.Keys(apis)) {
 		if key := "admin.secret_prefix." + api; d.sound(key) && !tokenstore.ValidPrefix(apis[api]) {
-			d.report(key, ruleName, quote(apis[api])+" is no prefix of secrets", fix+`; or "" to have that of tokenstore.secret_prefix`)
+			d.report(key, ruleName, quote(apis[api])+" is not a prefix of secrets", fix+`; or "" to have that of tokenstore.secret_prefix`)
 		}
 	}
 	files := []struct{ key, path string }{{"tokenstore.path", c.TokenStore.Path}, {"audit.path", c.Audit.Path}}

@@ -148,7 +148,7 @@ func (d *decoder) checkUpstreamTLS(c *Config) {
 		d.report(path, ruleHalfTLS, "a certificate and its key go together", "set both cert_file and key_file, or neither")
 	}
 	if strings.ContainsAny(t.ServerName, ":/ *") {
-		d.report(path+".server_name", ruleName, quote(t.ServerName)+" is no host name", "write the name in the upstream's certificate, without scheme and port")
+		d.report(path+".server_name", ruleName, quote(t.ServerName)+" is not a host name", "write the name in the upstream's certificate, without scheme and port")
 	}
 	secured := func(url string) bool { return strings.HasPrefix(strings.ToLower(url), "https:") }
 	if !slices.ContainsFunc(c.allUpstreams(), secured) {
@@ -201,11 +201,11 @@ func (d *decoder) checkUpstream(c *Config, path, raw string) *url.URL {
 	u, err := url.Parse(raw)
 	switch {
 	case err != nil:
-		d.report(path, ruleUpstream, quote(raw)+" is no URL", form)
+		d.report(path, ruleUpstream, quote(raw)+" is not a URL", form)
 	case u.User != nil:
 		d.report(path, ruleSecretInline, "a URL here may not hold a user or password", "remove it: the upstream is told who asks by the identity headers")
 	case u.Scheme != "http" && u.Scheme != "https" && u.Scheme != "h2c":
-		d.report(path, ruleUpstream, quote(raw)+" is no http, https or h2c URL", form)
+		d.report(path, ruleUpstream, quote(raw)+" is not an http, https or h2c URL", form)
 	case u.Hostname() == "" || strings.ContainsAny(u.Host, "%\\ "):
 		d.report(path, ruleUpstream, quote(raw)+" names no host", form)
 	case !validPort(u.Port(), u.Host):

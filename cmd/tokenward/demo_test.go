@@ -296,7 +296,7 @@ func request(t *testing.T, method, url string, header http.Header, data string) 
 	var problem struct{ Code string }
 	if strings.HasPrefix(resp.Header.Get("Content-Type"), "application/problem+json") {
 		if err := json.Unmarshal(b, &problem); err != nil {
-			t.Errorf("%s %s: a problem that is no JSON: %v\n%s", method, url, err, b)
+			t.Errorf("%s %s: a problem that is not JSON: %v\n%s", method, url, err, b)
 		}
 	}
 	return resp.StatusCode, problem.Code, string(b)

@@ -272,7 +272,7 @@ func TestHouseNamesOnlyItsOwnRooms(t *testing.T) {
 	for name, r := range house {
 		for _, dep := range slices.Concat(r.ours, r.inTests) {
 			if _, ok := house[dep]; !ok {
-				t.Errorf("%s may import %s, which is no package of the house", name, dep)
+				t.Errorf("%s may import %s, which is not a package of the house", name, dep)
 			}
 		}
 		if r.what == "" {

@@ -77,7 +77,7 @@ func (f *explainFlags) run(cmd *cobra.Command, method, target string) (native.Ex
 	}
 	from, err := netip.ParseAddr(f.from)
 	if err != nil || from.Zone() != "" {
-		return none, usageError{fmt.Errorf("--from %q is no IP address: write it as 192.0.2.7 or 2001:db8::7", f.from)}
+		return none, usageError{fmt.Errorf("--from %q is not an IP address: write it as 192.0.2.7 or 2001:db8::7", f.from)}
 	}
 	q.From = from.Unmap()
 	for _, line := range f.headers {
@@ -183,7 +183,7 @@ func (f *explainFlags) judge(ctx context.Context, stdin io.Reader, cfg *Config, 
 	if f.tokenFile != "-" {
 		file, err := os.Open(f.tokenFile)
 		if err != nil {
-			return native.Explanation{}, fmt.Errorf("--token-file %s %w\nIt is to hold the secret that the request bears, and nothing else", f.tokenFile, fileProblem(err))
+			return native.Explanation{}, fmt.Errorf("--token-file %s %w\nIt must hold the secret that the request bears, and nothing else", f.tokenFile, fileProblem(err))
 		}
 		defer file.Close()
 		in = file

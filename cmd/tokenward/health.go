@@ -53,7 +53,7 @@ func newHealthCommand() *cobra.Command {
 func (q *healthQuery) ask(ctx context.Context, out io.Writer) error {
 	base, err := url.Parse(q.server)
 	if err != nil || base.Scheme != "http" && base.Scheme != "https" || base.Hostname() == "" {
-		return usageError{errors.New("--metrics is no URL of a server: write it as " + defaultMetrics)}
+		return usageError{errors.New("--metrics is not the URL of a server: write it as " + defaultMetrics)}
 	}
 	path := "/readyz"
 	if q.live {

@@ -88,7 +88,7 @@ func (t *tokenCommand) importFile(cmd *cobra.Command, f *importFlags, path strin
 	if f.exportedAt != "" {
 		at, ok := tokenstore.ParseTime(f.exportedAt)
 		if !ok {
-			return usageError{fmt.Errorf("--exported-at %q is no time: write it as 2026-11-21T12:00:00Z", f.exportedAt)}
+			return usageError{fmt.Errorf("--exported-at %q is not a time: write it as 2026-11-21T12:00:00Z", f.exportedAt)}
 		}
 		exported = at
 	}

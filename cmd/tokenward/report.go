@@ -54,7 +54,7 @@ func newReportCommand() *cobra.Command {
 			query.Set("ending_before", wireTime(before))
 			for _, name := range findings {
 				if !slices.Contains(admin.Findings(), admin.Finding(name)) {
-					return usageError{fmt.Errorf("--finding %q is none: write some of %s", name, findingNames())}
+					return usageError{fmt.Errorf("--finding %q is not a finding: choose from %s", name, findingNames())}
 				}
 			}
 			if len(findings) > 0 {
@@ -127,7 +127,7 @@ type assessmentView struct {
 func (w *reportWriter) assessment(raw json.RawMessage) error {
 	var v assessmentView
 	if err := json.Unmarshal(raw, &v); err != nil {
-		return fmt.Errorf("the server's report has something else than tokens in it: %w", err)
+		return fmt.Errorf("the server's report holds something other than tokens: %w", err)
 	}
 	w.tokens++
 	fmt.Fprintf(w.table, "Token %d, %s, of account %d\n", v.Token.ID, shortened(v.Token.Name), v.Token.Account)

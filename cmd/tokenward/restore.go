@@ -230,7 +230,7 @@ func (r *restorer) copyOut(backup string) (path string, err error) {
 	defer in.Close()
 	out, err := os.CreateTemp(filepath.Dir(r.cfg.TokenStore.Path), ".tokenward-restore-*")
 	if err != nil {
-		return "", fmt.Errorf("the store is made in %s first, the folder of tokenstore.path, and there: %w: make the folder, or run this as who may write in it", filepath.Dir(r.cfg.TokenStore.Path), errors.Unwrap(err))
+		return "", fmt.Errorf("the new store cannot be made in %s, the folder of tokenstore.path: %w: make the folder, or run this as a user who may write in it", filepath.Dir(r.cfg.TokenStore.Path), errors.Unwrap(err))
 	}
 	defer func() {
 		if err != nil {
@@ -354,7 +354,7 @@ func (r *restorer) finish(ctx context.Context, path string) error {
 	}
 	if r.knowsCounts() {
 		if err := carryCounts(ctx, r.replaced, s, r.manifest.LastID); err != nil {
-			return errors.Join(fmt.Errorf("take over what was used of limits: %w", err), s.Close())
+			return errors.Join(fmt.Errorf("carry over what was used of limits: %w", err), s.Close())
 		}
 	}
 	reason := fmt.Sprintf("the backup of %s was restored, %s taken away again", r.manifest.Time.Format(time.RFC3339), counted(len(r.undone), "change"))

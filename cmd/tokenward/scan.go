@@ -99,7 +99,7 @@ func (s *scanCommand) run(cmd *cobra.Command, paths []string) (err error) {
 		}
 	}
 	if p.skipped > 0 {
-		fmt.Fprintf(cmd.ErrOrStderr(), "skipped what is no file: %s, the first is %s; name one yourself to have it read\n", counted(p.skipped, "path"), p.skippedFirst)
+		fmt.Fprintf(cmd.ErrOrStderr(), "skipped what is not a file: %s, the first is %s; name one yourself to have it read\n", counted(p.skipped, "path"), p.skippedFirst)
 	}
 	if p.packed > 0 {
 		fmt.Fprintf(cmd.ErrOrStderr(), "compressed in a way that is not read: %s, the first is %s; unpack them to have them looked at\n", counted(p.packed, "file"), p.packedFirst)
@@ -187,7 +187,7 @@ func (p *leakPrinter) found(file string, f leaks.Found) {
 	p.failed(err)
 }
 
-// skip notes what is no regular file below a folder.
+// skip notes what is not a regular file below a folder.
 func (p *leakPrinter) skip(file string, kind fs.FileMode) {
 	if p.skipped++; p.skipped == 1 {
 		p.skippedFirst = shownText(file) + " (" + fileKind(kind) + ")"

@@ -500,7 +500,7 @@ func tokenIDs(least, most int) cobra.PositionalArgs {
 		}
 		for _, arg := range args {
 			if _, ok := tokenstore.ParseID(arg); !ok && arg != "self" {
-				return fmt.Errorf("%s is no id of a token: ids are whole numbers from 1, and `self` is the calling token", idText(arg))
+				return fmt.Errorf("%s is not the id of a token: ids are whole numbers from 1, and `self` is the calling token", idText(arg))
 			}
 		}
 		return nil

@@ -177,7 +177,7 @@ func (t *tokenFlags) setLimits(b *bodyBuilder) {
 		}
 		rate, err := strconv.ParseFloat(t.rate, 64)
 		if err != nil || !(rate > 0 && rate <= 1e9) {
-			return nil, fmt.Errorf("%q is no number of requests per second: write 5, 0.2 or none", t.rate)
+			return nil, fmt.Errorf("%q is not a number of requests per second: write 5, 0.2 or none", t.rate)
 		}
 		return rate, nil
 	})
@@ -200,7 +200,7 @@ func parseCount(text string) (any, error) {
 	}
 	n, ok := tokenstore.ParseNumber(text)
 	if !ok {
-		return nil, fmt.Errorf("%q is no number of requests: write a whole number from 1, or none", text)
+		return nil, fmt.Errorf("%q is not a number of requests: write a whole number from 1, or none", text)
 	}
 	return n, nil
 }
@@ -212,7 +212,7 @@ func parseQuotas(texts []string) (any, error) {
 		n, ok := tokenstore.ParseNumber(count)
 		window, known := tokenstore.ParseWindow(per)
 		if !ok || !known {
-			return nil, fmt.Errorf("%q is no quota: write 1000/day, or minute, hour or month, or none", text)
+			return nil, fmt.Errorf("%q is not a quota: write 1000/day, or minute, hour or month, or none", text)
 		}
 		quotas = append(quotas, map[string]any{"count": n, "per": window.String()})
 	}
@@ -253,7 +253,7 @@ func parseWhen(text string, now time.Time) (time.Time, error) {
 	case errors.Is(err, errLongDuration):
 		return time.Time{}, fmt.Errorf("%w: write the time, as 2047-01-31T00:00:00Z", err)
 	case err != nil || d <= 0:
-		return time.Time{}, errors.New("is no time and no duration: write 2027-01-31T00:00:00Z, or 90d or 12h from now")
+		return time.Time{}, errors.New("is neither a time nor a duration: write 2027-01-31T00:00:00Z, or 90d or 12h from now")
 	}
 	return now.Add(d), nil
 }
@@ -265,7 +265,7 @@ func parseAgo(text string, now time.Time) (time.Time, error) {
 	}
 	d, err := parseDuration(text)
 	if err != nil || d <= 0 {
-		return time.Time{}, errors.New("is no time and no duration: write 2027-01-31T00:00:00Z, or 90d for 90 days ago")
+		return time.Time{}, errors.New("is neither a time nor a duration: write 2027-01-31T00:00:00Z, or 90d for 90 days ago")
 	}
 	return now.Add(-d), nil
 }

@@ -316,7 +316,7 @@ func (l *listWriter) token(raw json.RawMessage) error {
 	}
 	var v tokenView
 	if err := json.Unmarshal(raw, &v); err != nil {
-		return fmt.Errorf("the server's list has something else than tokens in it: %w", err)
+		return fmt.Errorf("the server's list holds something other than tokens: %w", err)
 	}
 	if l.count == 1 {
 		fmt.Fprintln(l.table, "ID\tSTATE\tACCOUNT\tOWNER\tNAME\tSCOPES\tEXPIRES")

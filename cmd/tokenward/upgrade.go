@@ -44,9 +44,9 @@ func (m *mover) upgrade() error {
 	case m.asJSON:
 		return json.NewEncoder(m.out).Encode(r)
 	case r.Copy == "":
-		_, err = fmt.Fprintf(m.out, "%s has schema %d, which is the present one: nothing was to be done.\n", r.Path, r.To)
+		_, err = fmt.Fprintf(m.out, "%s already has the current schema, %d: nothing had to be done.\n", r.Path, r.To)
 	default:
-		_, err = fmt.Fprintf(m.out, "%s went from schema %d to %d. As it was, it is %s.\n", r.Path, r.From, r.To, r.Copy)
+		_, err = fmt.Fprintf(m.out, "%s was upgraded from schema %d to %d. A copy of it as it was before is %s.\n", r.Path, r.From, r.To, r.Copy)
 	}
 	return err
 }

@@ -29,15 +29,15 @@ type Basis uint8
 const (
 	// PeerUnknown: the door did not know the peer's address. The client is unknown.
 	PeerUnknown Basis = iota
-	// PeerItself: the peer is no trusted proxy, so it is the client, whatever its headers say.
+	// PeerItself: the peer is not a trusted proxy, so it is the client, whatever its headers say.
 	PeerItself
 	// NothingForwarded: the peer is a trusted proxy that named no client, so it is the client itself.
 	NothingForwarded
-	// FirstUntrustedHop: right to left, the first hop that is no trusted proxy.
+	// FirstUntrustedHop: right to left, the first hop that is not a trusted proxy.
 	FirstUntrustedHop
 	// AllHopsTrusted: every hop is a trusted proxy; the leftmost is the client.
 	AllHopsTrusted
-	// UnreadableHop: a hop that had to be read is no address. The client is unknown.
+	// UnreadableHop: a hop that had to be read is not an address. The client is unknown.
 	UnreadableHop
 	// TooManyHops: more trusted hops than anybody chains. The client is unknown.
 	TooManyHops
@@ -163,7 +163,7 @@ func (q *Request) ExplainClient() string {
 	case AllHopsTrusted:
 		return fmt.Sprintf("%v is the leftmost of %d hops, which are all trusted proxies", c.Addr, c.Hops)
 	case UnreadableHop:
-		return fmt.Sprintf("unknown: hop %d from the right, named by trusted proxy %v, is %q, which is no address", c.Hops+1, q.namedBy(c.Hops+1), clip(q.badHop))
+		return fmt.Sprintf("unknown: hop %d from the right, named by trusted proxy %v, is %q, which is not an address", c.Hops+1, q.namedBy(c.Hops+1), clip(q.badHop))
 	case TooManyHops:
 		return fmt.Sprintf("unknown: more than %d trusted hops in a row", maxHops)
 	default:

@@ -139,7 +139,7 @@ func (r *Rules) readAuthorization(q *Request, h *Head, i int, entry *nameEntry) 
 	return Carrier
 }
 
-// splitBearer reports whether the scheme is Bearer, and what follows it. A scheme ends at the first byte that is no token character, so
+// splitBearer reports whether the scheme is Bearer, and what follows it. A scheme ends at the first byte that is not a token character, so
 // "Bearer\tS" is a malformed Bearer and "BearerS" is another scheme.
 func splitBearer(value []byte) (bearer bool, secret []byte) {
 	const scheme = "bearer"

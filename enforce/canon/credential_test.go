@@ -22,7 +22,7 @@ func TestCredential(t *testing.T) {
 		{"foreign secrets may hold more", "/a", []string{"Authorization: Bearer 12|abc:$"}, "12|abc:$ authorization"},
 		{"api-token", "/a", []string{"Api-Token: tw_S"}, "tw_S api-token"},
 		{"further header", "/a", []string{"x-api-key: tw_S"}, "tw_S x-api-key"},
-		{"disguised header is no carrier", "/a", []string{"Api_Token: tw_S"}, "none"},
+		{"disguised header is not a carrier", "/a", []string{"Api_Token: tw_S"}, "none"},
 		{"disguised beside a real one", "/a", []string{"Api_Token: tw_S", "Api-Token: tw_T"}, "tw_T api-token"},
 		{"query", "/a?x=1&access_token=tw_S&y=2", nil, "tw_S query:access_token"},
 		{"query encoded", "/a?acc%65ss%5Ftoken=t%77_S", nil, "tw_S query:access_token"},

@@ -109,7 +109,7 @@ func (r *Rules) readField(q *Request, h *Head, i int, entry *nameEntry) Disposit
 }
 
 // nameTable finds header names in every spelling that a backend may fold into the same variable: case, and all punctuation alike, as CGI,
-// WSGI, Rack and PHP do, and as Apache does with every character that is no letter or digit.
+// WSGI, Rack and PHP do, and as Apache does with every character that is not a letter or digit.
 type nameTable struct {
 	byLength [maxNameBytes + 1][]nameEntry
 }

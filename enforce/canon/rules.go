@@ -32,7 +32,7 @@ type Options struct {
 
 // OptionError is one fault in Options, with what to do about it.
 type OptionError struct {
-	// Option is the field of Options; Index the position in it, -1 if it is no list or the list as a whole is meant.
+	// Option is the field of Options; Index the position in it, -1 if it is not a list or the list as a whole is meant.
 	Option  string
 	Index   int
 	Value   string
@@ -155,7 +155,7 @@ func (c *compiler) trust(prefixes []netip.Prefix) {
 	for i, p := range prefixes {
 		switch {
 		case !p.IsValid():
-			c.fault(option, i, p.String(), "is no address range", "write it as 10.0.0.0/8")
+			c.fault(option, i, p.String(), "is not an address range", "write it as 10.0.0.0/8")
 			continue
 		case p.Addr().Is4In6() && p.Bits() >= 96:
 			p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
@@ -196,7 +196,7 @@ func (c *compiler) clientAddress(name string) {
 		c.rules.forwarded = true
 		c.rules.names.grant("forwarded", roleAddress)
 	default:
-		c.fault("ClientAddress", -1, name, "is no header that names clients", "write x-forwarded-for or forwarded")
+		c.fault("ClientAddress", -1, name, "is not a header that names clients", "write x-forwarded-for or forwarded")
 	}
 }
 
@@ -271,7 +271,7 @@ func (c *compiler) removes(names []string) {
 func (c *compiler) remove(option string, i int, name string, as role) {
 	lowered := strings.ToLower(name)
 	if lowered == "" || !is([]byte(lowered), classToken) {
-		c.fault(option, i, name, "is no header name", "use letters, digits and '-'")
+		c.fault(option, i, name, "is not a header name", "use letters, digits and '-'")
 		return
 	}
 	if hasRemovedPrefix([]byte(lowered)) {

@@ -88,7 +88,7 @@ func (x *Exchange) end() {
 func (x *Exchange) Request() *Request { return &x.req }
 
 // Peer is the client's address as the connection gives it; the zero value if it
-// is no internet address. IPv4 in IPv6 is unmapped.
+// is not an internet address. IPv4 in IPv6 is unmapped.
 func (x *Exchange) Peer() netip.AddrPort { return x.c.peer }
 
 // Conn gives the connection for its addresses; it must not be read, written,

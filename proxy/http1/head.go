@@ -27,10 +27,10 @@ var (
 	errControl       = &ProtocolError{400, "control_byte", "a field value holds a control byte (RFC 9110 §5.5)"}
 	errObsFold       = &ProtocolError{400, "obs_fold", "a field line begins with white space (RFC 9112 §5.2)"}
 	errSpaceColon    = &ProtocolError{400, "space_before_colon", "white space stands before a colon (RFC 9112 §5.1)"}
-	errFieldName     = &ProtocolError{400, "field_name", "a field name is no token (RFC 9110 §5.1)"}
+	errFieldName     = &ProtocolError{400, "field_name", "a field name is not a token (RFC 9110 §5.1)"}
 	errHeaderBytes   = &ProtocolError{431, "header_bytes", "the header section is too large (RFC 6585 §5)"}
 	errHeaderCount   = &ProtocolError{431, "header_count", "there are too many field lines (RFC 6585 §5)"}
-	errListElement   = &ProtocolError{400, "connection_option", "a Connection option is no token (RFC 9110 §7.6.1)"}
+	errListElement   = &ProtocolError{400, "connection_option", "a Connection option is not a token (RFC 9110 §7.6.1)"}
 	errOptionNamed   = &ProtocolError{400, "connection_names_field", "a Connection option names a field that is not the connection's (RFC 9110 §7.6.1)"}
 	errContentLength = &ProtocolError{400, "content_length", "Content-Length is repeated or no plain number (RFC 9112 §6.3)"}
 	errTEandCL       = &ProtocolError{400, "length_and_coding", "Transfer-Encoding stands beside Content-Length (RFC 9112 §6.1)"}

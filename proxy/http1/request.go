@@ -30,14 +30,14 @@ type Request struct {
 var (
 	errRequestLine = &ProtocolError{400, "request_line", "the request line is not METHOD SP target SP HTTP/1.x (RFC 9112 §3)"}
 	errProxyHeader = &ProtocolError{400, CodeProxyHeader, "a PROXY protocol header in place of a request line (RFC 9112 §3)"}
-	errMethod      = &ProtocolError{400, "method", "the method is no token (RFC 9110 §9.1)"}
+	errMethod      = &ProtocolError{400, "method", "the method is not a token (RFC 9110 §9.1)"}
 	errMethodLong  = &ProtocolError{501, "method_long", "no method is that long (RFC 9112 §3)"}
 	errConnect     = &ProtocolError{501, "connect", "CONNECT is not supported (RFC 9110 §9.3.6)"}
 	errTarget      = &ProtocolError{400, "target", "the request target is malformed (RFC 9112 §3.2)"}
 	errTargetLong  = &ProtocolError{414, "target_bytes", "the request target is too long (RFC 9110 §15.5.15)"}
 	errVersion     = &ProtocolError{505, "version", "the version is neither HTTP/1.1 nor HTTP/1.0 (RFC 9110 §15.6.6)"}
 	errHostCount   = &ProtocolError{400, "host_count", "there is not exactly one Host (RFC 9112 §3.2)"}
-	errHost        = &ProtocolError{400, "host", "Host is no authority (RFC 9110 §7.2)"}
+	errHost        = &ProtocolError{400, "host", "Host is not an authority (RFC 9110 §7.2)"}
 	errHostDiffers = &ProtocolError{400, "host_differs", "the target names another authority than Host (RFC 9112 §3.2.2)"}
 	errExpect      = &ProtocolError{417, "expect", "an expectation other than 100-continue (RFC 9110 §10.1.1)"}
 	errPreface     = &ProtocolError{505, "http2", "this listener does not speak HTTP/2"}

@@ -96,7 +96,7 @@ func NewSigner(o SignerOptions) (*Signer, error) {
 func parseSigningKey(raw []byte) (signingKey, error) {
 	block, _ := pem.Decode(raw)
 	if block == nil || block.Type != "PRIVATE KEY" {
-		return signingKey{}, errors.New("it is no PEM file with a private key: make one with `openssl genpkey -algorithm ed25519`")
+		return signingKey{}, errors.New("it is not a PEM file with a private key: make one with `openssl genpkey -algorithm ed25519`")
 	}
 	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 	if err != nil {

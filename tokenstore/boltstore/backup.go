@@ -329,7 +329,7 @@ func readManifest(in *pieceReader) (m Manifest, head []byte, err error) {
 	}
 	text, ok := bytes.CutPrefix(head, []byte(backupMark))
 	if !ok {
-		return m, nil, errors.New("the file is no backup: name one that `tokenward backup` made")
+		return m, nil, errors.New("the file is not a backup: name one that `tokenward backup` made")
 	}
 	err = json.Unmarshal(text, &m)
 	switch {

@@ -156,9 +156,9 @@ func TestDamagedBackupIsRefused(t *testing.T) {
 		peppers *tokenstore.Peppers
 		want    string
 	}{
-		"empty":                     {nil, peppers, "is no backup"},
-		"no backup":                 {[]byte("tokens"), peppers, "is no backup"},
-		"a store":                   {[]byte(strings.Repeat("\x00", 8192)), peppers, "is no backup"},
+		"empty":                     {nil, peppers, "is not a backup"},
+		"no backup":                 {[]byte("tokens"), peppers, "is not a backup"},
+		"a store":                   {[]byte(strings.Repeat("\x00", 8192)), peppers, "is not a backup"},
 		"cut in its head":           {whole[:30], peppers, "first line is wrong"},
 		"cut before its file":       {whole[:first], peppers, "ends too early"},
 		"cut in a piece's head":     {whole[:second+20], peppers, "ends too early"},

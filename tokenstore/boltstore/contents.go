@@ -122,7 +122,7 @@ func hasDigest(t *tokenstore.Token, d tokenstore.Digest) bool {
 
 // Load makes a store at o.Path that holds the entries and has the ID of the store
 // that they come from. A record that cannot be read is an error. What is at o.Path
-// after an error is no store, and is the caller's to remove.
+// after an error is not a store, and is the caller's to remove.
 func Load(ctx context.Context, o Options, id string, entries iter.Seq2[tokenstore.Entry, error]) error {
 	o.ReplicaOf = id
 	s, err := Create(o)

@@ -174,7 +174,7 @@ type walker struct {
 	free   []uint64        // what the list of free pages holds
 }
 
-var errPage = errors.New("a page in it is no page")
+var errPage = errors.New("a page in it is malformed")
 
 // page reads a page with its overflow.
 func (w *walker) page(id uint64) ([]byte, error) {
@@ -231,7 +231,7 @@ func (w *walker) freelist() error {
 		id := binary.NativeEndian.Uint64(p[at:])
 		w.free = append(w.free, id)
 		if id <= last || id >= w.header.pages {
-			return errors.New("its list of free pages is no such list")
+			return errors.New("its list of free pages is malformed")
 		}
 		last, at = id, at+8
 	}

@@ -103,7 +103,7 @@ func jsonDocuments(data []byte) (docs []json.RawMessage, err error) {
 		case err != nil:
 			// Of a syntax error only the place is told: the text around it may be a secret.
 			if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {
-				return nil, fmt.Errorf("the file is no JSON from byte %d on", syntax.Offset)
+				return nil, fmt.Errorf("the file is not JSON from byte %d on", syntax.Offset)
 			}
 			return nil, errors.New("the file is cut off: its JSON has no end")
 		}
@@ -143,7 +143,7 @@ func yamlDocuments(data []byte) (docs []json.RawMessage, err error) {
 		}
 	}()
 	if len(data) > maxYAMLBytes {
-		return nil, fmt.Errorf("the file is no JSON, and as YAML larger than %d MiB: export it as JSON, or cut it into several", maxYAMLBytes>>20)
+		return nil, fmt.Errorf("the file is not JSON, and as YAML larger than %d MiB: export it as JSON, or cut it into several", maxYAMLBytes>>20)
 	}
 	tokens := lexer.Tokenize(string(data))
 	if err := soundTokens(tokens); err != nil {
@@ -296,7 +296,7 @@ func decode(raw json.RawMessage, v any) error {
 	if kind, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && kind.Field != "" {
 		return fmt.Errorf("has a %s of another kind than it should be, as text is that stands without quotes", kind.Field)
 	}
-	return errors.New("is no object as the format has them")
+	return errors.New("is not an object as the format has them")
 }
 
 func isObject(raw json.RawMessage) bool { return len(raw) > 0 && raw[0] == '{' }

@@ -84,7 +84,7 @@ func Read(format string, r io.Reader, o Options) (iter.Seq2[Item, error], error)
 	case "apisix":
 		return readAPISIX(r, o), nil
 	}
-	return nil, fmt.Errorf("%q is no format: write one of %s", format, strings.Join(Formats(), ", "))
+	return nil, fmt.Errorf("%q is not a format: write one of %s", format, strings.Join(Formats(), ", "))
 }
 
 // broken lists hashes that are no protection: whoever has the file, or only tries
@@ -98,9 +98,9 @@ func checkDigest(name string) error {
 		return nil
 	}
 	if slices.ContainsFunc(broken, func(b string) bool { return strings.HasPrefix(folded, b) }) {
-		return fmt.Errorf("%s is no cryptographic hash, so other texts than the secret would be let in: import the secrets themselves", name)
+		return fmt.Errorf("%s is not a cryptographic hash, so other texts than the secret would be let in: import the secrets themselves", name)
 	}
-	return fmt.Errorf("%q is no kind of digest that can be imported: write sha256 or hmac-sha256, or import the secrets themselves", name)
+	return fmt.Errorf("%q is not a kind of digest that can be imported: write sha256 or hmac-sha256, or import the secrets themselves", name)
 }
 
 func schemeOf(digest string) tokenstore.Scheme {

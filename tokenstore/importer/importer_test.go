@@ -70,14 +70,14 @@ func TestFormatsAreReadAndFaultsNamed(t *testing.T) {
 		"JSON lines": {"jsonl", `{"secret":"abc","name":"one","limits":{"rate":2}}` + "\n\n" + `{"secret":"d","expires_at":"2027-01-01T00:00:00Z","disabled":true}`, importer.Options{},
 			[]string{"1 abc one {Rate:2 Burst:0 Quotas:[] Uses:0 Concurrent:0}", "3 d  until 2027-01-01T00:00:00Z disabled"}},
 		"JSON lines with faults": {"jsonl", `{"secret":"a","digest":"b"}` + "\n" + `{"secret":"a","scope":[]}` + "\nsecret\n" + `{"secret":"a"} {"secret":"b"}` + "\n" + `{"digest":"ab","digest_type":"md5"}`, importer.Options{}, []string{
-			"entry 1 is no JSON object with secret or digest, and the fields of a token", "entry 2 is no JSON object with secret or digest, and the fields of a token", "entry 3 is no JSON object with secret or digest, and the fields of a token", "entry 4 is no JSON object with secret or digest, and the fields of a token",
-			"entry 5 has a digest that is refused: md5 is no cryptographic hash, so other texts than the secret would be let in: import the secrets themselves"}},
+			"entry 1 is not a JSON object with secret or digest, and the fields of a token", "entry 2 is not a JSON object with secret or digest, and the fields of a token", "entry 3 is not a JSON object with secret or digest, and the fields of a token", "entry 4 is not a JSON object with secret or digest, and the fields of a token",
+			"entry 5 has a digest that is refused: md5 is not a cryptographic hash, so other texts than the secret would be let in: import the secrets themselves"}},
 		"JSON lines read in two ways": {"jsonl", strings.Join([]string{
 			`{"secret":"a","scopes":["x"],"scop\u0065s":["*"]}`, `{"secret":"a","SCOPES":["*"]}`, `{"secret":"a","sources":{"allow":[],"deny":["192.0.2.1"],"deny":[]}}`,
 			`{"secret":"a","name":"\ud800"}`, "{\"secret\":\"a\",\"name\":\"\xff\"}", `{"secret":"a","scopes":[],"limits":{"quota":[{"count":1,"count":2,"per":"day"}]}}`,
 			`{"secret":"a","name":"secret","last4":"name"}`,
 		}, "\n"), importer.Options{}, []string{
-			"entry 1 has a field twice", "entry 2 is no JSON object with secret or digest, and the fields of a token", "entry 3 has a field twice",
+			"entry 1 has a field twice", "entry 2 is not a JSON object with secret or digest, and the fields of a token", "entry 3 has a field twice",
 			"entry 4 holds text that is not Unicode", "entry 5 holds text that is not Unicode", "entry 6 has a field twice", "7 a secret",
 		}},
 		"times": {"jsonl", strings.Join([]string{
@@ -100,12 +100,12 @@ func TestFormatsAreReadAndFaultsNamed(t *testing.T) {
 		"APISIX's reference in capitals":   {"apisix", `{"consumers":[{"username":"jack","plugins":{"key-auth":{"key":"$ENV://JACKS_API_KEY_FOR_OUR_API"}}}]}`, importer.Options{}, []string{"entry 1 names a secret that is kept elsewhere: put the key itself into the file"}},
 		"Kong's references":                {"kong", `{"data":[{"key":"{vault://env/jacks-api-key-for-our-api}"},{"key":"${{env_JACKS_API_KEY_FOR_OUR_API}}"}]}`, importer.Options{}, []string{"entry 1 names a secret that is kept elsewhere: put the key itself into the file", "entry 2 names a secret that is kept elsewhere: put the key itself into the file"}},
 		"a misspelt restriction":           {"jsonl", `{"secret":"a","sources":{"allow":["0.0.0.0/0"],"denied":["192.0.2.1"]}}` + "\n" + `{"secret":"a","resources":[{"type":"a","id":"b","level":"read","levels":"write"}]}`, importer.Options{}, []string{`entry 1 has wrong sources: they are "any", or allow and deny`, `entry 2 has wrong resources: they are "all" or a list of type, id and level`}},
-		"no JSON":                          {"kong", `{"data":[{"key":"a secret" oops`, importer.Options{}, []string{"stopped: the file is no JSON from byte 28 on"}},
+		"no JSON":                          {"kong", `{"data":[{"key":"a secret" oops`, importer.Options{}, []string{"stopped: the file is not JSON from byte 28 on"}},
 		"a key that is a number":           {"kong", `{"data":[{"key":7},{"key":"k2","id":"2"}]}`, importer.Options{}, []string{"entry 1 has a key of another kind than it should be, as text is that stands without quotes", "2 k2 2"}},
 		"two documents":                    {"apisix", `{}{}`, importer.Options{}, []string{notAPISIX(1), notAPISIX(2)}},
-		"murmur":                           {"csv", "", importer.Options{Digest: "murmur64"}, []string{"refused: murmur64 is no cryptographic hash, so other texts than the secret would be let in: import the secrets themselves"}},
-		"bcrypt":                           {"csv", "", importer.Options{Digest: "bcrypt"}, []string{`refused: "bcrypt" is no kind of digest that can be imported: write sha256 or hmac-sha256, or import the secrets themselves`}},
-		"no format":                        {"xml", "", importer.Options{}, []string{`refused: "xml" is no format: write one of apisix, csv, jsonl, kong, tyk`}},
+		"murmur":                           {"csv", "", importer.Options{Digest: "murmur64"}, []string{"refused: murmur64 is not a cryptographic hash, so other texts than the secret would be let in: import the secrets themselves"}},
+		"bcrypt":                           {"csv", "", importer.Options{Digest: "bcrypt"}, []string{`refused: "bcrypt" is not a kind of digest that can be imported: write sha256 or hmac-sha256, or import the secrets themselves`}},
+		"no format":                        {"xml", "", importer.Options{}, []string{`refused: "xml" is not a format: write one of apisix, csv, jsonl, kong, tyk`}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -161,8 +161,8 @@ func TestExportsAsTheProductsWriteThem(t *testing.T) {
 		"Tyk's sha256 taken for a secret": {"tyk", `{"` + hash + `":{}}`, importer.Options{}, []string{tykSHA}},
 		"Tyk's hash said to be the key":   {"tyk", `[{"key_hash":"` + hash + `","data":{}},{"key_hash":"1a2b3c4d","data":{}},{"key":"` + hash + `","data":{"alias":"a"}}]`, importer.Options{Digest: "none"}, []string{tykSHA, tykMurmur(2), "3 " + hash + " a"}},
 		"Tyk's keys that are no secrets": {"tyk", `{"a":{"basic_auth_data":{"password":"p"}},"b":{"hmac_enabled":true},"c":{"jwt_data":{"secret":"s"}},"d":{"certificate":"x"},"e":{"mtls_static_certificate_bindings":["x"]},"f":{"enable_http_signature_validation":true}}`, importer.Options{}, []string{
-			"entry 1 is a user with a password, not a key", "entry 2 is a key for signatures: its name is no secret", "entry 3 is a key for JWTs: its name is no secret",
-			"entry 4 is bound to a client certificate, which a token cannot be", "entry 5 is bound to a client certificate, which a token cannot be", "entry 6 is a key for signatures: its name is no secret",
+			"entry 1 is a user with a password, not a key", "entry 2 is a key for signatures: its name is not a secret", "entry 3 is a key for JWTs: its name is not a secret",
+			"entry 4 is bound to a client certificate, which a token cannot be", "entry 5 is bound to a client certificate, which a token cannot be", "entry 6 is a key for signatures: its name is not a secret",
 		}},
 		"a rate that overflows": {"tyk", `{"key-of-tyk":{"rate":1e300,"per":1}}`, importer.Options{}, []string{"entry 1 has a rate that is none"}},
 
@@ -220,7 +220,7 @@ func TestHostileYAMLEndsSoon(t *testing.T) {
 }
 
 func tykMurmur(n int) string {
-	return fmt.Sprintf("entry %d looks like a murmur hash, which is no cryptographic one: other texts than the secret would be let in. Import the secrets themselves (with --digest none if these are), or hashes of sha256", n)
+	return fmt.Sprintf("entry %d looks like a murmur hash, which is not a cryptographic one: other texts than the secret would be let in. Import the secrets themselves (with --digest none if these are), or hashes of sha256", n)
 }
 
 func TestErrorsShowNoSecret(t *testing.T) {

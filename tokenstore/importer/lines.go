@@ -115,7 +115,7 @@ func csvHead(in *csv.Reader) ([]string, error) {
 		if name == "secret" || name == "digest" {
 			keys++
 		} else if columns[name] == nil {
-			return nil, fmt.Errorf("the first line names a column %.40q, which is none: the columns are secret or digest, last4, name, account, owner, scopes, resources, sources, expires_at, not_before, disabled", name)
+			return nil, fmt.Errorf("the first line names an unknown column %.40q: the columns are secret or digest, last4, name, account, owner, scopes, resources, sources, expires_at, not_before, disabled", name)
 		}
 		if seen[name] {
 			return nil, fmt.Errorf("the first line names the column %s twice", name)
@@ -290,7 +290,7 @@ func readLines(r io.Reader, o Options) iter.Seq2[Item, error] {
 }
 
 // errLine says what a line is to be, without repeating it: it holds a secret.
-var errLine = errors.New("is no JSON object with secret or digest, and the fields of a token")
+var errLine = errors.New("is not a JSON object with secret or digest, and the fields of a token")
 
 func lineItem(text []byte, o Options) (item Item, err error) {
 	var l lineObject

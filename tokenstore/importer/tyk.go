@@ -160,9 +160,9 @@ func (s *tykSession) keyAlone() error {
 	case s.Basic.Password != "":
 		return errors.New("is a user with a password, not a key")
 	case s.HMAC || s.Signatures:
-		return errors.New("is a key for signatures: its name is no secret")
+		return errors.New("is a key for signatures: its name is not a secret")
 	case s.JWT.Secret != "":
-		return errors.New("is a key for JWTs: its name is no secret")
+		return errors.New("is a key for JWTs: its name is not a secret")
 	case s.Certificate != "" || len(s.Certificates) > 0:
 		return errors.New("is bound to a client certificate, which a token cannot be")
 	}
@@ -177,7 +177,7 @@ func (e *tykEntry) checkHash(text string, o Options) error {
 	case isHex && n == 32 && (hashed || o.Digest == ""):
 		return errors.New("looks like a SHA-256 of the key: say --digest sha256, or --digest none if it is the key itself")
 	case hashed || o.Digest == "" && isHex && (n == 4 || n == 8 || n == 16):
-		return errors.New("looks like a murmur hash, which is no cryptographic one: other texts than the secret would be let in. Import the secrets themselves (with --digest none if these are), or hashes of sha256")
+		return errors.New("looks like a murmur hash, which is not a cryptographic one: other texts than the secret would be let in. Import the secrets themselves (with --digest none if these are), or hashes of sha256")
 	}
 	return nil
 }
