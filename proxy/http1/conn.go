@@ -284,7 +284,7 @@ func (c *conn) waitForRequest() (ready bool, how outcome) {
 		c.phase.Store(phaseIdle)
 	}
 	for {
-		if c.srv.draining.Load() {
+		if c.srv.closing.Load() {
 			return c.lastLook(), ended
 		}
 		n, err := c.readFirst()
@@ -293,7 +293,7 @@ func (c *conn) waitForRequest() (ready bool, how outcome) {
 			c.arm(c.srv.timeouts.Header)
 			return true, ended
 		}
-		if c.srv.draining.Load() && errors.Is(err, os.ErrDeadlineExceeded) {
+		if c.srv.closing.Load() && errors.Is(err, os.ErrDeadlineExceeded) {
 			continue
 		}
 		if !c.spurious(err) {
@@ -347,8 +347,8 @@ func (c *conn) readLazily(fd uintptr) bool {
 	return true
 }
 
-// lastLook takes a request that has already arrived although the server is
-// draining; its answer will close the connection.
+// lastLook takes a request that has already arrived although idle connections are
+// closed; its answer will close this one.
 func (c *conn) lastLook() bool {
 	if c.lazy == nil {
 		return c.lastLookTLS()

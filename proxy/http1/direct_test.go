@@ -124,7 +124,7 @@ func TestReaderThatTakesNothingOverTLSEndsTheWrite(t *testing.T) {
 
 func TestRequestOverTLSThatArrivedBeforeTheEndIsServed(t *testing.T) {
 	c, client := tlsWriter(t)
-	c.srv.draining.Store(true)
+	c.srv.closing.Store(true)
 	c.wake() // as Shutdown does
 	if ready, _ := c.waitForRequest(); ready {
 		t.Fatal("a silent connection has a request")
@@ -142,7 +142,7 @@ func TestRequestOverTLSThatArrivedBeforeTheEndIsServed(t *testing.T) {
 
 func TestClientOverTLSThatLeavesBeforeTheEndHoldsUpNothing(t *testing.T) {
 	c, client := tlsWriter(t)
-	c.srv.draining.Store(true)
+	c.srv.closing.Store(true)
 	_ = client.Close()
 	waitFor(t, "the end to arrive", func() bool {
 		silent := true

@@ -88,7 +88,8 @@ type Server struct {
 	looked   time.Time                 // when now was renewed; the sweeper's own, or add's while there is none
 	now      atomic.Int64              // coarse nanoseconds in which the server ran
 	date     atomic.Pointer[dateField] // of the same moment
-	draining atomic.Bool
+	draining atomic.Bool               // answers say Connection: close
+	closing  atomic.Bool               // idle connections are closed
 	mem      memory
 
 	pipeMu sync.Mutex // guards pipes
@@ -155,9 +156,11 @@ func (s *Server) ServeConn(nc net.Conn) {
 }
 
 // Shutdown stops accepting, closes idle connections, and waits until the
-// exchanges in flight are answered, each with Connection: close. If ctx ends
-// first it returns its error and leaves the rest to Close. HTTP/2 connections
-// are waited for too; winding them up is their owner's part.
+// exchanges in flight are answered, each with Connection: close. Idle connections
+// are closed 50 ms later, so that a client that is just sending its next request,
+// and knows of nothing yet, gets an answer. If ctx ends first it returns its error
+// and leaves the rest to Close. HTTP/2 connections are waited for too; winding them
+// up is their owner's part.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.init()
 	s.draining.Store(true)
@@ -171,15 +174,16 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		s.drained = make(chan struct{})
 	}
 	drained := s.drained
-	for c := s.conns; c != nil; c = c.next {
-		switch c.phase.Load() {
-		case phaseIdle:
-			c.wake()
-		case phaseParked:
-			s.unpark(c)
-		}
-	}
 	s.mu.Unlock()
+	lastCall := time.NewTimer(lastCallTime)
+	defer lastCall.Stop()
+	select {
+	case <-drained:
+		return nil
+	case <-lastCall.C:
+	case <-ctx.Done():
+	}
+	s.closeIdle()
 	select {
 	case <-drained:
 		return nil
@@ -188,10 +192,31 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	}
 }
 
+// lastCallTime is how long idle connections stay open when the server ends. A busy client
+// sends its next request as soon as it has an answer; if the connection is closed meanwhile,
+// it cannot know whether anybody acted on that request.
+const lastCallTime = 50 * time.Millisecond
+
+// closeIdle closes the idle connections, and those that become idle from now on.
+func (s *Server) closeIdle() {
+	s.closing.Store(true)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := s.conns; c != nil; c = c.next {
+		switch c.phase.Load() {
+		case phaseIdle:
+			c.wake()
+		case phaseParked:
+			s.unpark(c)
+		}
+	}
+}
+
 // Close closes all listeners and connections at once, with the exchanges on them.
 func (s *Server) Close() error {
 	s.init()
 	s.draining.Store(true)
+	s.closing.Store(true)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closed = true

@@ -371,6 +371,37 @@ func TestShutdownFinishesWhatIsInFlight(t *testing.T) {
 	}
 }
 
+// TestRequestThatCrossesShutdownIsAnswered: the client has an answer that says nothing of
+// an end, and sends the next request before it can know. Another one stays silent.
+func TestRequestThatCrossesShutdownIsAnswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &Server{Handler: saying("ok")}
+		defer time.Sleep(time.Second) //nolint:forbidigo // in a bubble: until the sweeper has ended
+		clients := make([]*client, 2)
+		for i := range clients {
+			near, far := net.Pipe()
+			defer near.Close()
+			go s.ServeConn(far)
+			clients[i] = &client{t: t, nc: near, br: bufio.NewReader(near)}
+			if clients[i].send(get).want("GET", 200, "ok").Close {
+				t.Fatal("the connection ends before Shutdown")
+			}
+		}
+		began := time.Now()
+		done := make(chan error, 1)
+		go func() { done <- s.Shutdown(t.Context()) }()
+		synctest.Wait()
+		if !clients[0].send(get).want("GET", 200, "ok").Close {
+			t.Error("no Connection: close while draining")
+		}
+		clients[0].wantEnd()
+		clients[1].wantEnd()
+		if err, took := <-done, time.Since(began); err != nil || took > 2*lastCallTime {
+			t.Errorf("Shutdown: %v after %v", err, took)
+		}
+	})
+}
+
 // TestEndTakesNoAnswerFromWhoSendsOn: a reset takes from a client what it has not
 // read yet (RFC 9112 §9.6).
 func TestEndTakesNoAnswerFromWhoSendsOn(t *testing.T) {
