@@ -19,7 +19,7 @@ const (
 	verbExpiry  = audit.Word("expiry_warning")
 )
 
-// KeepEnded is how long expired and revoked tokens stay to be seen before they are
+// KeepEnded is how long expired and revoked tokens stay visible before they are
 // swept. A face may hide them earlier.
 const KeepEnded = 90 * 24 * time.Hour
 

@@ -45,9 +45,9 @@ const (
 	maxDenialRoute    = 200
 )
 
-// Denials gather refused requests between two writings to a log, in bounded
-// memory. Noting one takes a lock that is never held during I/O. All methods may
-// be called from many goroutines; a nil Denials notes nothing.
+// Denials collects refused requests between two writes to a log, in bounded memory.
+// Noting one takes a lock that is never held during I/O. All methods may be called
+// from many goroutines; a nil Denials notes nothing.
 type Denials struct {
 	mu      sync.Mutex // guards all below
 	held    map[denialKey]*held
@@ -81,7 +81,7 @@ type held struct {
 	until time.Time
 }
 
-// NewDenials returns an empty gathering.
+// NewDenials returns an empty collection.
 func NewDenials() *Denials {
 	return &Denials{held: make(map[denialKey]*held), account: make(map[uint64]int)}
 }
@@ -162,8 +162,8 @@ func (d *Denials) Stats() DenialStats {
 	return d.stats
 }
 
-// Run writes what has come together to l every [DenialsEvery], until ctx is done,
-// and then the rest. What cannot be written stays for the next time, in the same
+// Run writes what was collected to l every [DenialsEvery], until ctx is done, and
+// then the rest. What cannot be written stays for the next time, in the same
 // bounds; failed is told of each error.
 func (d *Denials) Run(ctx context.Context, l *Log, now func() time.Time, failed func(error)) {
 	tick := time.NewTicker(DenialsEvery)
@@ -184,7 +184,7 @@ func (d *Denials) Run(ctx context.Context, l *Log, now func() time.Time, failed 
 	}
 }
 
-// Flush writes what has come together to l. After an error nothing is lost.
+// Flush writes what was collected to l. After an error nothing is lost.
 func (d *Denials) Flush(l *Log, now time.Time) error {
 	taken := d.take()
 	if len(taken) == 0 {

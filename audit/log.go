@@ -43,7 +43,7 @@ type Options struct {
 	MaxFileBytes int64
 }
 
-// Recovery tells what Open found and mended.
+// Recovery tells what Open found and repaired.
 type Recovery struct {
 	Created   bool // there was no log: a new one was begun
 	TornBytes int  // bytes cut off the end: a line that was being written when the process died

@@ -2,10 +2,11 @@ package enforce
 
 import "time"
 
-// bucket is a token bucket: it refills at a rate up to a burst, and each request
-// takes one. The zero bucket is not made yet. A clock that goes back refills
-// nothing for what was. Its owner's lock guards it, which is why it is not x/time/rate:
-// that has a lock and memory of its own, two more cache lines for each request.
+// bucket is a token bucket: it refills at a rate up to a burst, and each request takes
+// one. The zero bucket is not made yet. When the clock goes back, nothing is refilled
+// for the time in between. Its owner's lock guards it, which is why it is not
+// x/time/rate: that has a lock and memory of its own, two more cache lines for each
+// request.
 type bucket struct {
 	level float64 // at moment at
 	at    int64   // nanoseconds since 1970
@@ -13,12 +14,12 @@ type bucket struct {
 	burst uint64
 }
 
-// overtaking bounds by how much requests that overtake one another can differ in when
-// they came. What lies further back is the time of a clock that was set back.
+// overtaking bounds how far apart in time two requests that overtake one another can
+// be. A time from further back means that the clock was set back.
 const overtaking = int64(time.Minute)
 
-// follow has the bucket refill from now on where the clock was set back: else it would
-// wait until the clock is again where it was.
+// follow makes the bucket refill from now on where the clock was set back: otherwise
+// it would wait until the clock has caught up.
 func (b *bucket) follow(now int64) {
 	if b.at-now > overtaking {
 		b.at = now

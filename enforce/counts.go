@@ -25,7 +25,7 @@ type Count struct {
 const numCounts = int(limitMonth) + 1
 
 // CountKey names whose counts they are: a token's, or those that all tokens of an
-// account or of an owner have together. It is for the ledger no more than a key.
+// account or of an owner have together. To the ledger it is an opaque key.
 type CountKey [17]byte
 
 func (k meterKey) countKey() CountKey {
@@ -70,8 +70,8 @@ func ParseCounts(b []byte) (Counts, error) {
 	return c, nil
 }
 
-// CountsOver reports whether stored counts say nothing any more at now: they are
-// of windows that are over, and of nothing for good.
+// CountsOver reports whether stored counts no longer matter at now: all their
+// windows are over, and none of them is for the whole life.
 func CountsOver(stored []byte, now time.Time) bool {
 	c, err := ParseCounts(stored)
 	if err != nil || c[limitUses].N != 0 {
@@ -86,7 +86,8 @@ func CountsOver(stored []byte, now time.Time) bool {
 }
 
 // CountsUpTo returns stored counts without those of windows that begin after now, which
-// a clock that was ahead has made: they would be counted in until now is there.
+// were made while the clock was ahead: otherwise they would count until the time has
+// reached them.
 func CountsUpTo(stored []byte, now time.Time) []byte {
 	c, err := ParseCounts(stored)
 	if err != nil {
@@ -100,9 +101,9 @@ func CountsUpTo(stored []byte, now time.Time) []byte {
 	return c.Append(nil)
 }
 
-// CountsOfBoth returns what was used at least where two stores kept counts of the same: of
-// each count the later window, and the larger number where that is the same. What
-// cannot be read of stored stays, and else counts for nothing.
+// CountsOfBoth returns what was used at least, where two stores kept counts of the same
+// subject: of each count the later window or, where both have the same, the larger
+// number. What cannot be read of stored stays, and else counts for nothing.
 func CountsOfBoth(stored, other []byte) []byte {
 	c, err := ParseCounts(stored)
 	if err != nil {
@@ -148,9 +149,9 @@ type Draw struct {
 // Granted is how much of each count was reserved; negative: given back.
 type Granted [numCounts]int64
 
-// Apply returns what a ledger that has old has after the claim, and what it granted.
-// A later window than the ledger's begins anew; in an earlier one nothing is granted
-// any more, and nothing taken back.
+// Apply returns what a ledger that holds old holds after the claim, and what it
+// granted. A window later than the ledger's starts from zero; in an earlier one
+// nothing is granted any more, and nothing taken back.
 func (c *Claim) Apply(old Counts) (after Counts, granted Granted) {
 	for i := range c.Draws {
 		after[i], granted[i] = c.Draws[i].apply(old[i])
@@ -173,7 +174,7 @@ func (d *Draw) apply(old Count) (after Count, granted int64) {
 	return Count{old.Begin, old.N - n}, -int64(n) //nolint:gosec // likewise
 }
 
-// Moved is what came of a claim.
+// Moved is the result of a claim.
 type Moved struct {
 	Counts  Counts // afterwards
 	Granted Granted
@@ -184,7 +185,7 @@ type Moved struct {
 // the same counts.
 type Ledger interface {
 	// Move applies every claim to the counts under its key as [Claim.Apply] does, all
-	// or none, and returns what came of each once it is durable. The keys are all
+	// or none, and returns their results once they are durable. The keys are all
 	// different, and at most Most. After an error nothing counts as granted, although
 	// it may have been reserved where the error wraps [tokenstore.ErrOutcomeUnknown].
 	Move(ctx context.Context, claims []Claim) ([]Moved, error)
@@ -389,7 +390,7 @@ type ledgerBook struct {
 	writing sync.Mutex // held while the ledger is written, before any other lock
 }
 
-// round are requests that are served by one writing.
+// round holds the requests that one write to the ledger serves.
 type round struct {
 	wanted  []bound
 	retries bool // one of them is to find out whether the ledger works again
@@ -428,7 +429,7 @@ func (b *ledgerBook) reserve(ctx context.Context, want *bound, now time.Time) er
 }
 
 // retryEvery is how often a request tries a ledger that has failed. The others are
-// refused at once, rather than kept waiting for what will hardly come.
+// refused at once, rather than kept waiting for an answer that will hardly come.
 const retryEvery = time.Second
 
 func (b *ledgerBook) join(want *bound, now time.Time) (*round, error) {
@@ -568,7 +569,7 @@ func (b *bound) rest(now time.Time) (claim Claim, needed bool) {
 	return claim, needed
 }
 
-// take notes what came of a claim. The meter's lock is held.
+// take notes the result of a claim. The meter's lock is held.
 func (c *counts) take(m *Moved) {
 	for kind := range limitKind(numCounts) {
 		one, now := &c.list[kind], &m.Counts[kind]
@@ -604,7 +605,7 @@ type errand struct {
 	err    error // of this one alone
 }
 
-// run takes errands to the ledger, and notes what came of them. The writing lock is
+// run takes errands to the ledger, and notes their results. The writing lock is
 // held.
 func (b *ledgerBook) run(ctx context.Context, errands []errand) error {
 	claims := make([]Claim, len(errands))

@@ -24,9 +24,9 @@ type Finder interface {
 	Find(ctx context.Context, text []byte) (tokenstore.Match, error)
 }
 
-// Engine is the one judge behind every door: it finds tokens and keeps account
-// of their limits. By which policy it judges, each door says: the proxy by the
-// configured routes, the admin listener by a built-in one. A nil Engine refuses
+// Engine is the one judge behind every door: it finds tokens and keeps account of
+// their limits. Each door says which policy it judges by: the proxy has the
+// configured routes, the admin listener a built-in policy. A nil Engine refuses
 // everything. All methods may be called at once from many goroutines.
 type Engine struct {
 	// Parents is asked where a policy says that a resource can be reached through
@@ -125,10 +125,11 @@ func (e *Engine) find(ctx context.Context, q *canon.Request, m *tokenstore.Match
 // requests from now on. Before the first call there are none.
 func (e *Engine) SetLimits(o LimitOptions) { e.others.Store(&o) }
 
-// KeepCounts has quotas and numbers of uses counted on in the ledger. It is called
-// once, before use; without it they begin anew with each start. sharers is nil where
-// this process alone draws on the ledger. Else it says how many do: the more they
-// are, the less each reserves at once. It may be wrong, and is asked now and then.
+// KeepCounts keeps quotas and numbers of uses in the ledger. It is called once,
+// before use; without it they begin anew with each start. sharers is nil where this
+// process alone draws on the ledger. Otherwise it returns how many processes do:
+// the more there are, the less each reserves at once. The number may be wrong, and
+// is asked for now and then.
 func (e *Engine) KeepCounts(ledger Ledger, sharers func() int) {
 	e.limits.ledger = newLedgerBook(ledger, sharers)
 }
@@ -140,8 +141,9 @@ func (e *Engine) FlushCounts(ctx context.Context, now time.Time) error {
 	return e.limits.ledger.flush(ctx, now, false)
 }
 
-// SettleCounts keeps counts exactly as they are, and gives back what was reserved
-// beyond. It is called at the end, when nothing is admitted any more.
+// SettleCounts writes the counts exactly as they are, and gives back what was
+// reserved and not used. It is called at the end, when nothing is admitted any
+// more.
 func (e *Engine) SettleCounts(ctx context.Context, now time.Time) error {
 	return e.limits.ledger.flush(ctx, now, true)
 }
@@ -151,17 +153,17 @@ func (e *Engine) SettleCounts(ctx context.Context, now time.Time) error {
 // changes d into a refusal then, and reports whether d allows. Only a decision that
 // allows is charged. What was admitted ends with [Decision.Release].
 //
-// Admit does no I/O but where a quota or a number of uses needs a further block
-// reserved in the ledger, which is at its first use, and when the flush is late.
+// Admit does no I/O unless a quota or a number of uses needs a further block from
+// the ledger: at its first use, and when the flush is late.
 func (e *Engine) Admit(d *Decision, now time.Time) bool {
 	return e.admit(e.limits, d, e.others.Load(), now)
 }
 
-// AdmitOwn does as Admit but for what the owner's and the account's other tokens are
-// charged to as well: for requests that must not be kept out by what those did.
+// AdmitOwn is like Admit without the limits that the token shares with others of its
+// owner and account: for requests that must not be refused for what those did.
 func (e *Engine) AdmitOwn(d *Decision, now time.Time) bool { return e.admit(e.limits, d, nil, now) }
 
-// AdmitShadow does as Admit on limits of their own, so that observing a route
+// AdmitShadow is like Admit on a separate set of limits, so that observing a route
 // uses nothing up.
 func (e *Engine) AdmitShadow(d *Decision, now time.Time) bool {
 	return e.admit(e.shadow, d, e.others.Load(), now)

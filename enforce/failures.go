@@ -19,10 +19,11 @@ type FailureLimit struct {
 // each.
 const maxFailing = 1 << 17
 
-// failureTable remembers, for each address with failures of late, when the last
-// of them would have been due at the even rate. An IPv6 client is its /64, for it
-// has all of that; those with no known address are one. What is over is forgotten;
-// while nothing is, a further address counts as one that has failed too often.
+// failureTable remembers, for each address with failures of late, when the last of
+// them would have been due at the even rate. An IPv6 client is its /64, all of
+// which is usually one client's; those with no known address are one. What is over
+// is forgotten; while nothing is, a further address counts as one that has failed
+// too often.
 type failureTable struct {
 	shards [limitShards]failureShard
 }

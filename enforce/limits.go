@@ -353,8 +353,8 @@ func (b *bound) burstInForce() uint64 {
 }
 
 // refuse turns the decision into the refusal by the limit that will refuse for longest:
-// who waits until that has room again need not be refused by another one then. All locks
-// are held.
+// a client that waits until that has room again is not refused by another one then. All
+// locks are held.
 func (bs *bounds) refuse(d *Decision, now time.Time) {
 	by, kind, longest := 0, limitKind(0), time.Duration(0)
 	for i := range bs.all() {
@@ -368,7 +368,7 @@ func (bs *bounds) refuse(d *Decision, now time.Time) {
 	bs.list[by].refuse(d, kind, longest)
 }
 
-// forGood is the wait for what waiting does not bring.
+// forGood is the wait where waiting does not help.
 const forGood = time.Duration(math.MaxInt64)
 
 // lacking is the limit of the bound that will have no room for longest, and how long;

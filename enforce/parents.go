@@ -31,8 +31,8 @@ type kinship struct {
 // parentage tells in words what the finder said about one resource.
 type parentage struct{ typ, id, said string }
 
-// hears keeps what the finder said. Who asks for an explanation may see the token, and
-// so does not learn whose a resource is of which that grants nothing.
+// hears keeps what the finder said. Whoever asks for an explanation may see the token,
+// but must not learn whose a resource is of which the token grants nothing.
 func (k kinship) hears(t *tokenstore.Token, parentType, typ, id, parent string, err error) {
 	said := "it belongs to another " + parentType
 	switch {

@@ -274,9 +274,9 @@ func (c *routeCompiler) ambiguity() {
 	}
 }
 
-// unmet says why no request can take the route, or nothing. What is refused before
-// any route is looked at would be named in vain, by somebody who believes that the
-// route decides about it.
+// unmet says why no request can take the route; it is empty where some can. A route
+// for requests that are refused before routes are looked at would have no effect,
+// and whoever wrote it believes that it has.
 func (r *Route) unmet(rules *canon.Rules) string {
 	target := r.path.sample()
 	methods := r.methods

@@ -18,7 +18,8 @@ type call struct {
 
 type callKey struct{}
 
-// Calls serves h, whose requests may be passed to [Guard.Watch] while they last.
+// Calls returns a handler that serves h, whose requests may be passed to
+// [Guard.Watch] while they last.
 func (g *Guard) Calls(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c := &call{}
@@ -46,11 +47,11 @@ func (g *Guard) end(c *call) {
 	}
 }
 
-// Watch has the request whose context this is, one that [Guard.Calls] serves, cut once
-// policy does not let its token through any more. d is how it was judged, and noted what
-// [Streams.Noted] said before. It reports false, with d the refusal, where the token was
-// changed since and is not let through already. q and what it refers to stay as they are
-// until over is called.
+// Watch cuts the request whose context this is, one that [Guard.Calls] serves, once
+// policy no longer lets its token through. d is how it was judged, and noted what
+// [Streams.Noted] said before. It reports false, with d the refusal, where the token
+// was changed since and is not let through already. q and what it refers to stay as
+// they are until over is called.
 func (g *Guard) Watch(ctx context.Context, policy *enforce.Policy, d *enforce.Decision, q *canon.Request, noted uint64, over func()) bool {
 	c, _ := ctx.Value(callKey{}).(*call)
 	if c == nil {

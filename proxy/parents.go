@@ -40,10 +40,10 @@ const (
 	parentAbsentMaxim = 10 * time.Second // how long "there is none" is believed
 )
 
-// Parents asks the upstream what a resource belongs to, and keeps the answers.
-// It is bounded in memory and in questions at one moment, asks once for many that
-// want the same, and knows nothing it was not told: every failure is an error,
-// which refuses the request. It is safe for concurrent use.
+// Parents asks the upstream what a resource belongs to, and keeps the answers. It
+// is bounded in memory and in concurrent questions, and asks once on behalf of all
+// requests that want the same answer. Every failure is an error, which refuses the
+// request. It is safe for concurrent use.
 type Parents struct {
 	base    *url.URL
 	rules   map[string]ParentRule

@@ -9,9 +9,10 @@ import (
 )
 
 // A server takes backupToken for each token of a backup, so that a million take 8.7 s
-// and the command has a second to prove them within 10. As fast as it can it takes most of a
-// processor from the requests meanwhile; slower, the store's file grows for longer.
-// A file that is large for its few tokens goes by at backupBytes a second.
+// and the command has a second to prove them within 10. At full speed it would take
+// most of a processor from the requests meanwhile; if it were slower, the store's file
+// would grow for longer. A file that is large for its few tokens goes by at backupBytes
+// a second.
 const (
 	backupToken = 8700 * time.Nanosecond
 	backupBytes = 150e6
@@ -31,8 +32,8 @@ type pacer struct {
 	due  time.Time       // when they may have been written
 }
 
-// pauseLeast makes bursts of some 2 ms of a processor. A processor that is to be woken
-// for each, on both sides, costs more with smaller ones.
+// pauseLeast makes bursts of about 2 ms of processor time. Smaller ones cost more,
+// since a processor has to be woken for each, on both sides.
 const pauseLeast = 20 * time.Millisecond
 
 // lagMost is as long as a disk may keep the command waiting, now and then, without the

@@ -49,8 +49,8 @@ func (c *Config) recording() proxy.Recording {
 	}
 }
 
-// counting counts by code; codes are those that there are, in the order of add's
-// index.
+// counting returns a function that counts by code. codes are all there are, in the
+// order of add's index; any other code has index -1.
 func counting(codes []string, add func(index int)) func(code string) {
 	places := make(map[string]int, len(codes))
 	for i, code := range codes {

@@ -187,7 +187,7 @@ func describe(ctx context.Context, client *etcdstore.Client, create bool) (etcds
 }
 
 // openCopy opens the copy of the store that etcd describes, or makes it. Where etcd
-// could not be asked, for the reason unreachable, what the copy knows has to do.
+// could not be asked, for the reason unreachable, what the copy knows must suffice.
 func (p *part) openCopy(opts boltstore.Options, about etcdstore.Description, unreachable error) (etcdstore.Description, error) {
 	there := true
 	if _, err := os.Stat(opts.Path); errors.Is(err, fs.ErrNotExist) {
