@@ -192,8 +192,9 @@ type SecretRecord struct {
 // MaxSilence bounds [SecretRecord.Silence].
 const MaxSilence = 90 * 24 * time.Hour
 
-// InGrace reports whether the secret has been replaced and works only until
-// its deadline, or until it has been silent for long enough. Such a secret may use the API but not manage tokens.
+// InGrace reports whether the secret has been replaced and works only until its
+// deadline, or until it has been silent for long enough. Such a secret may use the API
+// but not manage tokens.
 func (s *SecretRecord) InGrace() bool { return !s.Ends.Never || s.Silence > 0 }
 
 // MaxSecrets is how many secrets one token can have: the current one and the

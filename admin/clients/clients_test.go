@@ -137,8 +137,8 @@ type server struct {
 	root      string
 }
 
-// start runs the program with this configuration and a new store until the test ends, and then expects
-// it to end well.
+// start runs the program with this configuration and a new store until the test ends,
+// and then expects it to end well.
 func start(t *testing.T, program, config string) *server {
 	t.Helper()
 	folder := t.TempDir()

@@ -4,8 +4,9 @@ import "bytes"
 
 const maxAuthorityBytes = 253 + len(":65535")
 
-// readAuthority takes host and port from all places that name them: Host, :authority, and the absolute form. All that are there must
-// agree but for case. A default port is not the same text as no port: who means the same writes the same.
+// readAuthority takes host and port from all places that name them: Host, :authority,
+// and the absolute form. All that are there must agree but for case. A default port is
+// not the same text as no port: who means the same writes the same.
 func (q *Request) readAuthority(h *Head, absolute []byte) Verdict {
 	named := h.Authority
 	switch {
@@ -40,8 +41,9 @@ func (q *Request) readAuthority(h *Head, absolute []byte) Verdict {
 	return Accepted
 }
 
-// validAuthority wants a name of letters, digits, '-', '.', '_', an IPv4 address, or an IPv6 address in brackets, and perhaps a port.
-// It is narrower than RFC 3986 section 3.2.2, where a name may hold percent-encoding and punctuation: no real host does.
+// validAuthority wants a name of letters, digits, '-', '.', '_', an IPv4 address, or an
+// IPv6 address in brackets, and perhaps a port. It is narrower than RFC 3986 section
+// 3.2.2, where a name may hold percent-encoding and punctuation: no real host does.
 func validAuthority(a []byte) bool {
 	if len(a) == 0 || len(a) > maxAuthorityBytes {
 		return false

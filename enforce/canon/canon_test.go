@@ -16,7 +16,8 @@ func compile(t testing.TB, o Options) *Rules {
 	return r
 }
 
-// head is a GET over HTTP/1.1 for host api.example.com, from a peer that nobody trusts, with further "Name: value" lines.
+// head is a GET over HTTP/1.1 for host api.example.com, from a peer that nobody trusts,
+// with further "Name: value" lines.
 func head(target string, lines ...string) *Head {
 	h := &Head{
 		Method: []byte("GET"), Target: []byte(target), Major: 1, Minor: 1,

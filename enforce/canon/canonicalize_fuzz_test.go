@@ -6,8 +6,9 @@ import (
 	"testing"
 )
 
-// FuzzCanonicalize holds that what is forwarded is a request of which a second reading takes nothing more away: it is judged the same,
-// presents no credential, speaks for nobody, and keeps every line.
+// FuzzCanonicalize holds that what is forwarded is a request of which a second reading
+// takes nothing more away: it is judged the same, presents no credential, speaks for
+// nobody, and keeps every line.
 func FuzzCanonicalize(f *testing.F) {
 	for _, seed := range []string{
 		"GET /a HTTP/1.1\nHost: h\nAuthorization: Bearer S\nX-Forwarded-For: 1.2.3.4, 10.0.0.2",
@@ -65,7 +66,8 @@ func FuzzCanonicalize(f *testing.F) {
 	})
 }
 
-// rawHead takes text apart with no checks at all: "METHOD TARGET" and "Name: value" lines, from a trusted proxy.
+// rawHead takes text apart with no checks at all: "METHOD TARGET" and "Name: value"
+// lines, from a trusted proxy.
 func rawHead(text string) *Head {
 	first, rest, _ := strings.Cut(text, "\n")
 	method, target, _ := strings.Cut(first, " ")
@@ -79,7 +81,8 @@ func rawHead(text string) *Head {
 	return h
 }
 
-// FuzzShortcut holds that the paths that are taken as they are would come out of the long way unchanged.
+// FuzzShortcut holds that the paths that are taken as they are would come out of the
+// long way unchanged.
 func FuzzShortcut(f *testing.F) {
 	f.Add("/a/b.c")
 	f.Add("/a/.b")

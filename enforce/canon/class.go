@@ -1,7 +1,7 @@
 package canon
 
-// class is a set of grammar classes that a byte belongs to. Tests over a whole text AND the classes of its bytes together, which costs
-// about one cycle a byte.
+// class is a set of grammar classes that a byte belongs to. Tests over a whole text AND
+// the classes of its bytes together, which costs about one cycle a byte.
 type class uint8
 
 const (
@@ -51,7 +51,8 @@ func is(text []byte, cl class) bool {
 	return acc&cl != 0
 }
 
-// lower is ASCII lower case. Bytes from 0x80 on stand as they are: Unicode folding would equate names that no backend equates.
+// lower is ASCII lower case. Bytes from 0x80 on stand as they are: Unicode folding
+// would equate names that no backend equates.
 func lower(c byte) byte {
 	if 'A' <= c && c <= 'Z' {
 		return c | 0x20

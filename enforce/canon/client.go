@@ -15,7 +15,8 @@ type Client struct {
 	Known bool
 	// Basis says on what the address, or the lack of one, rests.
 	Basis Basis
-	// Peer is the other end of the connection, unmapped and without zone; invalid if the door did not know it.
+	// Peer is the other end of the connection, unmapped and without zone; invalid if
+	// the door did not know it.
 	Peer netip.Addr
 	// PeerTrusted says that Peer is one of the trusted proxies.
 	PeerTrusted bool
@@ -59,7 +60,8 @@ func (b Basis) String() string {
 
 const maxHops = 64
 
-// readClient works out q.Client from the peer and, if the peer is a trusted proxy, from the lines that readFields gathered.
+// readClient works out q.Client from the peer and, if the peer is a trusted proxy, from
+// the lines that readFields gathered.
 func (r *Rules) readClient(q *Request, h *Head) {
 	peer := h.Peer.Addr().Unmap().WithZone("")
 	q.Client.Peer = peer
@@ -131,7 +133,8 @@ func (r *Rules) believeHop(q *Request, hop []byte) bool {
 	return false
 }
 
-// readScheme believes the nearest trusted proxy about https, by X-Forwarded-Proto or by proto= of the last Forwarded element.
+// readScheme believes the nearest trusted proxy about https, by X-Forwarded-Proto or by
+// proto= of the last Forwarded element.
 func (r *Rules) readScheme(q *Request, h *Head) {
 	var scheme []byte
 	switch {
@@ -149,8 +152,9 @@ func (r *Rules) readScheme(q *Request, h *Head) {
 	}
 }
 
-// ExplainClient says in a sentence which address was believed and why, for explain and whoami. It quotes the header; escape it for
-// terminals as any client text. It allocates.
+// ExplainClient says in a sentence which address was believed and why, for explain and
+// whoami. It quotes the header; escape it for terminals as any client text. It
+// allocates.
 func (q *Request) ExplainClient() string {
 	c := &q.Client
 	switch c.Basis {
@@ -187,8 +191,10 @@ func clip(text []byte) string {
 	return string(text)
 }
 
-// lastUnquoted finds the rightmost sep outside quoted strings, scanning from the right: the right end was written by whom we trust, so its
-// quotes are paired, and no quote that a client left open further left can reach it. Backslash escapes make the element unreadable later.
+// lastUnquoted finds the rightmost sep outside quoted strings, scanning from the right:
+// the right end was written by whom we trust, so its quotes are paired, and no quote
+// that a client left open further left can reach it. Backslash escapes make the element
+// unreadable later.
 func lastUnquoted(text []byte, sep byte) int {
 	quoted := false
 	for i := len(text) - 1; i >= 0; i-- {
@@ -202,8 +208,9 @@ func lastUnquoted(text []byte, sep byte) int {
 	return -1
 }
 
-// forwardedParameter finds the one parameter of a Forwarded element (RFC 7239 section 4) called name, unquoted. It reports false if the
-// element is malformed in any way, or has the parameter not exactly once.
+// forwardedParameter finds the one parameter of a Forwarded element (RFC 7239 section
+// 4) called name, unquoted. It reports false if the element is malformed in any way, or
+// has the parameter not exactly once.
 func forwardedParameter(element []byte, name string) (value []byte, ok bool) {
 	if bytes.IndexByte(element, '\\') >= 0 || bytes.Count(element, quote)%2 != 0 {
 		return nil, false
@@ -243,8 +250,10 @@ var (
 	equals = []byte{'='}
 )
 
-// parseNode reads the forms in which proxies write an address: 192.0.2.1, 192.0.2.1:443, 2001:db8::1, [2001:db8::1], [2001:db8::1]:443.
-// Everything else, "unknown" and "_hidden" of RFC 7239 included, is unreadable. v4-mapped addresses come back unmapped.
+// parseNode reads the forms in which proxies write an address: 192.0.2.1,
+// 192.0.2.1:443, 2001:db8::1, [2001:db8::1], [2001:db8::1]:443. Everything else,
+// "unknown" and "_hidden" of RFC 7239 included, is unreadable. v4-mapped addresses come
+// back unmapped.
 func parseNode(node []byte) (netip.Addr, bool) {
 	if len(node) > 0 && node[0] == '[' {
 		end := bytes.IndexByte(node, ']')
@@ -269,7 +278,8 @@ func parseNode(node []byte) (netip.Addr, bool) {
 	return parseIPv4(node[:first])
 }
 
-// parseIPv4 takes four decimal numbers without leading zeros and nothing else. netip.ParseAddr would do, but wants a string, which allocates.
+// parseIPv4 takes four decimal numbers without leading zeros and nothing else.
+// netip.ParseAddr would do, but wants a string, which allocates.
 func parseIPv4(text []byte) (netip.Addr, bool) {
 	a, ok := fourBytes(text)
 	if !ok {

@@ -257,7 +257,8 @@ var (
 	quoted   = regexp.MustCompile(`"[^"]*[,;][^"]*"`)
 )
 
-// naiveForwardedFor takes the space around its hops away; within the quotes of Forwarded it is a part of the node.
+// naiveForwardedFor takes the space around its hops away; within the quotes of
+// Forwarded it is a part of the node.
 func naiveForwardedFor(h *Head) []string {
 	var hops []string
 	for _, f := range h.Fields[1:] {
@@ -268,8 +269,8 @@ func naiveForwardedFor(h *Head) []string {
 	return hops
 }
 
-// naiveForwarded reads well-formed lines from left to right; nil if they are not, or where it would take a regular expression more to
-// tell a separator from a quoted one.
+// naiveForwarded reads well-formed lines from left to right; nil if they are not, or
+// where it would take a regular expression more to tell a separator from a quoted one.
 func naiveForwarded(h *Head) []string {
 	var hops []string
 	for _, f := range h.Fields[1:] {

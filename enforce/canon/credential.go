@@ -5,10 +5,11 @@ import "bytes"
 // Credential is what a request presents. The zero value is no credential.
 type Credential struct {
 	Kind CredentialKind
-	// Secret is the text presented, for OneCredential only. It points into the Head or the Request, is valid as long as these, and must
-	// not be printed.
+	// Secret is the text presented, for OneCredential only. It points into the Head or
+	// the Request, is valid as long as these, and must not be printed.
 	Secret []byte
-	// Carrier is the index of the first place where it stood, for [Rules.CarrierName]; meaningless for NoCredential.
+	// Carrier is the index of the first place where it stood, for [Rules.CarrierName];
+	// meaningless for NoCredential.
 	Carrier int
 }
 
@@ -53,14 +54,17 @@ type carried struct {
 	raw   []byte // encoded value, for query and subprotocol
 }
 
-// Credential reads the carriers in order. It is asked for only where a route needs a credential: on public routes carriers are removed
-// unread, and two that differ are no fault there.
+// Credential reads the carriers in order. It is asked for only where a route needs a
+// credential: on public routes carriers are removed unread, and two that differ are no
+// fault there.
 //
-// A secret is 1 to 4096 visible ASCII characters but for the comma, since a proxy that joins two lines writes one. That is wider than
-// the token68 of RFC 6750, as secrets imported from other products are.
-// "Authorization: Bearer S" takes any case of the scheme and one or more spaces (RFC 9110 section 11.4); an Authorization with another
-// scheme, or with nothing that looks like a scheme, is not ours and is no credential. All other headers hold the secret as it is; query
-// parameters hold it form-encoded; in Sec-WebSocket-Protocol it is the element after NAME.
+// A secret is 1 to 4096 visible ASCII characters but for the comma, since a proxy that
+// joins two lines writes one. That is wider than the token68 of RFC 6750, as secrets
+// imported from other products are. "Authorization: Bearer S" takes any case of the
+// scheme and one or more spaces (RFC 9110 section 11.4); an Authorization with another
+// scheme, or with nothing that looks like a scheme, is not ours and is no credential.
+// All other headers hold the secret as it is; query parameters hold it form-encoded; in
+// Sec-WebSocket-Protocol it is the element after NAME.
 //
 // The result is valid until the next Canonicalize. Each call does the work again.
 func (q *Request) Credential() (found Credential) {
@@ -91,7 +95,8 @@ func (q *Request) Credential() (found Credential) {
 	return found
 }
 
-// readCarrier reads a place that was found. A malformed credential still bears its text, so that it can be told from another one.
+// readCarrier reads a place that was found. A malformed credential still bears its
+// text, so that it can be told from another one.
 func (q *Request) readCarrier(i int) (kind CredentialKind, secret []byte) {
 	place := &q.carried[i]
 	if place.count > 1 {
@@ -139,8 +144,9 @@ func (r *Rules) readAuthorization(q *Request, h *Head, i int, entry *nameEntry) 
 	return Carrier
 }
 
-// splitBearer reports whether the scheme is Bearer, and what follows it. A scheme ends at the first byte that is not a token character, so
-// "Bearer\tS" is a malformed Bearer and "BearerS" is another scheme.
+// splitBearer reports whether the scheme is Bearer, and what follows it. A scheme ends
+// at the first byte that is not a token character, so "Bearer\tS" is a malformed Bearer
+// and "BearerS" is another scheme.
 func splitBearer(value []byte) (bearer bool, secret []byte) {
 	const scheme = "bearer"
 	value = trimSpace(value)
@@ -157,7 +163,8 @@ func splitBearer(value []byte) (bearer bool, secret []byte) {
 	return true, rest
 }
 
-// takeQueryCredentials notes credentials in the query and takes their parameters out of q.Query. It reports whether there were any.
+// takeQueryCredentials notes credentials in the query and takes their parameters out of
+// q.Query. It reports whether there were any.
 func (r *Rules) takeQueryCredentials(q *Request) bool {
 	taken := false
 	q.queryBuf = q.queryBuf[:0]
@@ -186,7 +193,8 @@ func (r *Rules) takeQueryCredentials(q *Request) bool {
 
 var ampersand = []byte{'&'}
 
-// queryHoldsCredential looks for a credential in a URL that another request had: a browser repeats it in Referer.
+// queryHoldsCredential looks for a credential in a URL that another request had: a
+// browser repeats it in Referer.
 func (r *Rules) queryHoldsCredential(url []byte) bool {
 	_, query, more := bytes.Cut(url, questionMark)
 	for more {
@@ -209,8 +217,10 @@ func (r *Rules) queryCarrier(name []byte) int {
 	return -1
 }
 
-// readSubprotocols looks for NAME in Sec-WebSocket-Protocol and takes it and the element after it, which is the secret, out of the list.
-// Browsers let a script set no other header of a WebSocket; the pair is what their "new WebSocket(url, [NAME, secret])" sends.
+// readSubprotocols looks for NAME in Sec-WebSocket-Protocol and takes it and the
+// element after it, which is the secret, out of the list. Browsers let a script set no
+// other header of a WebSocket; the pair is what their "new WebSocket(url, [NAME,
+// secret])" sends.
 func (r *Rules) readSubprotocols(q *Request) {
 	if len(q.wsLines) == 0 {
 		return

@@ -25,8 +25,9 @@ const (
 	roleNoTrailer                      // only this: may not stand in a trailer (RFC 9110 section 6.5.1)
 )
 
-// Protected reports whether a Connection option that names this field must be ignored: the field is one that we set, judge by, or
-// remove anyway, and no client may take it from the upstream. Every spelling counts.
+// Protected reports whether a Connection option that names this field must be ignored:
+// the field is one that we set, judge by, or remove anyway, and no client may take it
+// from the upstream. Every spelling counts.
 func (r *Rules) Protected(name []byte) bool {
 	if hasRemovedPrefix(name) {
 		return true
@@ -35,13 +36,15 @@ func (r *Rules) Protected(name []byte) bool {
 	return entry != nil && entry.role&^(roleHop|roleNoTrailer) != 0
 }
 
-// ForbiddenTrailer reports whether a trailer field of this name is to be dropped: no token, a field that we set, judge by or remove, in
-// every spelling, or one that frames or routes a message.
+// ForbiddenTrailer reports whether a trailer field of this name is to be dropped: no
+// token, a field that we set, judge by or remove, in every spelling, or one that frames
+// or routes a message.
 func (r *Rules) ForbiddenTrailer(name []byte) bool {
 	return len(name) == 0 || !is(name, classToken) || hasRemovedPrefix(name) || r.names.lookup(name) != nil
 }
 
-// readFields sorts the field lines by role and gives each its disposition. It checks names, and reads no values but those of Referer and Authorization.
+// readFields sorts the field lines by role and gives each its disposition. It checks
+// names, and reads no values but those of Referer and Authorization.
 func (r *Rules) readFields(q *Request, h *Head) Verdict {
 	if len(h.Fields) > math.MaxUint16 {
 		return TooManyFields
@@ -71,7 +74,8 @@ func (r *Rules) readFields(q *Request, h *Head) Verdict {
 	return v
 }
 
-// readField notes field i, whose folded name is entry's. Only the exact spelling, but for case, is ever read; all others are removed.
+// readField notes field i, whose folded name is entry's. Only the exact spelling, but
+// for case, is ever read; all others are removed.
 func (r *Rules) readField(q *Request, h *Head, i int, entry *nameEntry) Disposition {
 	if entry.role == roleNoTrailer {
 		return Forward
@@ -108,8 +112,9 @@ func (r *Rules) readField(q *Request, h *Head, i int, entry *nameEntry) Disposit
 	return Removed
 }
 
-// nameTable finds header names in every spelling that a backend may fold into the same variable: case, and all punctuation alike, as CGI,
-// WSGI, Rack and PHP do, and as Apache does with every character that is not a letter or digit.
+// nameTable finds header names in every spelling that a backend may fold into the same
+// variable: case, and all punctuation alike, as CGI, WSGI, Rack and PHP do, and as
+// Apache does with every character that is not a letter or digit.
 type nameTable struct {
 	byLength [maxNameBytes + 1][]nameEntry
 }
@@ -165,7 +170,8 @@ func (t *nameTable) lookup(name []byte) *nameEntry {
 	return nil
 }
 
-// spelt reports whether a name that folds to e's is e's but for case: only punctuation can tell them apart.
+// spelt reports whether a name that folds to e's is e's but for case: only punctuation
+// can tell them apart.
 func (e *nameEntry) spelt(name []byte) bool {
 	for _, i := range e.marks {
 		if name[i] != e.spelling[i] {
@@ -225,7 +231,8 @@ func fold(name string) string {
 	return string(folded)
 }
 
-// removedPrefix covers X-Forwarded-For, -Host, -Proto, -Port, -Prefix, -Uri, -User, -Client-Cert and whatever else is invented.
+// removedPrefix covers X-Forwarded-For, -Host, -Proto, -Port, -Prefix, -Uri, -User,
+// -Client-Cert and whatever else is invented.
 const removedPrefix = "x-forwarded-"
 
 func hasRemovedPrefix(name []byte) bool {
@@ -257,7 +264,8 @@ func (c *compiler) builtin() {
 			x-host x-http-host-override x-script-name script-name x-path-info path-info
 			x-http-method-override x-http-method x-method-override x-method
 			x-middleware-subrequest x-sendfile-type x-accel-mapping`},
-		// Read by CGI programs as HTTP_PROXY, CVE-2016-5385; and credentials for a proxy, which we are.
+		// Read by CGI programs as HTTP_PROXY, CVE-2016-5385; and credentials for a
+		// proxy, which we are.
 		{roleRemoved, "proxy proxy-authorization proxy-authenticate"},
 		{roleFraming, "content-length transfer-encoding expect"},
 		{roleHop, "connection proxy-connection keep-alive upgrade te trailer"},

@@ -112,7 +112,8 @@ func TestKeptHeaderComesFromTrustedProxyOnly(t *testing.T) {
 	}
 }
 
-// FuzzFieldFold holds that whatever a backend would fold into one of our names is not forwarded, and that what it would not is.
+// FuzzFieldFold holds that whatever a backend would fold into one of our names is not
+// forwarded, and that what it would not is.
 func FuzzFieldFold(f *testing.F) {
 	for _, seed := range []string{"X-Token-Id", "x.token_id", "X-Forwarded-For", "X_Forwarded", "Api~Token", "Accept", "xtokenid", "Host"} {
 		f.Add(seed)

@@ -2,8 +2,9 @@ package canon
 
 import "iter"
 
-// Irregularity is a set of properties of a request that two honest parsers may read differently. A request with any of them is refused
-// unless the route that matched relaxes it by name.
+// Irregularity is a set of properties of a request that two honest parsers may read
+// differently. A request with any of them is refused unless the route that matched
+// relaxes it by name.
 type Irregularity uint16
 
 const (
@@ -17,7 +18,8 @@ const (
 	Semicolon
 	// EmptySegment: two slashes in a row, but not at the start, which is never accepted.
 	EmptySegment
-	// QueryLoose: a character in the query that RFC 3986 wants encoded, but that browsers leave plain, or a '%' without two hex digits.
+	// QueryLoose: a character in the query that RFC 3986 wants encoded, but that
+	// browsers leave plain, or a '%' without two hex digits.
 	QueryLoose
 	// QuerySemicolon: a plain ';' in the query. See [QueryIrregularities].
 	QuerySemicolon
@@ -27,8 +29,9 @@ const (
 	numIrregularities = 8
 )
 
-// QueryIrregularities matter only where a rule reads the query ({?name}): elsewhere the query goes through byte for byte, and an
-// upstream may split it as it likes. QueryLoose is not among them, since it may break the upstream's parser as a whole.
+// QueryIrregularities matter only where a rule reads the query ({?name}): elsewhere the
+// query goes through byte for byte, and an upstream may split it as it likes.
+// QueryLoose is not among them, since it may break the upstream's parser as a whole.
 const QueryIrregularities = QuerySemicolon
 
 // Relaxation is one entry of the table of things that a route may relax.
@@ -63,8 +66,8 @@ func RelaxationNamed(name string) (Irregularity, bool) {
 	return 0, false
 }
 
-// Refused is the part of i that is left when a route relaxes relaxed; queryRead says whether a rule of it reads the query.
-// Zero means that the request may go on.
+// Refused is the part of i that is left when a route relaxes relaxed; queryRead says
+// whether a rule of it reads the query. Zero means that the request may go on.
 func (i Irregularity) Refused(relaxed Irregularity, queryRead bool) Irregularity {
 	left := i &^ relaxed
 	if !queryRead {
@@ -73,7 +76,8 @@ func (i Irregularity) Refused(relaxed Irregularity, queryRead bool) Irregularity
 	return left
 }
 
-// Detail is the sentence for the lowest bit of i, safe to show to the client; the status is 400 and the code bad_request.
+// Detail is the sentence for the lowest bit of i, safe to show to the client; the
+// status is 400 and the code bad_request.
 func (i Irregularity) Detail() string {
 	for _, r := range relaxations {
 		if i&r.Bit != 0 {

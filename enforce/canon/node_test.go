@@ -10,7 +10,8 @@ import (
 	"testing"
 )
 
-// nodeScript reads targets, one a line, and prints what Node's two URL parsers make of each, as servers on it route.
+// nodeScript reads targets, one a line, and prints what Node's two URL parsers make of
+// each, as servers on it route.
 const nodeScript = `
 const url = require('url');
 require('readline').createInterface({input: process.stdin}).on('line', line => {
@@ -19,7 +20,8 @@ require('readline').createInterface({input: process.stdin}).on('line', line => {
 });
 `
 
-// TestNodeRoutesAlike compares with a parser that normalises on its own: whatever is accepted, Node sees the same path.
+// TestNodeRoutesAlike compares with a parser that normalises on its own: whatever is
+// accepted, Node sees the same path.
 func TestNodeRoutesAlike(t *testing.T) {
 	node, err := exec.LookPath("node")
 	if err != nil {

@@ -2,11 +2,14 @@ package canon
 
 import "bytes"
 
-// LookupQuery finds the parameter name in a raw query. The value is still form-encoded: compare it with [EqualFormDecoded].
+// LookupQuery finds the parameter name in a raw query. The value is still form-encoded:
+// compare it with [EqualFormDecoded].
 //
-// n counts every parameter that some backend may take for name: whatever its case, with '_', '.', ' ' and '-' alike (PHP), behind
-// spaces (PHP), as an array (name[], name[x]) and in brackets ([name], Express). The value is that of the parameter whose decoded name is exactly name; found says that there is one. A rule that
-// reads a parameter must see found and n == 1, or what it compares may not be what the upstream uses.
+// n counts every parameter that some backend may take for name: whatever its case, with
+// '_', '.', ' ' and '-' alike (PHP), behind spaces (PHP), as an array (name[], name[x])
+// and in brackets ([name], Express). The value is that of the parameter whose decoded
+// name is exactly name; found says that there is one. A rule that reads a parameter
+// must see found and n == 1, or what it compares may not be what the upstream uses.
 func LookupQuery(query []byte, name string) (value []byte, found bool, n int) {
 	for rest, more := query, len(query) > 0; more; {
 		var parameter []byte
@@ -23,7 +26,8 @@ func LookupQuery(query []byte, name string) (value []byte, found bool, n int) {
 	return value, found, n
 }
 
-// EqualFormDecoded reports whether an encoded query value is s once '+' and percent-encoding are undone. A broken escape equals nothing.
+// EqualFormDecoded reports whether an encoded query value is s once '+' and
+// percent-encoding are undone. A broken escape equals nothing.
 func EqualFormDecoded(value []byte, s string) bool {
 	i := 0
 	for len(value) > 0 {
@@ -37,7 +41,8 @@ func EqualFormDecoded(value []byte, s string) bool {
 	return i == len(s)
 }
 
-// AppendFormDecoded appends the decoded query value to dst. With a broken escape it reports false and returns dst as it was.
+// AppendFormDecoded appends the decoded query value to dst. With a broken escape it
+// reports false and returns dst as it was.
 func AppendFormDecoded(dst, value []byte) ([]byte, bool) {
 	start := len(dst)
 	for len(value) > 0 {
@@ -51,8 +56,10 @@ func AppendFormDecoded(dst, value []byte) ([]byte, bool) {
 	return dst, true
 }
 
-// looksLike compares folded, and takes an array suffix. Before the name it passes over spaces, which PHP drops, and an opening bracket:
-// "[name]" is name to the parser that Express uses. Escapes that are broken stand for themselves, as lenient parsers read them.
+// looksLike compares folded, and takes an array suffix. Before the name it passes over
+// spaces, which PHP drops, and an opening bracket: "[name]" is name to the parser that
+// Express uses. Escapes that are broken stand for themselves, as lenient parsers read
+// them.
 func looksLike(key []byte, name string) bool {
 	key = skipBefore(key)
 	i := 0

@@ -16,15 +16,18 @@ type Options struct {
 	TrustedProxies []netip.Prefix
 	// ClientAddress is the one header that is read: "x-forwarded-for" (default) or "forwarded".
 	ClientAddress string
-	// Credentials are the places where a credential may stand, in order: "authorization" (as Bearer), further header names,
-	// "query:NAME", "subprotocol:NAME". Default authorization and api-token. At most 8.
+	// Credentials are the places where a credential may stand, in order:
+	// "authorization" (as Bearer), further header names, "query:NAME",
+	// "subprotocol:NAME". Default authorization and api-token. At most 8.
 	Credentials []string
-	// Sets are the header fields that the proxy sets on what it forwards, identity headers first of all. A client's own are removed in
-	// every spelling. X-Request-Id and X-Forwarded-* need not be named.
+	// Sets are the header fields that the proxy sets on what it forwards, identity
+	// headers first of all. A client's own are removed in every spelling. X-Request-Id
+	// and X-Forwarded-* need not be named.
 	Sets []string
 	// Removes are further header fields to take away, in every spelling.
 	Removes []string
-	// Keeps are header fields, removed by default, that are forwarded if a trusted proxy sends them; such as cf-connecting-ip.
+	// Keeps are header fields, removed by default, that are forwarded if a trusted
+	// proxy sends them; such as cf-connecting-ip.
 	Keeps []string
 	// MaxTargetBytes bounds the request target as received. Default 8192.
 	MaxTargetBytes int
@@ -32,7 +35,8 @@ type Options struct {
 
 // OptionError is one fault in Options, with what to do about it.
 type OptionError struct {
-	// Option is the field of Options; Index the position in it, -1 if it is not a list or the list as a whole is meant.
+	// Option is the field of Options; Index the position in it, -1 if it is not a list
+	// or the list as a whole is meant.
 	Option  string
 	Index   int
 	Value   string
@@ -103,7 +107,8 @@ func NewRules(o Options) (*Rules, error) {
 	return r, nil
 }
 
-// Required is the sentence for a client whose request bears no credential: how the first place for one is used.
+// Required is the sentence for a client whose request bears no credential: how the
+// first place for one is used.
 func (r *Rules) Required() string { return r.required }
 
 func (c carrier) example() string {
@@ -267,7 +272,8 @@ func (c *compiler) removes(names []string) {
 	}
 }
 
-// remove enters a name to be taken away in every spelling. What is removed already may be named again; what is needed may not.
+// remove enters a name to be taken away in every spelling. What is removed already may
+// be named again; what is needed may not.
 func (c *compiler) remove(option string, i int, name string, as role) {
 	lowered := strings.ToLower(name)
 	if lowered == "" || !is([]byte(lowered), classToken) {
@@ -313,7 +319,8 @@ func (c *compiler) keeps(names []string) {
 	}
 }
 
-// prefixSet is a set of addresses as sorted, merged ranges: CDNs publish hundreds, and each request asks at least once.
+// prefixSet is a set of addresses as sorted, merged ranges: CDNs publish hundreds, and
+// each request asks at least once.
 type prefixSet struct {
 	ranges4, ranges6 []addrRange
 	share4, share6   float64 // part of the whole space
@@ -336,7 +343,8 @@ func newPrefixSet(prefixes []netip.Prefix) prefixSet {
 	return s
 }
 
-// share sums up the part of the space that the prefixes of one family take, each address counted once.
+// share sums up the part of the space that the prefixes of one family take, each
+// address counted once.
 func share(prefixes []netip.Prefix, family func(netip.Addr) bool) float64 {
 	var sum float64
 	for i, p := range prefixes {

@@ -15,10 +15,12 @@ type target struct {
 	origin    []byte // path and query as received, nil if the absolute form left out the path
 }
 
-// methodParameter is what many frameworks call the method that a form means, and read from the query too.
+// methodParameter is what many frameworks call the method that a form means, and read
+// from the query too.
 const methodParameter = "_method"
 
-// splitTarget tells the forms of RFC 9112 section 3.2 apart. Authority-form goes with CONNECT alone, which is refused before.
+// splitTarget tells the forms of RFC 9112 section 3.2 apart. Authority-form goes with
+// CONNECT alone, which is refused before.
 func splitTarget(h *Head) (t target, v Verdict) {
 	raw := h.Target
 	switch {
@@ -67,7 +69,8 @@ var (
 	slashDot     = []byte("/.")
 )
 
-// cutScheme takes http:// or https:// off. Which of the two says nothing: Secure comes from the connection.
+// cutScheme takes http:// or https:// off. Which of the two says nothing: Secure comes
+// from the connection.
 func cutScheme(raw []byte) ([]byte, bool) {
 	for _, scheme := range [...]string{"http://", "https://"} {
 		if len(raw) > len(scheme) && equalLower(raw[:len(scheme)], scheme) {
@@ -121,7 +124,8 @@ func appendTarget(dst, path, query []byte, hasQuery bool) []byte {
 	return dst
 }
 
-// canonicalPath returns raw itself if nothing is to be done, which is the common case, else a copy in scratch.
+// canonicalPath returns raw itself if nothing is to be done, which is the common case,
+// else a copy in scratch.
 func (q *Request) canonicalPath(raw []byte) ([]byte, Verdict) {
 	if is(raw, classPath) && !bytes.Contains(raw, slashDot) && !bytes.Contains(raw, doubleSlash) {
 		q.Plain = true
@@ -145,8 +149,9 @@ func (q *Request) canonicalPath(raw []byte) ([]byte, Verdict) {
 	return path, Accepted
 }
 
-// appendCanonicalPath decodes percent-encoded unreserved characters and refuses what no path may hold. It is idempotent: what it leaves
-// encoded stays a triple that no neighbour can change.
+// appendCanonicalPath decodes percent-encoded unreserved characters and refuses what no
+// path may hold. It is idempotent: what it leaves encoded stays a triple that no
+// neighbour can change.
 func appendCanonicalPath(dst, raw []byte) ([]byte, Irregularity, Verdict) {
 	var irregular Irregularity
 	for i := 0; i < len(raw); {
@@ -202,8 +207,9 @@ func badPathByte(c byte) Verdict {
 	return ByteOutsideGrammar
 }
 
-// encodedRune measures the percent-encoded UTF-8 sequence at the start of raw, which begins with a triple of 0x80 or more.
-// Overlong forms, surrogates and C1 controls are refused.
+// encodedRune measures the percent-encoded UTF-8 sequence at the start of raw, which
+// begins with a triple of 0x80 or more. Overlong forms, surrogates and C1 controls are
+// refused.
 func encodedRune(raw []byte) (int, Verdict) {
 	var seq [utf8.UTFMax]byte
 	n := 0
@@ -225,9 +231,11 @@ func encodedRune(raw []byte) (int, Verdict) {
 	return 3 * size, Accepted
 }
 
-// appendFullyDecoded decodes path as often as it can be decoded, in one pass: whenever the bytes written last form a triple, they become
-// the byte that they stand for. A '.', '/', '\' or ';' that shows at any depth is still there at the end, since none of them is a hex
-// digit. The flags are for what came out of a triple, the refusals for what only a second decoding brings to light.
+// appendFullyDecoded decodes path as often as it can be decoded, in one pass: whenever
+// the bytes written last form a triple, they become the byte that they stand for. A
+// '.', '/', '\' or ';' that shows at any depth is still there at the end, since none of
+// them is a hex digit. The flags are for what came out of a triple, the refusals for
+// what only a second decoding brings to light.
 func appendFullyDecoded(dst, path []byte) ([]byte, Irregularity, Verdict) {
 	var irregular Irregularity
 	start := len(dst)
@@ -256,8 +264,10 @@ func appendFullyDecoded(dst, path []byte) ([]byte, Irregularity, Verdict) {
 	return dst, irregular, Accepted
 }
 
-// hasDotSegment looks for "." and ".." between slashes and backslashes in fully decoded text, after cutting ";…" (and "?…", "#…", for
-// who parses again after decoding) and dropping spaces as some servers do, and with characters that Unicode compatibility mapping (NFKC, or Windows best fit) turns into one of these.
+// hasDotSegment looks for "." and ".." between slashes and backslashes in fully decoded
+// text, after cutting ";…" (and "?…", "#…", for who parses again after decoding) and
+// dropping spaces as some servers do, and with characters that Unicode compatibility
+// mapping (NFKC, or Windows best fit) turns into one of these.
 func hasDotSegment(text []byte) bool {
 	dots, other, cut := 0, false, false
 	for i := 0; i < len(text); {
@@ -319,8 +329,9 @@ func checkQuery(query []byte) (Irregularity, Verdict) {
 	return irregular, Accepted
 }
 
-// EqualDecoded reports whether segment is s once its percent-encoding is undone one level deep. A segment with a broken escape equals
-// nothing. Segments of a canonical path need no more than this.
+// EqualDecoded reports whether segment is s once its percent-encoding is undone one
+// level deep. A segment with a broken escape equals nothing. Segments of a canonical
+// path need no more than this.
 func EqualDecoded(segment []byte, s string) bool {
 	i := 0
 	for len(segment) > 0 {
@@ -341,8 +352,8 @@ func EqualDecoded(segment []byte, s string) bool {
 	return i == len(s)
 }
 
-// AppendDecoded appends segment to dst with its percent-encoding undone one level deep. With a broken escape it reports false and
-// returns dst as it was.
+// AppendDecoded appends segment to dst with its percent-encoding undone one level deep.
+// With a broken escape it reports false and returns dst as it was.
 func AppendDecoded(dst, segment []byte) ([]byte, bool) {
 	start := len(dst)
 	for i := 0; i < len(segment); i++ {

@@ -222,7 +222,8 @@ func TestConfusingTargetIsRefused(t *testing.T) {
 	}
 }
 
-// "/admin..;/" is a dot segment to nobody, but a backend that cuts ";…" off routes it elsewhere: it takes a relaxation by name.
+// "/admin..;/" is a dot segment to nobody, but a backend that cuts ";…" off routes it
+// elsewhere: it takes a relaxation by name.
 func TestSemicolonAfterDotsNeedsRelaxation(t *testing.T) {
 	q := accept(t, compile(t, Options{}), head("/admin..;/"))
 	if q.Irregular.Refused(0, false) != Semicolon {

@@ -51,7 +51,8 @@ func (v Verdict) Code() string {
 	return verdictTexts[Unread].code
 }
 
-// Detail says what is wrong in a sentence that is safe to show to the client: it never quotes the request.
+// Detail says what is wrong in a sentence that is safe to show to the client: it never
+// quotes the request.
 func (v Verdict) Detail() string {
 	if v < numVerdicts {
 		return verdictTexts[v].detail
@@ -67,7 +68,8 @@ func (v Verdict) String() string {
 	return verdictTexts[Unread].name
 }
 
-// Accepted has a status of 200 only so that a mistaken use is seen at once; no answer is made from it.
+// Accepted has a status of 200 only so that a mistaken use is seen at once; no answer
+// is made from it.
 var verdictTexts = [numVerdicts]struct {
 	name   string
 	status int

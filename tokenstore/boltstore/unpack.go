@@ -9,10 +9,10 @@ import (
 )
 
 // UnpackBackup copies the store's file out of the backup in, which it proves, into out,
-// an empty file, which must not be used unless it returns without an error. Where in can be
-// read twice, nothing is written before all of it is proven. What is empty in the
-// store becomes a hole: a piece of 40 bytes stands for 64 KiB of it, and a backup that somebody made up
-// could fill the disk otherwise, however short it is.
+// an empty file, which must not be used unless it returns without an error. Where in
+// can be read twice, nothing is written before all of it is proven. What is empty in
+// the store becomes a hole: a piece of 40 bytes stands for 64 KiB of it, and a backup
+// that somebody made up could fill the disk otherwise, however short it is.
 func UnpackBackup(in, out *os.File, peppers *tokenstore.Peppers) (Manifest, error) {
 	if info, err := in.Stat(); err == nil && info.Mode().IsRegular() {
 		if m, err := ReadBackup(in, io.Discard, peppers); err != nil {

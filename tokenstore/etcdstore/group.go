@@ -314,8 +314,8 @@ func (b *batch) comparisons() (cmps []clientv3.Cmp) {
 	return cmps
 }
 
-// operations are those of all changes, a key removed once, with one entry in the outbox and one head for
-// them all.
+// operations are those of all changes, a key removed once, with one entry in the outbox
+// and one head for them all.
 func (b *batch) operations(s *Store) []clientv3.Op {
 	var all output
 	gone := map[string]bool{}
