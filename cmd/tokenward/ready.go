@@ -16,16 +16,11 @@ func (a *app) checkStore() (metrics.State, string) {
 		return metrics.Warning, "the token store cannot be written: " + s.Fault.Error()
 	case s.Displaced:
 		return metrics.Warning, "the file that is served is no longer at " + a.cfg.TokenStore.Path + ", and the next start will not find it: " + fixDisplaced
-	case a.vault.older:
-		return metrics.Warning, "the token store is an older copy of itself, so what was revoked since is valid again: " + fixOlder
 	}
 	return metrics.Passing, ""
 }
 
-const (
-	fixDisplaced = "take a backup now, with `tokenward backup -o BACKUP`, stop, and restore it with `tokenward restore BACKUP`"
-	fixOlder     = "take a backup, with `tokenward backup -o BACKUP`, stop, and restore it with `tokenward restore --replace BACKUP`, which takes away again what was revoked"
-)
+const fixDisplaced = "take a backup now, with `tokenward backup -o BACKUP`, stop, and restore it with `tokenward restore BACKUP`"
 
 func (a *app) checkAudit() (metrics.State, string) {
 	log := a.vault.log.Stats()

@@ -38,8 +38,7 @@ type vault struct {
 	peppers *tokenstore.Peppers
 
 	importKeys *tokenstore.ImportKeys
-
-	older bool // the audit log tells of later events of the store than it has made
+	older      bool // the store is behind its audit log, and is to make no events
 
 	told    atomic.Pointer[func(tokenstore.Change)] // of changes, after the cache; nil: nobody
 	doubted atomic.Pointer[func()]                  // called when changes were missed, after the cache; nil: nobody is
@@ -115,6 +114,7 @@ func (v *vault) onChange(f func(tokenstore.Change)) {
 type opening struct {
 	create  bool                 // where there is none, it is made
 	serve   bool                 // it is for a server, and not for one verb
+	older   bool                 // an older copy of the store is opened too, to be read
 	observe func(audit.Progress) // nil: nobody is told of what reaches the audit log
 }
 
@@ -175,8 +175,8 @@ func (v *vault) connect(ctx context.Context, cfg *Config, log *slog.Logger, o op
 	if recovery.TornBytes > 0 {
 		log.Warn("the audit log ended in half a line, which was cut off: the process was killed while it wrote, nothing acknowledged is lost", "path", cfg.Audit.Path, "bytes", recovery.TornBytes)
 	}
-	if err := v.compareWithLog(log); err != nil {
-		return err
+	if v.older, err = v.compareWithLog(cfg.TokenStore.Path); err != nil && !(v.older && o.older) {
+		return errors.Join(err, v.log.Close(v.now()))
 	}
 	v.startDrainer(log, o.observe)
 	v.runUsage(log)
@@ -186,22 +186,24 @@ func (v *vault) connect(ctx context.Context, cfg *Config, log *slog.Logger, o op
 	return nil
 }
 
-// compareWithLog looks whether the audit log is ahead of the store, as after somebody
-// put an older copy of the file in its place.
-func (v *vault) compareWithLog(log *slog.Logger) error {
+// compareWithLog refuses a store that is behind its audit log, as after somebody put an
+// older copy of the file in its place. What was revoked since would be valid again, and
+// its next events would have the numbers of those that tell a restore of it.
+func (v *vault) compareWithLog(path string) (older bool, err error) {
 	own, single := v.store.(file)
 	if !single {
-		return nil // the events of a cluster are numbered by etcd
+		return false, nil // the events of a cluster are numbered by etcd
 	}
 	_, last, err := own.Position()
 	if err != nil {
-		return err
+		return false, err
 	}
 	if known := v.log.LastOf(v.store.Source()); known > last {
-		v.older = true
-		log.Error("the token store is an older copy of itself: the audit log tells of later changes, and what was revoked since is valid again", "events", last, "known", known, "fix", fixOlder)
+		return true, fmt.Errorf("%s is an older copy of the token store: the audit log tells of event %d, and it has made only %d, so what was revoked since would be valid again\n"+
+			"Put the latest file back; or make this one a backup, with `tokenward backup -o BACKUP --config F`, and restore that, with `tokenward restore --replace BACKUP --config F`, which takes away again what was revoked. "+
+			"If the log is the wrong one, move it with its older files to a safe place, and a new one is begun", path, known, last)
 	}
-	return nil
+	return false, nil
 }
 
 // openAudit opens the audit log that cfg names: chained under keys that derive
