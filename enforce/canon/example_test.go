@@ -32,7 +32,8 @@ func ExampleRules_Canonicalize() {
 	fmt.Println(q.Credential(), q.Client.Addr, q.Disposition(1) == canon.Removed)
 	fmt.Println(q.ExplainClient())
 	// Output:
-	// accepted true GET api.example.com /accounts/7?page=2 one 203.0.113.9 true
-	// 203.0.113.9 is hop 1 from the right, named by trusted proxy 10.0.0.1, and itself
-	// no trusted proxy
+	// accepted true
+	// GET api.example.com /accounts/7?page=2
+	// one 203.0.113.9 true
+	// 203.0.113.9 is hop 1 from the right, named by trusted proxy 10.0.0.1, and itself no trusted proxy
 }
