@@ -119,7 +119,7 @@ func (c *clock) compare() {
 	if by.Abs() > clockAlarm && !c.alarmed {
 		c.alarmed = true
 		c.log.Error("the machine's clock differs from the time that tokens are judged by: if the clock is right, do nothing; else set it right",
-			"machine", wall, "time", now, "adopted_after", clockAgreement, "not_before", c.floor)
+			"machine", wall, "time", now, "adopted_after", clockAgreement.String(), "not_before", c.floor)
 	}
 	if steady-c.since < clockAgreement || c.hindered {
 		return

@@ -248,7 +248,7 @@ func (v *vault) startDrainer(log *slog.Logger, observe func(audit.Progress)) {
 	d := &audit.Drainer{Outbox: v.store, Log: v.log, Source: v.store.Source(), Wake: v.store.Wake(), Gather: v.gather(),
 		Observe: func(p audit.Progress) {
 			if p.Err != nil {
-				log.Error("the audit log cannot be written; changes are refused once too many events wait", "error", p.Err, "retry_in", p.RetryIn)
+				log.Error("the audit log cannot be written; changes are refused once too many events wait", "error", p.Err, "retry_in", p.RetryIn.String())
 			}
 			if observe != nil {
 				observe(p)

@@ -45,7 +45,7 @@ func newTokenCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	t.server.add(cmd)
-	cmd.PersistentFlags().BoolVar(&t.asJSON, "json", false, "print the server's JSON")
+	cmd.PersistentFlags().BoolVar(&t.asJSON, "json", false, "print the server's JSON, an object on each line for several tokens")
 	cmd.AddCommand(t.newCreate(), t.newList(), t.newShow(), t.newUpdate(), t.newRotate(), t.newReset(),
 		t.newState("disable", "Refuse tokens until they are enabled again"),
 		t.newState("enable", "Let disabled tokens pass again"),
