@@ -152,7 +152,10 @@ func render(t *tokenstore.Token, used *usage.Record, now time.Time) token {
 	}
 	for i := range t.Secrets {
 		s := &t.Secrets[i]
-		wire.Secrets = append(wire.Secrets, secret{Last4: s.Last4, CreatedAt: timeText(s.CreatedAt), EndsAt: expiryText(s.Ends), Silence: silenceText(s.Silence), LastUsed: renderUse(used.Of(s.Digest))})
+		wire.Secrets = append(wire.Secrets, secret{
+			Last4: s.Last4, CreatedAt: timeText(s.CreatedAt), EndsAt: expiryText(s.Ends),
+			Silence: silenceText(s.Silence), LastUsed: renderUse(used.Of(s.Digest)),
+		})
 	}
 	return wire
 }

@@ -141,7 +141,10 @@ func (a *app) buildProxy() error {
 	a.proxyHTTP2 = proxy.NewHTTP2(door, t.Header, t.Idle, int(l.HeaderBytes), a.log)
 	a.proxyServer = &http1.Server{
 		Handler: wire.Serve, HTTP2: a.proxyHTTP2.ServeConn, Refused: wire.Refuse, Panicked: a.panicked, Starved: a.starved("proxy"),
-		Limits:   http1.Limits{HeaderBytes: int(l.HeaderBytes), HeaderCount: l.HeaderCount, TargetBytes: int(l.URIBytes), Connections: l.Connections, ConnectionsPerSource: l.ConnectionsPerSource},
+		Limits: http1.Limits{
+			HeaderBytes: int(l.HeaderBytes), HeaderCount: l.HeaderCount, TargetBytes: int(l.URIBytes),
+			Connections: l.Connections, ConnectionsPerSource: l.ConnectionsPerSource,
+		},
 		Timeouts: http1.Timeouts{Header: t.Header, Idle: t.Idle, Stall: orNever(t.Stall)},
 	}
 	return nil

@@ -90,7 +90,10 @@ func (a *app) newLeaks(g *gate) (http.Handler, error) {
 	if err != nil {
 		return nil, fmt.Errorf("admin.leaks.keys_file: %w", err)
 	}
-	return leaks.New(a.vault.service, leaks.Options{Keys: keys, Action: leaks.Action(c.Action), Find: a.vault.cache.Find, Reported: a.tellLeaked, Client: g.client, Log: a.log})
+	return leaks.New(a.vault.service, leaks.Options{
+		Keys: keys, Action: leaks.Action(c.Action), Find: a.vault.cache.Find,
+		Reported: a.tellLeaked, Client: g.client, Log: a.log,
+	})
 }
 
 func readLeakKeys(path string) (map[string]*ecdsa.PublicKey, error) {

@@ -75,7 +75,12 @@ func newRootCommand() *cobra.Command {
 		}
 		return usageError{wrongFlag(cmd, err)}
 	})
-	root.AddCommand(newServeCommand(), newInitCommand(), newCheckCommand(), newExplainCommand(), newHealthCommand(), newTokenCommand(), newReportCommand(), newAuditCommand(), newPatternCommand(), newScanCommand(), newBackupCommand(), newRestoreCommand(), newDoctorCommand(), newMigrateCommand(), newClusterCommand(), newDemoCommand(), newCompletionCommand(), newVersionCommand())
+	root.AddCommand(
+		newServeCommand(), newInitCommand(), newCheckCommand(), newExplainCommand(), newHealthCommand(),
+		newTokenCommand(), newReportCommand(), newAuditCommand(), newPatternCommand(), newScanCommand(),
+		newBackupCommand(), newRestoreCommand(), newDoctorCommand(), newMigrateCommand(), newClusterCommand(),
+		newDemoCommand(), newCompletionCommand(), newVersionCommand(),
+	)
 	useUsageErrors(root)
 	offerNoFiles(root)
 	root.SetHelpCommand(newHelpCommand(root))

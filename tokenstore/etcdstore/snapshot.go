@@ -214,7 +214,9 @@ func (r *contents) readHead(ctx context.Context) (all []tokenstore.Entry, err er
 	if err != nil {
 		return nil, err
 	}
-	all = append(all, tokenstore.Entry{Kind: tokenstore.EntryLastID, Value: number(ids - min(ids, 1))}, tokenstore.Entry{Kind: tokenstore.EntryLastSeq, Value: number(seq)})
+	all = append(all,
+		tokenstore.Entry{Kind: tokenstore.EntryLastID, Value: number(ids - min(ids, 1))},
+		tokenstore.Entry{Kind: tokenstore.EntryLastSeq, Value: number(seq)})
 	var t tokenstore.Traits
 	for kv, err := range r.below(ctx, r.c.keys.traits()) {
 		if err != nil {

@@ -154,7 +154,10 @@ func NewRecorder(store Store, pace Pace) (*Recorder, error) {
 	if err != nil && !pace.Late {
 		return nil, err
 	}
-	r := &Recorder{store: store, agents: agents{seed: maphash.MakeSeed()}, full: make(chan struct{}, 1), pending: map[tokenstore.ID]*stored{}, names: newNames(texts), unread: err != nil, pace: pace}
+	r := &Recorder{
+		store: store, pace: pace, names: newNames(texts), unread: err != nil,
+		agents: agents{seed: maphash.MakeSeed()}, full: make(chan struct{}, 1), pending: map[tokenstore.ID]*stored{},
+	}
 	for i := range r.shards {
 		r.shards[i].entries = map[Key]*entry{}
 		r.shards[i].spare = map[Key]*entry{}
