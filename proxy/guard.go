@@ -137,6 +137,7 @@ type Guard struct {
 	failures   rate.Sometimes // of upstreams
 	unreadable rate.Sometimes // what a judgement depends on
 	headers    rate.Sometimes // of PROXY protocol, from whoever is not listed
+	headerless rate.Sometimes // connections of those who are
 }
 
 // NewGuard returns a guard that refuses everything until it has rules.
@@ -146,6 +147,7 @@ func NewGuard(engine *enforce.Engine, log *slog.Logger, now func() time.Time) *G
 		failures:   rate.Sometimes{Interval: time.Second},
 		unreadable: rate.Sometimes{Interval: time.Second},
 		headers:    rate.Sometimes{Interval: time.Minute},
+		headerless: rate.Sometimes{Interval: time.Minute},
 	}
 	g.Streams = newStreams(func() time.Time { return g.Now() })
 	return g

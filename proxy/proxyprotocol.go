@@ -43,6 +43,15 @@ type ProxyProtocol struct {
 // lack of a header are counted with [Guard.Refused].
 const CodeProxyProtocol = "proxy_protocol"
 
+// Headerless counts a connection that was closed for the lack of a header, and logs one
+// a minute: a load balancer may look every few seconds whether the port is open.
+func (g *Guard) Headerless(remote net.Addr, err error) {
+	g.countRefusal(CodeProxyProtocol)
+	g.headerless.Do(func() {
+		g.Log.Warn("a connection was refused: peers in proxy.proxy_protocol_from must begin with a PROXY protocol header; tokenward_protocol_refusals_total says how often", "peer", remote.String(), "error", err)
+	})
+}
+
 type accepted struct {
 	nc  net.Conn
 	err error

@@ -2,11 +2,13 @@ package proxy_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -39,7 +41,7 @@ func protocolWorld(t testing.TB, from string, timeout time.Duration, wrap func(n
 	t.Helper()
 	w := newWorld(t, canon.Options{})
 	return w, openProxy(t, w, func(l net.Listener) net.Listener {
-		l = proxy.NewProxyProtocol(l, []netip.Prefix{netip.MustParsePrefix(from)}, timeout, func(net.Addr, error) { w.guard.Refused(proxy.CodeProxyProtocol) })
+		l = proxy.NewProxyProtocol(l, []netip.Prefix{netip.MustParsePrefix(from)}, timeout, w.guard.Headerless)
 		if wrap != nil {
 			l = wrap(l)
 		}
@@ -267,5 +269,23 @@ func TestClosingEndsTheWaitForHeaders(t *testing.T) {
 	_ = nc.SetReadDeadline(time.Now().Add(patience))
 	if _, err := nc.Read(make([]byte, 1)); err == nil || isTimeout(err) {
 		t.Errorf("the connection is open still: %v", err)
+	}
+}
+
+// A load balancer looks whether the port is open every few seconds, for years.
+func TestPortChecksWithoutAHeaderDoNotFillTheLog(t *testing.T) {
+	var log bytes.Buffer
+	g := proxy.NewGuard(nil, slog.New(slog.NewTextHandler(&log, nil)), time.Now)
+	counted := 0
+	g.Refused = func(code string) {
+		if code == proxy.CodeProxyProtocol {
+			counted++
+		}
+	}
+	for range 100 {
+		g.Headerless(&net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 4711}, errors.New("no header"))
+	}
+	if lines := strings.Count(log.String(), "\n"); counted != 100 || lines != 1 || !strings.Contains(log.String(), "192.0.2.1:4711") {
+		t.Errorf("%d are counted, and %d told of:\n%s", counted, lines, &log)
 	}
 }

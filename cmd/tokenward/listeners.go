@@ -24,7 +24,7 @@ func (a *app) bind(ctx context.Context) error {
 		return err
 	}
 	if from := a.cfg.Proxy.ProxyProtocolFrom; len(from) > 0 {
-		a.proxyListener = proxy.NewProxyProtocol(a.proxyListener, from, a.cfg.Proxy.Timeouts.Header, a.refusedHeader)
+		a.proxyListener = proxy.NewProxyProtocol(a.proxyListener, from, a.cfg.Proxy.Timeouts.Header, a.guard.Headerless)
 	}
 	a.proxyListener = secured(a.proxyListener, a.proxyTLS)
 	if a.adminListener, err = listen(ctx, "admin.listen", a.cfg.Admin.Listen); err != nil {
@@ -73,11 +73,6 @@ func secured(l net.Listener, t *proxy.ServerTLS) net.Listener {
 		return l
 	}
 	return t.Listener(l)
-}
-
-func (a *app) refusedHeader(remote net.Addr, err error) {
-	a.guard.Refused(proxy.CodeProxyProtocol)
-	a.log.Warn("a connection was refused: peers in proxy.proxy_protocol_from must begin with a PROXY protocol header", "peer", remote.String(), "error", err)
 }
 
 func (a *app) closeListeners() error {

@@ -244,8 +244,6 @@ func TestAdapterPanics(t *testing.T) {
 	}
 }
 
-// TestStalledBodyIsNotWaitedForTwice: the answer to a body that stopped arriving
-// must say that the connection ends, and not wait for the rest of it once more.
 func TestExchangeWithoutAStallTimeoutIsWaitedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		defer time.Sleep(time.Second) //nolint:forbidigo // in a bubble: until the sweeper has ended
@@ -264,6 +262,8 @@ func TestExchangeWithoutAStallTimeoutIsWaitedFor(t *testing.T) {
 	})
 }
 
+// TestStalledBodyIsNotWaitedForTwice: the answer to a body that stopped arriving
+// must say that the connection ends, and not wait for the rest of it once more.
 func TestStalledBodyIsNotWaitedForTwice(t *testing.T) {
 	addr := start(t, &Server{Timeouts: Timeouts{Stall: 20 * time.Millisecond}, Handler: Adapter(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if _, err := io.ReadAll(r.Body); err != nil {
