@@ -31,15 +31,21 @@ func urlOf(t testing.TB, raw string) *url.URL {
 	return u
 }
 
-// refusing is the address of a port that nobody listens on.
+// refusing is an address at which nobody listens. It is that of a connection's own end,
+// so that no listener of the test can get its port meanwhile.
 func refusing(t testing.TB) *url.URL {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ln.Close()
-	return &url.URL{Scheme: "http", Host: ln.Addr().String()}
+	t.Cleanup(func() { _ = ln.Close() })
+	nc, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = nc.Close() })
+	return &url.URL{Scheme: "http", Host: nc.LocalAddr().String()}
 }
 
 // breaking is an upstream that reads a request and hangs up.
