@@ -493,12 +493,7 @@ func TestUpstreamThatIsDownIsABadGateway(t *testing.T) {
 	for _, d := range doors {
 		t.Run(d.name, func(t *testing.T) {
 			w := newWorld(t, canon.Options{})
-			ln, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
-			w.upstream.url = &url.URL{Scheme: "http", Host: ln.Addr().String()}
-			_ = ln.Close()
+			w.upstream.url = refusing(t)
 			resp, body := ask(t, d.open(t, w), "GET /echo/ HTTP/1.1\r\nHost: a\r\nApi-Token: "+w.secrets["full"]+"\r\n\r\n")
 			if resp.StatusCode != 502 || !strings.Contains(body, `"code":"upstream_refused"`) || !slices.Contains(w.counted().failed, "upstream_refused") {
 				t.Fatalf("%d %s, counted %v", resp.StatusCode, body, w.counted().failed)
