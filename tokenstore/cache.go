@@ -167,11 +167,11 @@ func (c *Cache) Find(ctx context.Context, text []byte) (Match, error) {
 // kept returns the entry that is found by the key. turn is the number of hits so far.
 //
 // Which entries are used often, the library must know once the bound pushes some out,
-// and a sample tells it: with one hit in eight the hit rate is what it is with all of
-// them, within 0.2 % for skewed requests to ten times as many tokens as are kept.
-// Telling it of each costs a tenth to a fifth of a decision, since it moves the entry in
-// its lists from another core. Before the cache is half full it does not want to know, and telling it
-// nothing is dearer than telling it.
+// and a sample tells it: with one hit in eight the hit rate is that with all of them but
+// for less than a hundredth, for skewed requests to ten times as many tokens as are
+// kept. Telling it of each costs a tenth to a fifth of a decision, since it moves the
+// entry in its lists from another core. Before the cache is half full it does not want
+// to know, and telling it nothing is dearer than telling it.
 func (c *Cache) kept(key lookupKey, turn uint64) (entry, bool) {
 	// Multiples of the golden ratio fall evenly and in no period, so that no token can be
 	// one that is always left out.
