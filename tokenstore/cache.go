@@ -25,6 +25,9 @@ type DigestReader interface {
 type Match struct {
 	Token  *Token
 	Secret *SecretRecord
+	// Measured is what Token.MeasuredAs gives, for who needs it while the token is still
+	// on its way from memory; 0: the token must be asked.
+	Measured ID
 }
 
 // Cache leads from a presented secret to its token. It keeps a bounded number
@@ -147,6 +150,7 @@ func (c *Cache) Find(ctx context.Context, text []byte) (Match, error) {
 	count := &c.lookups[key.low&15]
 	if c.entries != nil {
 		if e, ok := c.kept(key, count.hits.Load()); ok {
+			prefetch(e.Token)
 			if c.generations[e.slot].Load() == e.generation {
 				count.hits.Add(1)
 				return e.Match, nil
@@ -245,7 +249,7 @@ func (c *Cache) keep(key lookupKey, e entry) {
 }
 
 func matchOf(t *Token, d Digest) Match {
-	m := Match{Token: t}
+	m := Match{Token: t, Measured: t.MeasuredAs()}
 	for i := range t.Secrets {
 		if t.Secrets[i].Digest.Equal(d) {
 			m.Secret = &t.Secrets[i]
