@@ -63,6 +63,7 @@ func (e *Engine) Decide(ctx context.Context, p *Policy, q *canon.Request, now ti
 		return d
 	}
 	if d.Reason, d.Cause = e.find(ctx, q, &d.Match); d.Reason == Allowed {
+		d.near = e.limits.near(d.Match.Measured) // on its way while the token is judged
 		d.judge(p, q, &v, now, kinship{ctx, e.Parents, p.parents, nil})
 	}
 	return d
@@ -156,27 +157,29 @@ func (e *Engine) SettleCounts(ctx context.Context, now time.Time) error {
 // Admit does no I/O unless a quota or a number of uses needs a further block from
 // the ledger: at its first use, and when the flush is late.
 func (e *Engine) Admit(d *Decision, now time.Time) bool {
-	return e.admit(e.limits, d, e.others.Load(), now)
+	return e.admit(e.limits, d, d.near, e.others.Load(), now)
 }
 
 // AdmitOwn is like Admit without the limits that the token shares with others of its
 // owner and account: for requests that must not be refused for what those did.
-func (e *Engine) AdmitOwn(d *Decision, now time.Time) bool { return e.admit(e.limits, d, nil, now) }
+func (e *Engine) AdmitOwn(d *Decision, now time.Time) bool {
+	return e.admit(e.limits, d, d.near, nil, now)
+}
 
 // AdmitShadow is like Admit on a separate set of limits, so that observing a route
 // uses nothing up.
 func (e *Engine) AdmitShadow(d *Decision, now time.Time) bool {
-	return e.admit(e.shadow, d, e.others.Load(), now)
+	return e.admit(e.shadow, d, nil, e.others.Load(), now)
 }
 
-func (e *Engine) admit(limits *limitTable, d *Decision, others *LimitOptions, now time.Time) bool {
+func (e *Engine) admit(limits *limitTable, d *Decision, near *meter, others *LimitOptions, now time.Time) bool {
 	if !d.Allowed() {
 		return false
 	}
 	if d.Reason == Public {
 		return true
 	}
-	limits.admit(d, others, now)
+	limits.admit(d, near, others, now)
 	return d.Allowed()
 }
 

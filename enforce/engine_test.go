@@ -347,9 +347,27 @@ func TestAdmitChargesOnlyWhatIsAllowed(t *testing.T) {
 	}
 }
 
+// TestDecideFindsTheMeterThatAdmitCharges: without it nothing is wrong but the time that
+// a decision takes.
+func TestDecideFindsTheMeterThatAdmitCharges(t *testing.T) {
+	t.Parallel()
+	for _, lineage := range []tokenstore.ID{0, 7} {
+		tok, secret := token(func(t *tokenstore.Token) {
+			t.Lineage, t.Limits = lineage, tokenstore.Limits{Rate: 1, Burst: 2}
+		})
+		e := engineFor(t, &oneToken{token: tok}, bankRoutes...)
+		for i := range 2 {
+			d := e.Decide(t.Context(), canonical(t, "GET", "/accounts/1", bearer(secret)), start)
+			if (d.near != nil) != (i > 0) || !e.Admit(&d, start) {
+				t.Errorf("lineage %d, request %d: near is %v, decided %v", lineage, i, d.near, d.Reason)
+			}
+		}
+	}
+}
+
 func admit(l *limitTable, t *tokenstore.Token, now time.Time) (Reason, time.Duration) {
 	d := Decision{Reason: Allowed, Match: tokenstore.Match{Token: t}}
-	l.admit(&d, nil, now)
+	l.admit(&d, nil, nil, now)
 	return d.Reason, d.RetryAfter
 }
 

@@ -32,6 +32,7 @@ type Decision struct {
 	// Cause is the store's error where Reason is StoreUnavailable.
 	Cause error
 
+	near     *meter    // the token's own, if Decide found it; it may be gone since
 	held     [3]*meter // what is given back by Release
 	notFound bool      // no_route is answered as 404
 }

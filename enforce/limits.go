@@ -53,8 +53,8 @@ type limitTable struct {
 	shards   [limitShards]limitShard
 }
 
-// limitShard's mutex guards everything below it and is held for the length of a
-// map access.
+// limitShard's mutex guards everything below it, but for glances at the meters, and is
+// held for the length of a map access.
 type limitShard struct {
 	mu      sync.Mutex
 	meters  meterTable
@@ -149,13 +149,15 @@ func unlimited(t *tokenstore.Token, r *Route, o *LimitOptions) bool {
 }
 
 // admit charges one request to all its limits, or to none of them when one
-// refuses. It refuses with StoreUnavailable when a count cannot be made durable.
-func (l *limitTable) admit(d *Decision, o *LimitOptions, now time.Time) {
+// refuses. It refuses with StoreUnavailable when a count cannot be made durable. near is
+// the token's own meter, if that was found before.
+func (l *limitTable) admit(d *Decision, near *meter, o *LimitOptions, now time.Time) {
 	if unlimited(d.Match.Token, d.Route, o) {
 		return
 	}
 	var bs bounds
 	bs.of(d.Match.Token, d.Route, o)
+	l.findFast(&bs, near)
 	for range admitTurns {
 		if !l.find(&bs, d.Match.Token.Account, now) {
 			d.Reason, d.RetryAfter = LimitsFull, time.Second
@@ -184,14 +186,37 @@ const admitTurns = 100
 
 var errTurns = errors.New("other requests used up all that was reserved, again and again: try again")
 
-// find gets every bound its meter. It reports false where there is no room.
+// findFast gets bounds their meters where no lock is needed for that; near is one that
+// may be among them.
+func (l *limitTable) findFast(bs *bounds, near *meter) {
+	for i := range bs.all() {
+		b := &bs.list[i]
+		if near != nil && near.key == b.key {
+			b.meter = near
+		} else {
+			b.meter = l.shard(b.key).meters.glance(b.key)
+		}
+	}
+}
+
+// find gets every bound its meter that has none. It reports false where there is no room.
 func (l *limitTable) find(bs *bounds, account uint64, now time.Time) bool {
 	for i := range bs.all() {
-		if bs.list[i].meter = l.meter(bs.list[i].key, account, now); bs.list[i].meter == nil {
+		b := &bs.list[i]
+		if b.meter == nil {
+			b.meter = l.meter(b.key, account, now)
+		}
+		if b.meter == nil {
 			return false
 		}
 	}
 	return true
+}
+
+// near returns the meter of a token's own limits, without a lock. It may miss one.
+func (l *limitTable) near(id tokenstore.ID) *meter {
+	k := meterKey{ofToken, uint64(id), 0}
+	return l.shard(k).meters.glance(k)
 }
 
 func (l *limitTable) shard(k meterKey) *limitShard {
@@ -272,7 +297,7 @@ func (m *meter) forget(now time.Time) bool {
 
 // lock takes the locks of all meters, in the order of their subjects, so that no
 // two requests wait for each other. It reports false, with none taken, where one
-// is gone.
+// is gone, and forgets the meters: under the table's lock none that is gone is found.
 func (bs *bounds) lock() bool {
 	for i := range bs.all() {
 		m := bs.list[i].meter
@@ -280,6 +305,9 @@ func (bs *bounds) lock() bool {
 		if m.gone {
 			for j := range i + 1 {
 				bs.list[j].meter.mu.Unlock()
+			}
+			for j := range bs.all() {
+				bs.list[j].meter = nil
 			}
 			return false
 		}

@@ -587,8 +587,8 @@ func TestOnlyWhatHasNothingToRememberIsEvicted(t *testing.T) {
 		now   time.Time
 		want  Reason
 	}{
-		{"in flight", func(l *limitTable) { l.admit(&held, nil, start) }, start, LimitsFull},
-		{"no longer", func(l *limitTable) { l.admit(&held, nil, start); held.Release() }, start, Allowed},
+		{"in flight", func(l *limitTable) { l.admit(&held, nil, nil, start) }, start, LimitsFull},
+		{"no longer", func(l *limitTable) { l.admit(&held, nil, nil, start); held.Release() }, start, Allowed},
 		{"a quota in use", func(l *limitTable) { admit(l, with(1, 1, 1, quota(5, tokenstore.PerHour)), start) }, start, LimitsFull},
 		{"a quota that is over", func(l *limitTable) { admit(l, with(1, 1, 1, quota(5, tokenstore.PerHour)), start) }, start.Add(time.Hour), Allowed},
 		{"uses", func(l *limitTable) { admit(l, with(1, 1, 1, tokenstore.Limits{Uses: 5}), start) }, start.AddDate(1, 0, 0), LimitsFull},
@@ -772,6 +772,39 @@ func TestOneTenantCannotLockOutTheOthers(t *testing.T) {
 	for id := uint64(1); id <= 1000; id++ {
 		if r := admit(1<<30+id, 2+id%100); r != Allowed {
 			t.Fatalf("token %d of another account: %v", id, r)
+		}
+	}
+}
+
+// TestMeterThatWasEvictedBetweenDecideAndAdmitIsNotCharged: what a request found before
+// its judgement is forgotten by the time it is charged. A charge to it would be lost, and
+// the next request find a full bucket.
+func TestMeterThatWasEvictedBetweenDecideAndAdmitIsNotCharged(t *testing.T) {
+	t.Parallel()
+	l := newLimitTable(limitShards) // one in each shard
+	one, other := with(1, 1, 1, tokenstore.Limits{Rate: 1, Burst: 1}), with(1+limitShards, 1, 1, tokenstore.Limits{Rate: 1, Burst: 1})
+	if r, _ := admit(l, one, start); r != Allowed {
+		t.Fatal(r)
+	}
+	near := l.near(one.ID)
+	if near == nil {
+		t.Fatal("the meter of a token in use is not found")
+	}
+	later := start.Add(2 * time.Second)
+	if r, _ := admit(l, other, later); r != Allowed || !near.gone {
+		t.Fatalf("the other token: %v, and the meter is gone: %v", r, near.gone)
+	}
+	for _, c := range []struct {
+		at   time.Time
+		want Reason
+	}{
+		{later, LimitsFull}, // the other one's has something to remember
+		{later.Add(2 * time.Second), Allowed},
+		{later.Add(2 * time.Second), RateLimited},
+	} {
+		d := Decision{Reason: Allowed, Match: tokenstore.Match{Token: one}}
+		if l.admit(&d, near, nil, c.at); d.Reason != c.want {
+			t.Errorf("at %v: %v, want %v", c.at, d.Reason, c.want)
 		}
 	}
 }

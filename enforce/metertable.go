@@ -1,31 +1,48 @@
 package enforce
 
-import "math/bits"
+import (
+	"math/bits"
+	"sync/atomic"
+)
 
 // meterTable is a set of meters by their keys: open addressing with linear
 // probing, at most half full. Finding a meter touches one cache line beside its
-// own, where Go's map touches four. The zero table is empty. It is not safe for
-// concurrent use.
+// own, where Go's map touches four. The zero table is empty.
+//
+// Any number of goroutines may call glance at once, also while the table changes; for all
+// else its owner holds a lock.
 type meterTable struct {
-	slots []*meter // a power of two of them
+	slots atomic.Pointer[meterSlots] // nil: empty
 	n     int
 	hand  int // where next goes on
 }
 
+// meterSlots are a power of two of places, at least half of them empty.
+type meterSlots []atomic.Pointer[meter]
+
 // home is where the meter with the key stands if nothing is in its way.
-func (t *meterTable) home(k *meterKey) int {
+func (s meterSlots) home(k *meterKey) int {
 	const odd = 0x9E3779B97F4A7C15 // 2^64 divided by the golden ratio
 	h := ((k.a*odd+k.b)*odd + uint64(k.subject)) * odd
-	return int(h >> (64 - bits.Len(uint(len(t.slots)-1)))) //nolint:gosec // below the number of slots
+	return int(h >> (64 - bits.Len(uint(len(s)-1)))) //nolint:gosec // below the number of slots
 }
 
+// after is the place behind i.
+func (s meterSlots) after(i int) int { return (i + 1) & (len(s) - 1) }
+
 // get returns the meter, or nil.
-func (t *meterTable) get(k meterKey) *meter {
-	if t.n == 0 {
+func (t *meterTable) get(k meterKey) *meter { return t.glance(k) }
+
+// glance is get without the lock: while the table changes it may miss a meter that is
+// there, and find one that is just taken out.
+func (t *meterTable) glance(k meterKey) *meter {
+	s := t.slots.Load()
+	if s == nil {
 		return nil
 	}
-	for i := t.home(&k); ; i = (i + 1) & (len(t.slots) - 1) {
-		if m := t.slots[i]; m == nil || m.key == k {
+	slots := *s
+	for i := slots.home(&k); ; i = slots.after(i) {
+		if m := slots[i].Load(); m == nil || m.key == k {
 			return m
 		}
 	}
@@ -33,50 +50,70 @@ func (t *meterTable) get(k meterKey) *meter {
 
 // add puts in a meter whose key is not there yet.
 func (t *meterTable) add(m *meter) {
-	if 2*(t.n+1) > len(t.slots) {
-		old := t.slots
-		t.slots = make([]*meter, max(8, 2*len(old)))
-		for _, o := range old {
-			if o != nil {
-				t.place(o)
-			}
-		}
+	s := t.slots.Load()
+	if s == nil || 2*(t.n+1) > len(*s) {
+		s = t.grow(s)
 	}
-	t.place(m)
+	s.place(m)
 	t.n++
 }
 
-func (t *meterTable) place(m *meter) {
-	i := t.home(&m.key)
-	for t.slots[i] != nil {
-		i = (i + 1) & (len(t.slots) - 1)
+// grow makes the table twice as large.
+func (t *meterTable) grow(old *meterSlots) *meterSlots {
+	size := 8
+	if old != nil {
+		size = 2 * len(*old)
 	}
-	t.slots[i] = m
+	grown := make(meterSlots, size)
+	if old != nil {
+		for i := range *old {
+			if m := (*old)[i].Load(); m != nil {
+				grown.place(m)
+			}
+		}
+	}
+	t.slots.Store(&grown)
+	return &grown
+}
+
+func (s meterSlots) place(m *meter) {
+	i := s.home(&m.key)
+	for s[i].Load() != nil {
+		i = s.after(i)
+	}
+	s[i].Store(m)
 }
 
 // remove takes out a meter that is there. What stands behind it moves up, so that
 // no gap hides it.
 func (t *meterTable) remove(m *meter) {
-	mask := len(t.slots) - 1
-	gap := t.home(&m.key)
-	for t.slots[gap] != m {
-		gap = (gap + 1) & mask
+	s := *t.slots.Load()
+	mask := len(s) - 1
+	gap := s.home(&m.key)
+	for s[gap].Load() != m {
+		gap = s.after(gap)
 	}
-	for i := (gap + 1) & mask; t.slots[i] != nil; i = (i + 1) & mask {
-		if (i-t.home(&t.slots[i].key))&mask >= (i-gap)&mask { // its home is not behind the gap
-			t.slots[gap], gap = t.slots[i], i
+	for i := s.after(gap); ; i = s.after(i) {
+		next := s[i].Load()
+		if next == nil {
+			break
+		}
+		if (i-s.home(&next.key))&mask >= (i-gap)&mask { // its home is not behind the gap
+			s[gap].Store(next)
+			gap = i
 		}
 	}
-	t.slots[gap] = nil
+	s[gap].Store(nil)
 	t.n--
 }
 
 // next goes round through the slots and returns the meter in the next one, nil if
 // that is empty.
 func (t *meterTable) next() *meter {
-	if len(t.slots) == 0 {
+	s := t.slots.Load()
+	if s == nil {
 		return nil
 	}
-	t.hand = (t.hand + 1) & (len(t.slots) - 1)
-	return t.slots[t.hand]
+	t.hand = s.after(t.hand)
+	return (*s)[t.hand].Load()
 }

@@ -2,6 +2,8 @@ package enforce
 
 import (
 	"math/rand/v2"
+	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -40,7 +42,7 @@ func TestMeterTableLosesNoMeter(t *testing.T) {
 	}
 	check()
 	seen := make(map[*meter]bool)
-	for range table.slots {
+	for range *table.slots.Load() {
 		if m := table.next(); m != nil {
 			seen[m] = true
 		}
@@ -53,5 +55,52 @@ func TestMeterTableLosesNoMeter(t *testing.T) {
 	}
 	if table.n != 0 || table.get(meterKey{}) != nil {
 		t.Errorf("the table has %d meters left", table.n)
+	}
+}
+
+// TestGlanceBesideChangesFindsNoOthersMeter looks without the lock while meters come and
+// go: what is found is always the one that was asked for.
+func TestGlanceBesideChangesFindsNoOthersMeter(t *testing.T) {
+	t.Parallel()
+	const keys, changes = 64, 20_000
+	key := func(i uint64) meterKey { return meterKey{ofToken, i % keys, 0} }
+	var table meterTable
+	stays := &meter{key: meterKey{ofAccount, 1, 0}} // it moves when others before it go
+	table.add(stays)
+	var looking sync.WaitGroup
+	var done atomic.Bool
+	var found atomic.Int64
+	for seed := range uint64(2) {
+		looking.Go(func() {
+			r := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // repeatable
+			for !done.Load() {
+				k := key(r.Uint64())
+				if m := table.glance(k); m != nil {
+					found.Add(1)
+					if m.key != k {
+						t.Errorf("asked for %v, found %v", k, m.key)
+						return
+					}
+				}
+				if m := table.glance(stays.key); m != nil && m != stays {
+					t.Errorf("asked for %v, found %v", stays.key, m.key)
+					return
+				}
+			}
+		})
+	}
+	r := rand.New(rand.NewPCG(3, 1)) //nolint:gosec // repeatable
+	for i := 0; i < changes || found.Load() == 0; i++ {
+		k := key(r.Uint64())
+		if m := table.get(k); m != nil {
+			table.remove(m)
+		} else {
+			table.add(&meter{key: k})
+		}
+	}
+	done.Store(true)
+	looking.Wait()
+	if table.glance(stays.key) != stays {
+		t.Error("a meter that was never taken out is not found once the changes are over")
 	}
 }
