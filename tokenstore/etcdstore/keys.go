@@ -106,7 +106,7 @@ func parseID(s string) (tokenstore.ID, error) {
 
 func parseDigest(s string) (d tokenstore.Digest, err error) {
 	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
-	if err != nil || len(b) != len(d) {
+	if err != nil || len(b) != len(d) || text(tokenstore.Digest(b)) != s { // it passes over line breaks
 		return d, errKey
 	}
 	return tokenstore.Digest(b), nil
