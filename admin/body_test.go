@@ -9,11 +9,13 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
 
 	"tokenward/admin"
+	"tokenward/tokenstore"
 )
 
 func parse(t *testing.T, body string) *admin.Object {
@@ -228,6 +230,9 @@ func FuzzParseObject(f *testing.F) {
 		unknown := len(clean.Faults())
 		if len(want) > 0 && unknown == 0 {
 			t.Error("nobody asked for the names, and nobody was told")
+		}
+		if len(clean.Faults()) >= 32 || slices.ContainsFunc(clean.Faults(), func(f tokenstore.FieldFault) bool { return f.Detail == "is given twice" }) {
+			return // encoding/json goes by the last of those that are given twice
 		}
 		for name, v := range want {
 			if text, ok := v.(string); ok && utf8.Valid(body) {

@@ -40,10 +40,10 @@ func (c *cursors) text(id tokenstore.ID, selection string) string {
 // parse is the inverse of text. It reports false for what text did not make for
 // this selection.
 func (c *cursors) parse(text, selection string) (tokenstore.ID, bool) {
-	if cursorText.DecodedLen(len(text)) != cursorIDLen+cursorMACLen {
+	if len(text) != cursorText.EncodedLen(cursorIDLen+cursorMACLen) {
 		return 0, false
 	}
-	b, err := cursorText.DecodeString(text) // it takes line breaks anywhere, and does not count them
+	b, err := cursorText.DecodeString(text) // it passes over line breaks, and then gives less
 	if err != nil || len(b) != cursorIDLen+cursorMACLen || !hmac.Equal(b[cursorIDLen:], c.mac(b[:cursorIDLen], selection)) {
 		return 0, false
 	}
