@@ -39,7 +39,7 @@ export GOTOOLCHAIN := local
 # What ships is compiled with the profile in cmd/tokenward/default.pgo, which `go build`
 # finds by itself. For tests that would only compile every package twice; those of
 # `make soak` are compiled as shipped.
-test race vet lint: export GOFLAGS += -pgo=off
+test race allocations vet lint: export GOFLAGS += -pgo=off
 
 LINT := bin/golangci-lint
 BENCHSTAT := bin/benchstat
@@ -59,6 +59,7 @@ test: ## Vet, lint, run all tests with the race detector and each fuzz target fo
 	@$(STEP) vet go vet ./...
 	@$(STEP) "build of the linter" $(MAKE) $(LINT)
 	@$(STEP) lint $(LINT) run
+	@$(STEP) "tests of allocations" $(MAKE) allocations
 	@$(MAKE) race
 	@$(STEP) fuzz tools/fuzz $(FUZZ_SECONDS)
 	@printf '\n==> make test: fine after %d s\n' $$(($$(date +%s) - $(BEGAN)))
@@ -67,6 +68,10 @@ test: ## Vet, lint, run all tests with the race detector and each fuzz target fo
 race: ## Run all tests with the race detector
 	@command -v "$$(go env CC)" >/dev/null || { echo "the race detector needs a C compiler: apt-get install gcc libc6-dev" >&2; exit 1; }
 	@$(STEP) "tests with the race detector" go test -race -vet=off -timeout 9m -p $(RACE_PACKAGES) -parallel 4 $(TEST_FLAGS) $(LONG_FIRST) ./...
+
+.PHONY: allocations
+allocations: ## Run the tests that a request allocates nothing, which the race detector would falsify
+	go test -vet=off $(TEST_FLAGS) -run Allocate ./proxy ./proxy/http1
 
 .PHONY: modules
 modules: ## Check go.mod against the imports, and the modules against go.sum
