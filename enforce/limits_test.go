@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -806,5 +808,56 @@ func TestMeterThatWasEvictedBetweenDecideAndAdmitIsNotCharged(t *testing.T) {
 		if l.admit(&d, near, nil, c.at); d.Reason != c.want {
 			t.Errorf("at %v: %v, want %v", c.at, d.Reason, c.want)
 		}
+	}
+}
+
+// TestRacingEvictionsChargeNoMeterThatIsGone has tokens push each other's meters out of a
+// table with room for one, while requests bring meters that they found long before.
+func TestRacingEvictionsChargeNoMeterThatIsGone(t *testing.T) {
+	t.Parallel()
+	const tokens, workers, turns, step = 3, 4, 10_000, 700 * time.Millisecond
+	l := newLimitTable(limitShards) // one in each shard
+	var clock, admitted, gone atomic.Int64
+	var working sync.WaitGroup
+	for worker := range uint64(workers) {
+		working.Go(func() {
+			r := rand.New(rand.NewPCG(worker, 1)) //nolint:gosec // repeatable
+			var near [tokens]*meter
+			left := make(map[*meter]bucket) // what meters held that were gone
+			for range turns {
+				i := r.IntN(tokens)
+				tok := with(tokenstore.ID(1+i*limitShards), 1, 1, tokenstore.Limits{Rate: 1, Burst: 2}) //nolint:gosec // small
+				if near[i] == nil || r.IntN(10) == 0 {
+					near[i] = l.near(tok.ID)
+				}
+				d := Decision{Reason: Allowed, Match: tokenstore.Match{Token: tok}}
+				l.admit(&d, near[i], nil, start.Add(time.Duration(clock.Add(1))*step))
+				switch d.Reason {
+				case Allowed:
+					admitted.Add(1)
+				case RateLimited, LimitsFull:
+				default:
+					t.Errorf("decided %v", d.Reason)
+					return
+				}
+				m := near[i]
+				if m == nil {
+					continue
+				}
+				m.mu.Lock()
+				if before, seen := left[m]; seen && m.bucket != before {
+					t.Errorf("a meter that was gone was charged: it held %+v, and now %+v", before, m.bucket)
+				}
+				if m.gone {
+					left[m] = m.bucket
+				}
+				m.mu.Unlock()
+			}
+			gone.Add(int64(len(left)))
+		})
+	}
+	working.Wait()
+	if admitted.Load() == 0 || gone.Load() == 0 {
+		t.Errorf("%d requests were admitted, and %d of the meters that they brought were gone", admitted.Load(), gone.Load())
 	}
 }
