@@ -193,7 +193,9 @@ func (c *routeCompiler) scopes() {
 	for _, item := range c.spec.Scopes {
 		names := strings.Split(item, "|")
 		for _, name := range names {
-			if detail := tokenstore.CheckScopeName(name); detail != "" {
+			if strings.Contains(name, "*") {
+				c.fault("scopes", "scope %q holds an asterisk: name the scope itself, which tokens with a wider one such as * or cards:* have too", name)
+			} else if detail := tokenstore.CheckScopeName(name); detail != "" {
 				c.fault("scopes", "scope %q %s", name, detail)
 			}
 		}
@@ -432,7 +434,7 @@ func validVar(name string) bool {
 // may name, or it would protect nothing.
 func parseLiteral(s string) (string, error) {
 	if strings.ContainsAny(s, "{}*?#\\ ") {
-		return "", fmt.Errorf("segment %q must be literal text or a whole variable {x}: percent-encode other characters", s)
+		return "", fmt.Errorf("segment %q must be literal text or a whole variable: write {x} for any one segment, {x...} at the end for the rest, and percent-encode other characters", s)
 	}
 	decoded, err := url.PathUnescape(s)
 	if err != nil {

@@ -274,8 +274,7 @@ type RouteConfig struct {
 	ForwardAuthorization bool                `yaml:"forward_authorization"`
 	Mode                 string              `yaml:"mode"` // enforce, observe; empty: enforce.mode
 
-	line   int  // where it stands in the file
-	broken bool // it could not be read as a whole; its faults are reported
+	line int // where it stands in the file
 }
 
 // defaultConfig is the one place where defaults are set.

@@ -69,6 +69,9 @@ func (d *decoder) checkEtcd(c *Config) {
 	secured := 0
 	for i, endpoint := range e.Endpoints {
 		at := itemPath(path+".endpoints", i)
+		if !d.sound(at) {
+			continue
+		}
 		u, err := url.Parse(endpoint)
 		if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.User != nil || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" {
 			d.report(at, ruleUpstream, quote(endpoint)+" is not the URL of an etcd member", "write it like https://etcd-0.example:2379")

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/token"
 
 	"tokenward/tokenstore"
 )
@@ -241,7 +242,8 @@ func orList(words []string) string {
 	return strings.Join(words[:len(words)-1], ", ") + " or " + words[len(words)-1]
 }
 
-// list decodes a sequence, item by item. Items that do not fit are left out.
+// list decodes a sequence, item by item. An item that does not fit keeps its place
+// as a zero value, so that the rules name each of the others by its own number.
 func (d *decoder) list(path string, node ast.Node, dst reflect.Value) {
 	seq, ok := node.(*ast.SequenceNode)
 	if !ok {
@@ -252,20 +254,10 @@ func (d *decoder) list(path string, node ast.Node, dst reflect.Value) {
 		d.fault(path, nodePosition(seq.Values[maxItems]), ruleTooMany, fmt.Sprintf("the list has %d items, and may have %d", len(seq.Values), maxItems), "bring items together: networks in wider ones, routes by {x} and {x...}")
 		return
 	}
-	out := reflect.MakeSlice(dst.Type(), 0, len(seq.Values))
+	dst.Set(reflect.MakeSlice(dst.Type(), len(seq.Values), len(seq.Values)))
 	for i, item := range seq.Values {
-		child := path + "[" + strconv.Itoa(i) + "]"
-		one := reflect.New(dst.Type().Elem()).Elem()
-		d.value(child, item, one)
-		route, isRoute := one.Addr().Interface().(*RouteConfig)
-		if isRoute {
-			route.broken = d.broken[child]
-		}
-		if isRoute || !d.broken[child] {
-			out = reflect.Append(out, one)
-		}
+		d.value(itemPath(path, i), item, dst.Index(i))
 	}
-	dst.Set(out)
 }
 
 // text decodes a string. What YAML reads as a number, a truth value or nothing
@@ -292,7 +284,7 @@ func (d *decoder) flag(path string, node ast.Node, dst reflect.Value) {
 // eight to one reader and ten to another.
 func (d *decoder) number(path string, node ast.Node, dst reflect.Value) {
 	text := node.GetToken().Value
-	if _, ok := node.(*ast.IntegerNode); !ok || !isDecimal(text) {
+	if _, ok := node.(*ast.IntegerNode); (!ok && node.GetToken().Type != token.StringType) || !isDecimal(text) { // beyond 64 bits it is text to YAML
 		d.wrongType(path, node, "a whole number in digits")
 		return
 	}
@@ -346,6 +338,9 @@ func (d *decoder) wrongType(path string, node ast.Node, want string) {
 		return
 	case *ast.MappingNode:
 		switch {
+		case !n.IsFlowStyle && strings.HasPrefix(want, "a list") && len(n.Values) > 0:
+			key := shownText(strings.TrimPrefix(n.Values[0].Key.GetToken().Value, "-"))
+			fix = "begin each item with a dash and a space: `- " + key + ": …`"
 		case n.IsFlowStyle && want == "text":
 			fix = "put text with braces in quotes, as in \"{account}\""
 		case !n.IsFlowStyle && strings.HasSuffix(path, "]") && want != aSection: // {upstream: [http://api:3000]} is read as one, too
@@ -370,6 +365,8 @@ func (d *decoder) wrongType(path string, node ast.Node, want string) {
 		switch {
 		case isDecimal(text) && strings.HasSuffix(path, ".listen"):
 			fix = "write host:port, such as 127.0.0.1:" + text + ", or \":" + text + "\" for all addresses"
+		case choices[path] != nil:
+			fix = "write " + orList(choices[path])
 		case want == "text":
 			fix = "put it in quotes if the text is meant"
 		}

@@ -206,6 +206,10 @@ func hidden(r rune) bool {
 	return true
 }
 
+// foreignSpace reports whether a character is shown as a space but belongs to the text
+// for YAML, as the no-break space does that word processors and web pages put in.
+func foreignSpace(r rune) bool { return r != ' ' && unicode.Is(unicode.Zs, r) }
+
 // secretInText matches what must not be shown even though somebody wrote it into
 // the configuration: the userinfo of a URL, and API tokens.
 var secretInText = regexp.MustCompile(`://[^/@\s"']+@|\b[a-z][a-z0-9]{1,15}_[0-9A-Za-z]{38}\b`)

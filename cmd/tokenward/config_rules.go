@@ -135,10 +135,9 @@ func (d *decoder) checkCanon(c *Config) {
 	if !d.sound("proxy.client_address") || !slices.Contains(choices["proxy.client_address"], c.Proxy.ClientAddress) {
 		proxy.ClientAddress = ""
 	}
+	proxy.TrustedProxies = nil
 	for _, err := range optionErrors(proxy) {
 		switch err.Option {
-		case "TrustedProxies":
-			d.report(itemPath("proxy.trusted_proxies", err.Index), ruleProxies, quote(err.Value)+" "+err.Problem, err.Fix)
 		case "Credentials":
 			d.report(itemPath("proxy.credentials", err.Index), ruleCredentials, quote(err.Value)+" "+err.Problem, err.Fix)
 		case "Sets":
@@ -147,8 +146,17 @@ func (d *decoder) checkCanon(c *Config) {
 			d.report("proxy", ruleBounds, quote(err.Value)+" "+err.Problem, err.Fix)
 		}
 	}
-	for _, err := range optionErrors(canon.Options{TrustedProxies: c.Admin.TrustedProxies}) {
-		d.report(itemPath("admin.trusted_proxies", err.Index), ruleProxies, quote(err.Value)+" "+err.Problem, err.Fix)
+	d.checkNetworks("proxy.trusted_proxies", c.Proxy.TrustedProxies)
+	d.checkNetworks("proxy.proxy_protocol_from", c.Proxy.ProxyProtocolFrom)
+	d.checkNetworks("admin.trusted_proxies", c.Admin.TrustedProxies)
+}
+
+// checkNetworks checks a list of peers that are believed.
+func (d *decoder) checkNetworks(path string, list []netip.Prefix) {
+	for _, err := range optionErrors(canon.Options{TrustedProxies: list}) {
+		if at := itemPath(path, err.Index); err.Index < 0 || d.sound(at) {
+			d.report(at, ruleProxies, quote(err.Value)+" "+err.Problem, err.Fix)
+		}
 	}
 }
 
@@ -309,11 +317,8 @@ func (d *decoder) checkEnforce(c *Config) {
 }
 
 func (d *decoder) names(path string, list []string, check func(string) string) {
-	if !d.sound(path) {
-		return
-	}
 	for i, name := range list {
-		if detail := check(name); detail != "" {
+		if detail := check(name); detail != "" && d.sound(itemPath(path, i)) {
 			d.report(itemPath(path, i), ruleName, quote(name)+" "+detail, "correct the name, or remove it")
 		}
 	}
@@ -321,12 +326,9 @@ func (d *decoder) names(path string, list []string, check func(string) string) {
 }
 
 func (d *decoder) once(path string, list []string) {
-	if !d.sound(path) {
-		return
-	}
 	seen := make(map[string]bool, len(list))
 	for i, name := range list {
-		if seen[name] {
+		if seen[name] && d.sound(itemPath(path, i)) {
 			d.report(itemPath(path, i), ruleTwice, quote(name)+" is listed twice", "remove one of the two")
 		}
 		seen[name] = true
@@ -349,16 +351,14 @@ func (d *decoder) checkStore(c *Config) {
 		d.checkFileReference(f.key, f.path)
 	}
 	for i, path := range c.TokenStore.PepperFiles {
-		if key := itemPath("tokenstore.pepper_files", i); d.sound("tokenstore.pepper_files") {
-			files = append(files, struct{ key, path string }{key, path})
-			d.checkFileReference(key, path)
-		}
+		key := itemPath("tokenstore.pepper_files", i)
+		files = append(files, struct{ key, path string }{key, path})
+		d.checkFileReference(key, path)
 	}
 	for i, path := range c.TokenStore.ImportKeyFiles {
-		if key := itemPath("tokenstore.import_key_files", i); d.sound("tokenstore.import_key_files") {
-			files = append(files, struct{ key, path string }{key, path})
-			d.checkFileReference(key, path)
-		}
+		key := itemPath("tokenstore.import_key_files", i)
+		files = append(files, struct{ key, path string }{key, path})
+		d.checkFileReference(key, path)
 	}
 	d.checkFileReference("audit.signing_key_file", c.Audit.SigningKeyFile)
 	if c.Audit.SigningKeyFile != "" {
@@ -497,19 +497,24 @@ func (d *decoder) checkRoutes(c *Config) {
 	for i := range c.Routes {
 		r := &c.Routes[i]
 		path := itemPath("routes", i)
-		if r.broken || !d.sound(path) {
+		if _, ok := d.places[path+".match"]; !ok {
+			if d.sound(path) {
+				d.report(path, ruleMissing, "the route does not say what it matches", "write `match: GET /path` in it")
+			}
 			continue
 		}
-		if _, ok := d.places[path+".match"]; !ok {
-			d.report(path, ruleMissing, "the route does not say what it matches", "write `match: GET /path` in it")
+		if !d.sound(path + ".match") {
 			continue
 		}
 		_, faults := enforce.Compile([]enforce.RouteSpec{r.spec()}, c.enforceOptions())
-		for _, f := range faults {
-			d.routeFault(i, r, ruleRoute, f)
-		}
 		if len(faults) == 0 {
 			sound, index = append(sound, r.spec()), append(index, i)
+		}
+		faults = slices.DeleteFunc(faults, func(f enforce.SpecFault) bool { // of what could not be read
+			return !d.sound(d.itemNamed(path+"."+f.Field, r, f))
+		})
+		for _, f := range faults {
+			d.routeFault(i, r, ruleRoute, f)
 		}
 	}
 	_, faults := enforce.Compile(sound, c.enforceOptions())

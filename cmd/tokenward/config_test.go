@@ -382,6 +382,14 @@ func TestRestartIsAskedForWhereAReloadDoesNotHelp(t *testing.T) {
 	}
 }
 
+func TestALongLineIsShownAndHidesNothingButItself(t *testing.T) {
+	text := "log:\n  level: " + strings.Repeat("x", maxLineBytes) + "\nadmin: {insecure: maybe}\n"
+	_, err := parseConfig("f.yaml", []byte(text))
+	if err == nil || len(faultsOf(t, text)) != 2 || !strings.Contains(err.Error(), "2 |   level: xxx") {
+		t.Errorf("got %v, want two faults and the beginning of the line", err)
+	}
+}
+
 func TestMisspeltKeysGetASuggestion(t *testing.T) {
 	for _, c := range []struct{ text, want string }{
 		{"prxoy: {}\n", "did you mean proxy?"},

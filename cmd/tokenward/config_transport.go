@@ -9,7 +9,6 @@ import (
 
 	"github.com/goccy/go-yaml/ast"
 
-	"tokenward/enforce/canon"
 	"tokenward/proxy"
 )
 
@@ -105,11 +104,6 @@ func (d *decoder) checkTransport(c *Config) {
 	d.checkListenerTLS("proxy.tls", c.Proxy.TLS)
 	d.checkListenerTLS("admin.tls", c.Admin.TLS)
 	d.checkUpstreamTLS(c)
-	for _, err := range optionErrors(canon.Options{TrustedProxies: c.Proxy.ProxyProtocolFrom}) {
-		if path := itemPath("proxy.proxy_protocol_from", err.Index); d.sound(path) {
-			d.report(path, ruleProxies, quote(err.Value)+" "+err.Problem, err.Fix)
-		}
-	}
 }
 
 func (d *decoder) checkListenerTLS(path string, t TLSConfig) {

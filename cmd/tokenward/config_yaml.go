@@ -118,9 +118,9 @@ func (s *source) darkWithin(b block) bool {
 // parser may see it.
 func (s *source) readLine(number int, line string) string {
 	if len(line) > maxLineBytes {
-		s.dark[number] = adrift
+		s.dark[number] = unreadable
 		s.fault(position{number, 1, 1}, ruleLongLine, fmt.Sprintf("the line is longer than %d bytes", maxLineBytes), "write lists with one item on each line")
-		return ""
+		return line
 	}
 	if !utf8.ValidString(line) {
 		s.dark[number] = unreadable
@@ -135,6 +135,20 @@ func (s *source) readLine(number int, line string) string {
 		return line
 	}
 	code, _, _ := strings.Cut(line, "#")
+	if at := strings.IndexFunc(code, foreignSpace); at >= 0 {
+		if strings.Trim(code[:at], " ") == "" {
+			s.dark[number] = adrift
+		}
+		r, _ := utf8.DecodeRuneInString(code[at:])
+		s.fault(position{number, utf8.RuneCountInString(code[:at]) + 1, 1}, ruleHidden, fmt.Sprintf("there is a character here that looks like a space and is none, %U", r), "write a space in its place")
+		spaced := strings.Map(func(r rune) rune {
+			if foreignSpace(r) {
+				return ' '
+			}
+			return r
+		}, code)
+		code, line = spaced, spaced+line[len(code):]
+	}
 	if at := strings.IndexByte(code, '\t'); at >= 0 {
 		if strings.Trim(code[:at], " \t") == "" {
 			s.dark[number] = adrift
@@ -363,12 +377,17 @@ func (s *source) syntaxFault(err error, first int) *configFault {
 		if value, key := s.keyBelowValue(f.Line, f.Column); value > 0 {
 			f.Problem = fmt.Sprintf("line %d is indented below line %d, which has a value already", key, value)
 			f.Fix = fmt.Sprintf("let it begin where the key of line %d begins; if that is to be a section, take its value away", value)
+			if text, _ := s.indented(value); len(text) > 1 && text[0] == '-' && text[1] != ' ' {
+				f.Problem, f.Fix = "an item of a list begins with a dash and a space", "write a space after the dash"
+			}
 			s.faults = slices.DeleteFunc(s.faults, func(other configFault) bool { // the parser took both for one text
 				return other.Rule == ruleMultiLine && other.Line == f.Line && other.Column == f.Column
 			})
 		}
 	case has("value is not allowed in this context", "unexpected end content", "block sequence entries"):
 		f.Problem, f.Fix = misplaced, fixIndent
+	case has("unknown escape character"):
+		f.Problem, f.Fix = "in double quotes a backslash begins an escape, and there is none like this", "write the text in single quotes, where a backslash stands for itself"
 	case has("cannot start any token"):
 		f.Problem, f.Fix = "text cannot begin with this character", "put the text in quotes"
 	}
