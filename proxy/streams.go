@@ -257,6 +257,9 @@ func (s *Streams) rejudge(one *live, t *tokenstore.Token, d *doomed) {
 		d.add(one, reason)
 		return
 	}
+	if m.Secret == nil {
+		return // it is only observed, and remains under what it began with
+	}
 	l := one.list
 	l.unlink(one)
 	one.know(m)

@@ -281,6 +281,31 @@ func TestObservedStreamIsNotCut(t *testing.T) {
 	}
 }
 
+// TestObservedStreamOutlivesItsSecret: a secret that a rotation dropped, or a token that
+// was removed, leaves nothing to note of a stream that is not cut for it.
+func TestObservedStreamOutlivesItsSecret(t *testing.T) {
+	for name, lose := range map[string]func(*tokenstore.Change){
+		"secret": nil,
+		"token":  func(c *tokenstore.Change) { c.After = nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStreaming(t)
+			s.rules.Default.ObserveUntil = time.Now().Add(time.Hour)
+			s.mint(t, "stream", func(t *tokenstore.Token) { t.Expiry = tokenstore.EndsAt(soon().At.Add(time.Hour)) })
+			nc := s.upgrade(t, openWire(t, s.world), "stream")
+			s.lose = lose
+			s.change(t, "stream", func(t *tokenstore.Token) { t.Secrets[0].Digest = sha256.Sum256([]byte("another")) })
+			if n := s.guard.InFlight(); n != 1 {
+				t.Fatalf("%d in flight", n)
+			}
+			s.ahead.Store(int64(3 * time.Hour)) // now it is enforced, and the token has ended
+			if _, err := nc.Read(make([]byte, 1)); err == nil || isTimeout(err) {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
 // changing is a finder whose token is changed just after it was found, once.
 type changing struct {
 	breakable
