@@ -415,14 +415,15 @@ func (c *Config) canonOptions() canon.Options {
 	}
 }
 
-// unusedIdentityNames are the default names of identity headers that the
-// configuration turned off or renamed. They are removed all the same: an
-// upstream may still believe them. One that carries a credential is removed as
-// that.
+// unusedIdentityNames are the default names of identity headers, and the usual one of
+// the signed identity, that the configuration turned off or renamed. They are removed
+// all the same: an upstream may still believe them. One that carries a credential is
+// removed as that.
 func (c *Config) unusedIdentityNames() []string {
 	_, used := c.Proxy.Identity.sets()
 	used = append(used, c.Proxy.Credentials...)
 	_, names := defaultConfig().Proxy.Identity.sets()
+	names = append(names, identity.SignedName)
 	return slices.DeleteFunc(names, func(name string) bool {
 		return slices.ContainsFunc(used, func(o string) bool { return foldHeader(o) == foldHeader(name) })
 	})

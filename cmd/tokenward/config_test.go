@@ -710,10 +710,11 @@ func TestHeaderThatIsOffIsStillRemoved(t *testing.T) {
 		text string
 		want []string
 	}{
-		{"proxy: {}\n", nil},
-		{"proxy:\n  identity: {name: off, scopes: X-Rights}\n", []string{"X-Token-Name", "X-Token-Scopes"}},
-		{"proxy:\n  identity: {id: off, account: x-token-id}\n", []string{"X-Token-Account"}},
-		{"proxy:\n  credentials: [x_token.id]\n  identity: {id: off, owner: off}\n", []string{"X-Token-Owner"}},
+		{"proxy: {}\n", []string{"X-Token-Jwt"}},
+		{"proxy:\n  identity: {name: off, scopes: X-Rights}\n", []string{"X-Token-Name", "X-Token-Scopes", "X-Token-Jwt"}},
+		{"proxy:\n  identity: {id: off, account: x-token-id, signed: x-token-jwt, signing_key_files: [k]}\n", []string{"X-Token-Account"}},
+		{"proxy:\n  identity: {signed: X-Proof, signing_key_files: [k]}\n", []string{"X-Token-Jwt"}},
+		{"proxy:\n  credentials: [x_token.id, x-token-jwt]\n  identity: {id: off, owner: off}\n", []string{"X-Token-Owner"}},
 	} {
 		o := mustParse(t, c.text).canonOptions()
 		if !slices.Equal(o.Removes, c.want) {

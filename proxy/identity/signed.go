@@ -21,6 +21,9 @@ import (
 // DefaultLifetime is how long a signed identity is good for.
 const DefaultLifetime = 5 * time.Minute
 
+// SignedName is the usual name of the header with the signed identity.
+const SignedName = "X-Token-Jwt"
+
 // maxSigned bounds how many signed identities are kept, about 600 bytes each.
 const maxSigned = 1 << 16
 
