@@ -293,11 +293,8 @@ func (c *conn) waitForRequest() (ready bool, how outcome) {
 			c.arm(c.srv.timeouts.Header)
 			return true, ended
 		}
-		if c.srv.closing.Load() && errors.Is(err, os.ErrDeadlineExceeded) {
-			continue
-		}
 		if !c.spurious(err) {
-			return false, ended
+			return errors.Is(err, os.ErrDeadlineExceeded) && c.lastLook(), ended
 		}
 		if c.mayPark && c.wantPark.Swap(false) {
 			c.phase.Store(phaseParked)
@@ -347,8 +344,9 @@ func (c *conn) readLazily(fd uintptr) bool {
 	return true
 }
 
-// lastLook takes a request that has already arrived although idle connections are
-// closed; its answer will close this one.
+// lastLook takes a request that has already arrived although the connection is about to
+// be closed, for having been idle too long or because all idle ones are. Closed over it,
+// its client could not know whether anybody acted on it.
 func (c *conn) lastLook() bool {
 	if c.lazy == nil {
 		return c.lastLookTLS()

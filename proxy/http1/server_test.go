@@ -402,6 +402,65 @@ func TestRequestThatCrossesShutdownIsAnswered(t *testing.T) {
 	})
 }
 
+// TestRequestThatCrossesTheIdleTimeoutIsTaken: it came after the connection's goroutine
+// was woken to close it. TLS and cleartext look for it in different ways.
+func TestRequestThatCrossesTheIdleTimeoutIsTaken(t *testing.T) {
+	serverTLS, clientTLS := testTLS(t)
+	clientTLS = clientTLS.Clone()
+	clientTLS.NextProtos = nil
+	for name, secure := range map[string]bool{"cleartext": false, "TLS": true} {
+		t.Run(name, func(t *testing.T) {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			near, err := net.Dial("tcp", l.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer near.Close()
+			far, err := Direct(l).Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer far.Close()
+			shaken := make(chan error, 1)
+			if secure {
+				client := tls.Client(near, clientTLS)
+				near, far = client, tls.Server(far, serverTLS)
+				go func() { shaken <- client.Handshake() }()
+			} else {
+				shaken <- nil
+			}
+			s := &Server{}
+			s.init()
+			c := &conn{srv: s, nc: far}
+			if _, ok := c.open(); !ok || <-shaken != nil {
+				t.Fatal("the connection did not open")
+			}
+			if _, err := io.WriteString(near, get); err != nil {
+				t.Fatal(err)
+			}
+			waitFor(t, "the request", func() bool {
+				silent := true
+				err := c.raw.Control(func(fd uintptr) { silent = quiet(fd) })
+				return err == nil && !silent
+			})
+			c.phase.Store(phaseIdle)
+			s.now.Store(2)
+			c.deadline.Store(1)
+			c.wake()
+			if ready, how := c.waitForRequest(); !ready {
+				t.Fatalf("the connection ends: %v", how)
+			}
+			if _, err := c.readHead(&Request{}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // TestEndTakesNoAnswerFromWhoSendsOn: a reset takes from a client what it has not
 // read yet (RFC 9112 §9.6).
 func TestEndTakesNoAnswerFromWhoSendsOn(t *testing.T) {
