@@ -205,8 +205,8 @@ func (a *attempt) next(us *Upstreams, now time.Time) *Upstream {
 	return us.list[chosen]
 }
 
-// health is what requests have told of an upstream. Only failures to get any
-// answer count; an answer, whatever its status, is a sign of life.
+// health is what requests have told of an upstream. Only failures to get an answer
+// that can be read count; an answer, whatever its status, is a sign of life.
 type health struct {
 	failures   atomic.Int32 // in a row
 	downs      atomic.Int32 // in a row, without an answer between them
@@ -291,7 +291,8 @@ func (g *Guard) answered(u *Upstream) {
 }
 
 // unanswered notes that the upstream could not be reached, broke off before it
-// answered, or did not answer in time. What this machine lacks is not its failure.
+// answered, did not answer in time, or sent what is no answer. What this machine lacks
+// is not its failure.
 func (g *Guard) unanswered(u *Upstream, err error) {
 	if lacksDescriptors(err) {
 		return
