@@ -9,10 +9,10 @@ import (
 )
 
 // ErrInitialised says that a store has tokens already.
-var ErrInitialised = errors.New("the store is initialised already: to replace a lost root token, run `tokenward init --new-root`")
+var ErrInitialised = errors.New("the store is initialised already: to replace a lost root token, run `tokenward init --new-root --config F`")
 
 // ErrNotInitialised says that a store has no token yet.
-var ErrNotInitialised = errors.New("the store is not initialised: run `tokenward init` first")
+var ErrNotInitialised = errors.New("the store is not initialised: run `tokenward init --config F` first")
 
 // Bootstrap makes the first token of a new store, the root token with id 1.
 // secret is the one that the operator chose, whose form the caller has checked

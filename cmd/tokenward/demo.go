@@ -53,7 +53,7 @@ func newDemoCommand() *cobra.Command {
 func demoFolder(keep string) (dir string, end func(io.Writer) error, err error) {
 	if keep == "" {
 		if dir, err = os.MkdirTemp("", "tokenward-demo-"); err != nil {
-			return "", nil, err
+			return "", nil, fmt.Errorf("%w: name a folder for the demo with --keep DIR, or one for temporary files in TMPDIR", err)
 		}
 		return dir, func(w io.Writer) error {
 			fmt.Fprintln(w, "\nStopped. The demo's tokens are gone.")
@@ -64,11 +64,11 @@ func demoFolder(keep string) (dir string, end func(io.Writer) error, err error) 
 		return "", nil, err
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return "", nil, fmt.Errorf("--keep: %w", err)
+		return "", nil, fmt.Errorf("--keep: %w: name a folder that can be made", err)
 	}
 	found, err := os.ReadDir(dir)
 	if err != nil {
-		return "", nil, fmt.Errorf("--keep: %w", err)
+		return "", nil, fmt.Errorf("--keep: %w: name a folder that can be read and written", err)
 	}
 	if len(found) > 0 {
 		return "", nil, fmt.Errorf("--keep: %s is not empty, and a demo begins with new tokens: name a new folder", dir)

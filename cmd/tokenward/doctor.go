@@ -74,7 +74,7 @@ func (d *doctor) fine(check, format string, args ...any) {
 }
 
 func (d *doctor) fault(check, detail, do string) {
-	d.findings = append(d.findings, finding{Check: check, Detail: detail, Do: do})
+	d.findings = append(d.findings, finding{Check: check, Detail: withConfig(detail, d.path), Do: do})
 }
 
 func (d *doctor) warn(check, detail, do string) {

@@ -77,7 +77,7 @@ func (t *tokenCommand) importFile(cmd *cobra.Command, f *importFlags, path strin
 	if path != "-" {
 		file, err := os.Open(path) //nolint:gosec // the operator names it
 		if err != nil {
-			return fmt.Errorf("%s %w", path, fileProblem(err))
+			return fmt.Errorf("%s %w: name the file with the export, - for standard input", path, fileProblem(err))
 		}
 		defer file.Close()
 		in = file

@@ -41,7 +41,7 @@ func newInitCommand() *cobra.Command {
 				return err
 			}
 			if err := printRoot(cmd.OutOrStdout(), cfg, made, others, asJSON); err != nil {
-				return fmt.Errorf("root token %d was made, but its secret could not be printed, and cannot be read again: %w\nTo have another in its place, run `tokenward init --new-root --config %s`", made.Token.ID, err, config)
+				return fmt.Errorf("root token %d was made, but its secret could not be printed, and cannot be read again: %w\nTo have another in its place, run `tokenward init --new-root --config %s`", made.Token.ID, err, shellWord(config))
 			}
 			return nil
 		},

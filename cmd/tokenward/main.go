@@ -38,15 +38,30 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	cmd, err := root.ExecuteContextC(ctx)
-	switch {
-	case err == nil:
+	if err == nil {
 		return exitFine
+	}
+	text := err.Error()
+	if config := cmd.Flags().Lookup("config"); config != nil {
+		text = withConfig(text, config.Value.String())
+	}
+	switch {
 	case errors.As(err, new(usageError)):
-		fmt.Fprintf(stderr, "tokenward: %v\nRun `%s --help` for usage.\n", err, cmd.CommandPath())
+		fmt.Fprintf(stderr, "tokenward: %s\nRun `%s --help` for usage.\n", text, cmd.CommandPath())
 		return exitUsage
 	}
-	fmt.Fprintf(stderr, "tokenward: %v\n", err)
+	fmt.Fprintf(stderr, "tokenward: %s\n", text)
 	return exitFailed
+}
+
+// withConfig names the configuration where a message from below, where it is not
+// known, says F for it, so that the command that the message ends with can be typed
+// as it stands.
+func withConfig(text, path string) string {
+	if path == "" {
+		return text
+	}
+	return strings.ReplaceAll(text, "--config F`", "--config "+shellWord(path)+"`")
 }
 
 // usageError is a command line that cannot be understood.

@@ -225,7 +225,7 @@ func (r *restorer) holdOld() (release func(), err error) {
 func (r *restorer) copyOut(backup string) (path string, err error) {
 	in, err := os.Open(backup) //nolint:gosec // the operator names it
 	if err != nil {
-		return "", fmt.Errorf("%s %w", backup, fileProblem(err))
+		return "", fmt.Errorf("%s %w: name a file that `tokenward backup` made, or correct its permissions", backup, fileProblem(err))
 	}
 	defer in.Close()
 	out, err := os.CreateTemp(filepath.Dir(r.cfg.TokenStore.Path), ".tokenward-restore-*")

@@ -94,6 +94,9 @@ func (s *scanCommand) run(cmd *cobra.Command, paths []string) (err error) {
 			failed(fmt.Errorf("interrupted at %s: what comes behind was not looked at", path))
 			break
 		}
+		if errors.Is(err, fs.ErrNotExist) {
+			err = fmt.Errorf("%w: name files and folders that are there", err)
+		}
 		if err != nil {
 			failed(err)
 		}

@@ -2,17 +2,11 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"time"
 
 	"github.com/spf13/cobra"
-
-	"tokenward/admin"
-	"tokenward/tokenstore/etcdstore"
 )
 
 func newServeCommand() *cobra.Command {
@@ -51,12 +45,7 @@ func serve(ctx context.Context, cfg *Config, path string, stderr io.Writer) erro
 	log := newLeveledLogger(cfg, stderr, level)
 	warnOf(log, warnings)
 	a, err := newApp(ctx, cfg, log, time.Now)
-	switch {
-	case err == nil:
-	case errors.Is(err, admin.ErrNotInitialised), errors.Is(err, etcdstore.ErrNotInitialised),
-		errors.Is(err, fs.ErrNotExist) && !cfg.TokenStore.Etcd.Enabled() && !exists(cfg.TokenStore.Path):
-		return fmt.Errorf("%w\nTo make the store, type: tokenward init --config %s", err, path)
-	default:
+	if err != nil {
 		return err
 	}
 	a.path, a.loaded, a.hangup, a.level = path, loaded, hangup, level

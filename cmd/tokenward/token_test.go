@@ -145,6 +145,26 @@ func TestSecretThatCannotBePrintedSaysHowToHaveAnother(t *testing.T) {
 	}
 }
 
+func TestAnErrorEndsWithACommandThatCanBeTypedForAnyConfiguration(t *testing.T) {
+	dir := t.TempDir()
+	path := writeFile(t, filepath.Join(dir, "two words.yaml"), fmt.Sprintf("tokenstore: {path: %[1]s/t.db}\naudit: {path: %[1]s/a.jsonl}\n", dir), 0o600)
+	for _, args := range [][]string{{"serve"}, {"init"}} {
+		var errs strings.Builder
+		if code := run(t.Context(), append(args, "--config", path), strings.NewReader(""), io.Discard, &errs); code != exitFailed {
+			t.Fatalf("%q: exit code %d\n%s", args, code, &errs)
+		}
+		said := strings.Split(errs.String(), "`")
+		if len(said) < 3 {
+			t.Fatalf("%q: no command to type in\n%s", args, &errs)
+		}
+		next := shellWords(t, said[len(said)-2])
+		errs.Reset()
+		if code := run(t.Context(), next[1:], strings.NewReader(""), io.Discard, &errs); code != exitFine {
+			t.Errorf("%q: exit code %d\n%s", next, code, &errs)
+		}
+	}
+}
+
 func TestLostAnswerIsAskedForAgainUnderTheSameKey(t *testing.T) {
 	for name, lose := range map[string]http.HandlerFunc{"before the answer": breakOff, "within the answer": breakWithin} {
 		for _, args := range [][]string{{"create", "--name", "ci"}, {"rotate", "7"}, {"reset", "7"}} {

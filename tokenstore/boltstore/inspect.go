@@ -35,6 +35,15 @@ const (
 // less than a hundredth.
 const wholeWalkPages = 4096
 
+// notThere is the path of a store that does not exist; it is an fs.ErrNotExist.
+type notThere string
+
+func (path notThere) Error() string {
+	return fmt.Sprintf("there is no token store at %s: correct tokenstore.path, or make a store with `tokenward init --config F`", string(path))
+}
+
+func (notThere) Unwrap() error { return fs.ErrNotExist }
+
 // openSound opens the file at path, and fails unless bolt can work on it: bolt
 // makes a store of an empty file, panics at some damages and dies of others,
 // such as a page that is its own descendant. It reads only.
@@ -42,7 +51,7 @@ func openSound(path string, flag int, mode fs.FileMode) (*os.File, error) {
 	f, err := os.OpenFile(path, flag, mode) //nolint:gosec // the operator named it
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("there is no token store at %s: correct tokenstore.path, or make a store with `tokenward init --config F`: %w", whole(path), fs.ErrNotExist)
+		return nil, notThere(whole(path))
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("%s cannot be read and written by this user: run as its owner, or change the owner with `chown`: %w", path, fs.ErrPermission)
 	case errors.Is(err, syscall.EROFS):
