@@ -145,6 +145,19 @@ func TestSecretThatCannotBePrintedSaysHowToHaveAnother(t *testing.T) {
 	}
 }
 
+func TestMigrateLeavesNoCopyOfWhatIsNoStore(t *testing.T) {
+	dir := t.TempDir()
+	path := writeFile(t, filepath.Join(dir, "c.yaml"), fmt.Sprintf("tokenstore: {path: %[1]s/t.db}\naudit: {path: %[1]s/a.jsonl}\n", dir), 0o600)
+	writeFile(t, filepath.Join(dir, "t.db"), strings.Repeat("no store ", 1000), 0o600)
+	var errs strings.Builder
+	if code := run(t.Context(), []string{"migrate", "--config", path}, strings.NewReader(""), io.Discard, &errs); code != exitFailed || !strings.Contains(errs.String(), "is not a token store") {
+		t.Errorf("exit code %d\n%s", code, &errs)
+	}
+	if left, err := filepath.Glob(filepath.Join(dir, "t.db*")); err != nil || len(left) != 1 {
+		t.Errorf("there is %q, %v", left, err)
+	}
+}
+
 func TestAnErrorEndsWithACommandThatCanBeTypedForAnyConfiguration(t *testing.T) {
 	dir := t.TempDir()
 	path := writeFile(t, filepath.Join(dir, "two words.yaml"), fmt.Sprintf("tokenstore: {path: %[1]s/t.db}\naudit: {path: %[1]s/a.jsonl}\n", dir), 0o600)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 
 	"tokenward/tokenstore/boltstore"
@@ -28,10 +29,16 @@ func (m *mover) upgrade() error {
 	r.Copy = fmt.Sprintf("%s.before-migration-%s", r.Path, m.now().UTC().Format("20060102T150405Z"))
 	err = copyFile(r.Copy, r.Path)
 	release()
-	if err != nil {
-		return fmt.Errorf("copy the store: %w", err)
+	if errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("copy the store: %w: run this again", err)
 	}
-	if r.From, r.To, err = boltstore.Upgrade(r.Path, 0); err != nil {
+	if err != nil {
+		return errors.Join(fmt.Errorf("copy the store: %w: make room beside it, then run this again", err), removeCopy(r.Copy))
+	}
+	if r.From, r.To, err = boltstore.Upgrade(r.Path, 0); r.From == 0 { // it is no store that can be read, and was left as it is
+		return errors.Join(err, removeCopy(r.Copy))
+	}
+	if err != nil {
 		return err
 	}
 	if r.From == r.To {
@@ -49,6 +56,14 @@ func (m *mover) upgrade() error {
 		_, err = fmt.Fprintf(m.out, "%s was upgraded from schema %d to %d. A copy of it as it was before is %s.\n", r.Path, r.From, r.To, r.Copy)
 	}
 	return err
+}
+
+// removeCopy removes a copy that is of no use. There may be none.
+func removeCopy(path string) error {
+	if err := os.Remove(path); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // copyFile makes a copy that only the owner can read, and waits for the disk.

@@ -35,11 +35,22 @@ const (
 // less than a hundredth.
 const wholeWalkPages = 4096
 
-// notThere is the path of a store that does not exist; it is an fs.ErrNotExist.
-type notThere string
+// notThere says that there is no file at a path; it is an fs.ErrNotExist.
+type notThere struct {
+	path   string
+	isLink bool // to a file that is not there
+}
 
-func (path notThere) Error() string {
-	return fmt.Sprintf("there is no token store at %s: correct tokenstore.path, or make a store with `tokenward init --config F`", string(path))
+func noFile(path string) notThere {
+	info, err := os.Lstat(path)
+	return notThere{whole(path), err == nil && info.Mode()&fs.ModeSymlink != 0}
+}
+
+func (n notThere) Error() string {
+	if n.isLink {
+		return n.path + " is a link to a file that is not there: mount the disk that it leads to, correct the link, or remove it"
+	}
+	return fmt.Sprintf("there is no token store at %s: correct tokenstore.path, or make a store with `tokenward init --config F`", n.path)
 }
 
 func (notThere) Unwrap() error { return fs.ErrNotExist }
@@ -48,14 +59,16 @@ func (notThere) Unwrap() error { return fs.ErrNotExist }
 // makes a store of an empty file, panics at some damages and dies of others,
 // such as a page that is its own descendant. It reads only.
 func openSound(path string, flag int, mode fs.FileMode) (*os.File, error) {
-	f, err := os.OpenFile(path, flag, mode) //nolint:gosec // the operator named it
+	f, err := os.OpenFile(path, flag|syscall.O_NONBLOCK, mode) //nolint:gosec // the operator named it; a pipe would be waited for
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, notThere(whole(path))
+		return nil, noFile(path)
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("%s cannot be read and written by this user: run as its owner, or change the owner with `chown`: %w", path, fs.ErrPermission)
 	case errors.Is(err, syscall.EROFS):
 		return nil, readOnlyError(path)
+	case errors.Is(err, syscall.ELOOP):
+		return nil, fmt.Errorf("%s is a link that leads to no file, but back to itself: correct the link, or tokenstore.path: %w", path, syscall.ELOOP)
 	case errors.Is(err, syscall.EISDIR):
 		return nil, notRegular(path, fs.ModeDir)
 	case err != nil:

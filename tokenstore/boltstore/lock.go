@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"strconv"
 	"strings"
@@ -38,9 +39,18 @@ func (e *heldError) Unwrap() error { return ErrInUse }
 // Hold keeps every process from opening the store at path, sound or not, until
 // release is called. It fails with ErrInUse while one has it open.
 func Hold(path string) (release func(), err error) {
-	f, err := os.Open(path) //nolint:gosec // the operator named it
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) //nolint:gosec // the operator named it; a pipe would be waited for
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, noFile(path)
+	}
 	if err != nil {
 		return nil, err
+	}
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		if err == nil {
+			err = notRegular(path, info.Mode())
+		}
+		return nil, errors.Join(err, f.Close())
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil { //nolint:gosec // a descriptor is small
 		_ = f.Close()

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -119,6 +120,17 @@ func TestUnsuitableFileIsRefusedAndLeftAlone(t *testing.T) {
 			"there is no token store at", "`tokenward init --config F`"},
 		{"missing directory", func(t *testing.T) string { return filepath.Join(t.TempDir(), "no", "tokens.db") }, nil,
 			"there is no token store at", "`tokenward init --config F`"},
+		{"link to nothing", func(t *testing.T) string {
+			path := filepath.Join(t.TempDir(), "tokens.db")
+			if err := os.Symlink(path+".away", path); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := Create(Options{Path: path}); err == nil || !strings.Contains(err.Error(), "exists already, as a link to a file that is not there") {
+				t.Errorf("created: %v", err)
+			}
+			return path
+		}, nil,
+			"is a link to a file that is not there", "correct the link, or remove it"},
 		{"directory", func(t *testing.T) string { return t.TempDir() }, nil,
 			"is a directory", "correct tokenstore.path"},
 		{"empty", write(nil), nil,
@@ -492,6 +504,23 @@ func TestOlderStoreIsBroughtUp(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	})
+}
+
+// TestPipeInTheStoresPlaceIsNotWaitedFor holds that nothing waits for somebody who writes
+// into it.
+func TestPipeInTheStoresPlaceIsNotWaitedFor(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, held := Hold(path)
+	_, read := openBolt(path, 0, true)
+	_, written := openBolt(path, 0, false)
+	for _, err := range []error{held, read, written} {
+		if err == nil || !strings.Contains(err.Error(), "no regular file: correct tokenstore.path") {
+			t.Errorf("got %v", err)
+		}
+	}
 }
 
 // TestRecordOutOfPlaceIsRefused edits the file as an attacker could who cannot

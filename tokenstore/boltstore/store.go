@@ -232,6 +232,9 @@ func Create(o Options) (*Store, error) {
 func create(o Options) (err error) {
 	exists := fmt.Errorf("%s exists already: use it as it is, or name another place in tokenstore.path", o.Path)
 	if _, err := os.Lstat(o.Path); err == nil {
+		if _, err := os.Stat(o.Path); errors.Is(err, fs.ErrNotExist) {
+			exists = fmt.Errorf("%s exists already, as a link to a file that is not there: mount the disk that it leads to, correct the link, or remove it", o.Path)
+		}
 		return fmt.Errorf("%w (%w)", exists, fs.ErrExist)
 	}
 	dir := filepath.Dir(o.Path)
