@@ -71,7 +71,8 @@ race: ## Run all tests with the race detector
 
 .PHONY: allocations
 allocations: ## Run the tests that a request allocates nothing, which the race detector would falsify
-	go test -vet=off $(TEST_FLAGS) -run Allocate ./proxy ./proxy/http1
+	@out=$$(go test -vet=off $(TEST_FLAGS) -run Allocate ./proxy ./proxy/http1 2>&1) || { echo "$$out"; exit 1; }; echo "$$out"; \
+	if grep -q 'no tests to run' <<<"$$out"; then echo 'a package has none of them: has a name changed?' >&2; exit 1; fi
 
 .PHONY: modules
 modules: ## Check go.mod against the imports, and the modules against go.sum
