@@ -1,11 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -145,16 +147,31 @@ func TestSecretThatCannotBePrintedSaysHowToHaveAnother(t *testing.T) {
 	}
 }
 
-func TestMigrateLeavesNoCopyOfWhatIsNoStore(t *testing.T) {
-	dir := t.TempDir()
-	path := writeFile(t, filepath.Join(dir, "c.yaml"), fmt.Sprintf("tokenstore: {path: %[1]s/t.db}\naudit: {path: %[1]s/a.jsonl}\n", dir), 0o600)
-	writeFile(t, filepath.Join(dir, "t.db"), strings.Repeat("no store ", 1000), 0o600)
-	var errs strings.Builder
-	if code := run(t.Context(), []string{"migrate", "--config", path}, strings.NewReader(""), io.Discard, &errs); code != exitFailed || !strings.Contains(errs.String(), "is not a token store") {
-		t.Errorf("exit code %d\n%s", code, &errs)
-	}
-	if left, err := filepath.Glob(filepath.Join(dir, "t.db*")); err != nil || len(left) != 1 {
-		t.Errorf("there is %q, %v", left, err)
+func TestMigrateLeavesNoCopyOfWhatItCannotUpgrade(t *testing.T) {
+	for want, spoil := range map[string]func([]byte) []byte{
+		"is not a token store": func([]byte) []byte { return []byte(strings.Repeat("no store ", 1000)) },
+		"use the newer program": func(file []byte) []byte {
+			return bytes.ReplaceAll(file, []byte("schema\x00\x00\x00\x00\x00\x00\x00\x01"), []byte("schema\x00\x00\x00\x00\x00\x00\x00\x09"))
+		},
+	} {
+		dir := t.TempDir()
+		path := writeFile(t, filepath.Join(dir, "c.yaml"), fmt.Sprintf("tokenstore: {path: %[1]s/t.db}\naudit: {path: %[1]s/a.jsonl}\n", dir), 0o600)
+		if code := run(t.Context(), []string{"init", "--config", path}, strings.NewReader(""), io.Discard, io.Discard); code != exitFine {
+			t.Fatalf("exit code %d", code)
+		}
+		store := filepath.Join(dir, "t.db")
+		file, err := os.ReadFile(store) //nolint:gosec // the test's own
+		if err != nil {
+			t.Fatal(err)
+		}
+		writeFile(t, store, string(spoil(file)), 0o600)
+		var errs strings.Builder
+		if code := run(t.Context(), []string{"migrate", "--config", path}, strings.NewReader(""), io.Discard, &errs); code != exitFailed || !strings.Contains(errs.String(), want) {
+			t.Errorf("exit code %d\n%s", code, &errs)
+		}
+		if left, err := filepath.Glob(filepath.Join(dir, "t.db*")); err != nil || len(left) != 1 {
+			t.Errorf("there is %q, %v", left, err)
+		}
 	}
 }
 

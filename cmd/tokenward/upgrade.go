@@ -35,11 +35,11 @@ func (m *mover) upgrade() error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("copy the store: %w: make room beside it, then run this again", err), removeCopy(r.Copy))
 	}
-	if r.From, r.To, err = boltstore.Upgrade(r.Path, 0); r.From == 0 { // it is no store that can be read, and was left as it is
+	if r.From, r.To, err = boltstore.Upgrade(r.Path, 0); r.From == 0 { // it was left as it is
 		return errors.Join(err, removeCopy(r.Copy))
 	}
 	if err != nil {
-		return err
+		return fmt.Errorf("%w; a copy of it as it was at first is %s", err, r.Copy)
 	}
 	if r.From == r.To {
 		if err := os.Remove(r.Copy); err != nil {

@@ -483,9 +483,11 @@ func TestOlderStoreIsBroughtUp(t *testing.T) {
 	})
 	t.Run("no way there", func(t *testing.T) {
 		db := old(t)
-		_, _, err := runUpgrades(db, nil, 1)
-		if err == nil || !strings.Contains(err.Error(), "upgrade with the release before this one first") {
-			t.Errorf("got %v", err)
+		for _, steps := range [][]upgrade{nil, steps} { // the second would stop half way
+			_, to, err := runUpgrades(db, steps, 2)
+			if to != 0 || err == nil || !strings.Contains(err.Error(), "upgrade with the release before this one first") {
+				t.Errorf("to %d, %v", to, err)
+			}
 		}
 		if err := db.Close(); err != nil {
 			t.Fatal(err)
@@ -500,8 +502,8 @@ func TestOlderStoreIsBroughtUp(t *testing.T) {
 	t.Run("newer", func(t *testing.T) {
 		path := closedStore(t, nil, 1)
 		setSchema(t, path, schemaVersion+1)
-		if _, _, err := Upgrade(path, 0); err == nil || !strings.Contains(err.Error(), "use the newer program") {
-			t.Errorf("got %v", err)
+		if from, _, err := Upgrade(path, 0); from != 0 || err == nil || !strings.Contains(err.Error(), "use the newer program") {
+			t.Errorf("from %d, %v", from, err)
 		}
 	})
 }

@@ -216,7 +216,8 @@ var upgrades []upgrade
 // Upgrade brings the store at path to the layout of this program, each step in
 // one transaction, so that a crash leaves the layout before or after it. It
 // returns the layouts it came from and arrived at, the same when there was
-// nothing to do. The caller has made a copy of the file.
+// nothing to do; both are 0 with an error before any step, which leaves the file as
+// it was. The caller has made a copy of the file.
 func Upgrade(path string, lockTimeout time.Duration) (from, to uint64, err error) {
 	db, err := openBolt(path, lockTimeout, false)
 	if err != nil {
@@ -241,16 +242,20 @@ func runUpgrades(db *bolt.DB, steps []upgrade, target uint64) (from, to uint64, 
 		return err
 	})
 	if err != nil {
-		return from, to, err
+		return 0, 0, err
 	}
 	if from > target {
-		return from, to, fmt.Errorf("%s has schema %d, newer than this program's %d: use the newer program", db.Path(), from, target)
+		return 0, 0, fmt.Errorf("%s has schema %d, newer than this program's %d: use the newer program", db.Path(), from, target)
 	}
-	for to < target {
-		step, ok := stepFrom(steps, to)
+	var way []upgrade
+	for at := from; at < target; at++ {
+		step, ok := stepFrom(steps, at)
 		if !ok {
-			return from, to, fmt.Errorf("%s has schema %d, and this program knows no way from there to %d: upgrade with the release before this one first", db.Path(), to, target)
+			return 0, 0, fmt.Errorf("%s has schema %d, and this program knows no way from there to %d: upgrade with the release before this one first", db.Path(), from, target)
 		}
+		way = append(way, step)
+	}
+	for _, step := range way {
 		err := db.Update(func(tx *bolt.Tx) error {
 			if err := step.run(tx); err != nil {
 				return err
