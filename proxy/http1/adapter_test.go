@@ -32,6 +32,8 @@ func TestAdapterGivesTheWholeRequest(t *testing.T) {
 		want("POST", 200, `POST /a b c=d h:1 [1 2] 3 "abc" <nil> `)
 	c.send("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nTrailer: T\r\n\r\n3\r\nabc\r\n0\r\nT: v\r\n\r\n").
 		want("POST", 200, `POST /  h [] -1 "abc" <nil> v`)
+	c.send("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nTrailer: T\r\n\r\n3\r\nabc\r\n0\r\n\r\n").
+		want("POST", 200, `POST /  h [] -1 "abc" <nil> `) // and nothing of the one before
 }
 
 // TestLongAnswerMakesNoGarbage: a backup is half a gigabyte in such pieces.

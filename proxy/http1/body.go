@@ -44,7 +44,6 @@ func (b *body) begin(src *stream, form bodyForm, length int64, limits *Limits) {
 	b.failed = false
 	b.decode, b.max, b.cs, b.keepTrailer, b.trailerMax = false, 0, chunked{}, nil, limits
 	b.trailer.reset()
-	b.scratch = b.scratch[:0]
 }
 
 // take gives the next piece of the body among the bytes that were read already;

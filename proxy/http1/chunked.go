@@ -3,7 +3,7 @@ package http1
 var (
 	errChunk    = &ProtocolError{400, "chunk", "a chunk is not framed by a size in hex and CR LF (RFC 9112 §7.1)"}
 	errChunkBig = &ProtocolError{400, "chunk_size", "a chunk size has too many digits (RFC 9112 §7.1)"}
-	errChunkExt = &ProtocolError{400, "chunk_extension", "chunk extensions are too long or hold a control byte (RFC 9112 §7.1.1)"}
+	errChunkExt = &ProtocolError{400, "chunk_extension", "a chunk extension is malformed or too long (RFC 9112 §7.1.1)"}
 )
 
 const (
@@ -24,11 +24,25 @@ const (
 	chunkTrailer            // the trailer section is to come
 )
 
+// extPart is where in a chunk extension the last byte stood.
+type extPart uint8
+
+const (
+	extBegin   extPart = iota // the ';'
+	extName                   // in the name
+	extEqual                  // the '='
+	extValue                  // in a value that is a token
+	extQuoted                 // in a quoted string
+	extEscaped                // the backslash in it
+	extClosed                 // the quote that ends it
+)
+
 // chunked follows the chunked coding (RFC 9112 §7.1) through a stream of bytes.
 // The zero value stands before the first chunk.
 type chunked struct {
 	state    chunkState
 	digits   uint8
+	part     extPart
 	ext      int   // bytes of extension in this chunk
 	extTotal int   // in this body
 	left     int64 // in state chunkSize the size so far, in chunkData what is to come
@@ -66,15 +80,7 @@ func (c *chunked) step(b byte) *ProtocolError {
 	case chunkSize:
 		return c.stepSize(b)
 	case chunkExt:
-		if b == '\r' {
-			c.state = chunkSizeLF
-			return nil
-		}
-		c.ext++
-		c.extTotal++
-		if c.ext > maxChunkExtBytes || c.extTotal > maxExtBytesTotal || b < 0x20 && b != '\t' || b >= 0x7f {
-			return errChunkExt
-		}
+		return c.stepExt(b)
 	case chunkSizeLF:
 		if b != '\n' {
 			return errChunk
@@ -116,11 +122,52 @@ func (c *chunked) stepSize(b byte) *ProtocolError {
 	case c.digits == 0:
 		return errChunk
 	case b == ';':
-		c.state = chunkExt
+		c.state, c.part = chunkExt, extBegin
 	case b == '\r':
 		c.state = chunkSizeLF
 	default:
 		return errChunk
 	}
 	return nil
+}
+
+// stepExt takes one byte of the extensions, or the CR after them. White space between
+// their parts, which the grammar has for old senders only, is refused.
+func (c *chunked) stepExt(b byte) *ProtocolError {
+	if b == '\r' && (c.part == extName || c.part == extValue || c.part == extClosed) {
+		c.state = chunkSizeLF
+		return nil
+	}
+	c.ext++
+	c.extTotal++
+	if c.ext > maxChunkExtBytes || c.extTotal > maxExtBytesTotal || !c.extend(b) {
+		return errChunkExt
+	}
+	return nil
+}
+
+// extend reports whether b may stand here in an extension. Where readers disagree about
+// the end of one, such as that of an open quote, they disagree about all that follows.
+func (c *chunked) extend(b byte) bool {
+	switch {
+	case c.part == extQuoted && b == '"':
+		c.part = extClosed
+	case c.part == extQuoted && b == '\\':
+		c.part = extEscaped
+	case c.part == extQuoted || c.part == extEscaped:
+		c.part = extQuoted
+		return b >= 0x20 && b < 0x7f || b == '\t'
+	case c.part == extEqual && b == '"':
+		c.part = extQuoted
+	case c.part == extBegin || c.part == extEqual:
+		c.part++ // to the name or the value
+		return tokenByte[b]
+	case b == ';':
+		c.part = extBegin
+	case c.part == extName && b == '=':
+		c.part = extEqual
+	default:
+		return c.part != extClosed && tokenByte[b]
+	}
+	return true
 }

@@ -138,6 +138,7 @@ func TestConnectionOptionCannotRemoveField(t *testing.T) {
 		{"X-Other", judged, 200},
 		{"X-Other", nil, 400},
 		{"x-other, close", nil, 400},
+		{"X-Other-Too", nil, 200},
 		{"X-Absent", nil, 200},
 		{"keep-alive", nil, 200},
 	} {
@@ -207,6 +208,10 @@ func TestMalformedAnswerIs502(t *testing.T) {
 		"status of 2 digits": "HTTP/1.1 20 OK\r\n\r\n",
 		"status 600":         "HTTP/1.1 600 OK\r\n\r\n",
 		"status 099":         "HTTP/1.1 099 OK\r\n\r\n",
+		"status of 4 digits": "HTTP/1.1 2000 OK\r\n\r\n",
+		"status of letters":  "HTTP/1.1 2x0 OK\r\n\r\n",
+		"version 1.2":        "HTTP/1.2 200 OK\r\n\r\n",
+		"tab for space":      "HTTP/1.1\t200 OK\r\n\r\n",
 		"version 2":          "HTTP/2.0 200 OK\r\n\r\n",
 		"control in reason":  "HTTP/1.1 200 O\x01K\r\n\r\n",
 		"204 with length":    "HTTP/1.1 204 No\r\nContent-Length: 3\r\n\r\nabc",
@@ -397,7 +402,15 @@ func TestAnswerIsEdited(t *testing.T) {
 }
 
 func TestTrailersAreFiltered(t *testing.T) {
-	trailers := "X-Ok: 1\r\nAuthorization: x\r\nContent-Length: 5\r\nX-No: 2\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+	trailers := "X-Ok: 1\r\nX-No: 2\r\n"
+	for name := range strings.FieldsSeq(`
+		Accept Age Alt-Used Authorization Cache-Control Connection Content-Encoding Content-Length Content-Range
+		Content-Type Cookie Date Expect Expires Forwarded Host HTTP2-Settings If-Match If-Modified-Since If-None-Match
+		If-Range If-Unmodified-Since Keep-Alive Location Max-Forwards Pragma Proxy Proxy-Authorization Range Retry-After
+		Set-Cookie TE Trailer Transfer-Encoding Upgrade Vary Via Warning WWW-Authenticate X-Forwarded-For`) {
+		trailers += name + ": 1\r\n"
+	}
+	trailers += "\r\n"
 	got := make(chan http.Header, 1)
 	up := scripted(t, func(_ int, c *client) {
 		r, err := http.ReadRequest(c.br)
@@ -805,11 +818,30 @@ func TestUpgradeIsATwoWayCopy(t *testing.T) {
 	<-results
 }
 
-func TestHTTP2UpgradeNeverPasses(t *testing.T) {
-	raw := "GET / HTTP/1.1\r\nHost: h\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAA\r\n\r\n"
-	got, _ := rawRequest(t, raw, func(_ *Exchange, e *Edit) { e.Upgrade = true })
-	if want := "GET / HTTP/1.1\r\nHost: h\r\n\r\n"; got != want {
-		t.Errorf("upstream got %q, want %q", got, want)
+func TestUpgradesThatNeverPass(t *testing.T) {
+	for name, head := range map[string]string{
+		"h2c":         "HTTP/1.1\r\nHost: h\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAA\r\n",
+		"in HTTP/1.0": "HTTP/1.0\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n",
+		"not listed":  "HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\n",
+		"a list":      "HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket, h2c\r\n",
+		"two":         "HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nUpgrade: websocket\r\n",
+	} {
+		got, _ := rawRequest(t, "GET / "+head+"\r\n", func(_ *Exchange, e *Edit) { e.Upgrade = true })
+		if want := "GET / HTTP/1.1\r\nHost: h\r\n\r\n"; got != want {
+			t.Errorf("%s: upstream got %q, want %q", name, got, want)
+		}
+	}
+}
+
+// TestSwitchToAnotherProtocolIs502: what follows such an answer is nobody's.
+func TestSwitchToAnotherProtocolIs502(t *testing.T) {
+	for _, fields := range []string{"", "Upgrade: h2c\r\n", "Upgrade: websocket\r\nUpgrade: websocket\r\n", "Upgrade: websocket\r\nUpgrade: h2c\r\n"} {
+		up := scripted(t, func(_ int, c *client) {
+			c.request()
+			c.reply("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\n" + fields + "\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+		})
+		addr := start(t, &Server{Handler: forwarding(upstreamTo(t, up.addr()), func(_ *Exchange, e *Edit) { e.Upgrade = true })})
+		dial(t, addr).send("GET / HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n").want("GET", 502, "head")
 	}
 }
 

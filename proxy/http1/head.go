@@ -351,7 +351,7 @@ func (h *head) dropNamed(judged func(name []byte) bool, refuse bool) *ProtocolEr
 		}
 		option, rest, _ := nextOption(h.fields[i].Value)
 		for ; len(option) > 0; option, rest, _ = nextOption(rest) {
-			if classify(option) != kindOther || equalFold(option, "close") {
+			if classify(option) != kindOther {
 				continue
 			}
 			if refuse && judged != nil && judged(option) {
