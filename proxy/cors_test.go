@@ -114,6 +114,8 @@ func TestUpstreamHasNoSayAboutOrigins(t *testing.T) {
 			rw.Header().Set(name, "*")
 		}
 		rw.Header().Set("Vary", "Accept")
+		rw.Header().Set(http.TrailerPrefix+"X-Sum", "1")
+		rw.Header().Set(http.TrailerPrefix+"Access-Control-Allow-Origin", "*")
 		fmt.Fprint(rw, "ok")
 	})))
 	for _, d := range doors {
@@ -125,6 +127,9 @@ func TestUpstreamHasNoSayAboutOrigins(t *testing.T) {
 			resp, _ := ask(t, addr, "GET /accounts/1 HTTP/1.1\r\nHost: a\r\nOrigin: https://evil.example\r\nApi-Token: "+w.secrets["full"]+"\r\n\r\n")
 			if got := corsOf(resp.Header); got != "vary=Accept+Origin" {
 				t.Errorf("with CORS: %s", got)
+			}
+			if got := corsOf(resp.Trailer); got != "" || resp.Trailer.Get("X-Sum") != "1" {
+				t.Errorf("with CORS, after the body: %v", resp.Trailer)
 			}
 			resp, _ = ask(t, addr, "GET /echo/ HTTP/1.1\r\nHost: a\r\nOrigin: https://evil.example\r\nApi-Token: "+w.secrets["full"]+"\r\n\r\n")
 			if got := corsOf(resp.Header); got != "allow-credentials=*; allow-origin=*; expose-headers=*; max-age=*; vary=Accept" {

@@ -273,7 +273,9 @@ func (c *compiler) builtin() {
 			accept-encoding content-encoding content-type content-range content-location content-disposition
 			cache-control max-forwards pragma range if-match if-none-match if-modified-since if-unmodified-since if-range
 			cookie set-cookie www-authenticate age date expires location retry-after vary origin referer sec-websocket-key
-			sec-websocket-version sec-websocket-extensions sec-websocket-protocol`},
+			sec-websocket-version sec-websocket-extensions sec-websocket-protocol
+			access-control-allow-origin access-control-allow-credentials access-control-allow-methods
+			access-control-allow-headers access-control-expose-headers access-control-max-age`},
 	} {
 		for name := range strings.FieldsSeq(group.names) {
 			c.rules.names.add(nameEntry{spelling: name, role: group.role, carrier: -1})
