@@ -352,6 +352,54 @@ func outsideAlphabet() []byte {
 	return append(text, sum...)
 }
 
+// TestIndexThatPointsElsewhereOpensNothing: whoever writes the store without the pepper
+// can have the digest of a secret of theirs lead to any token.
+func TestIndexThatPointsElsewhereOpensNothing(t *testing.T) {
+	secret := []byte(tokenstore.NewSecret("tw").Reveal())
+	cache := newCache(t, readerFunc(func(context.Context, tokenstore.Digest) (*tokenstore.Token, error) {
+		return storetest.Sample(7, 1, 1), nil
+	}), 10)
+	for range 2 { // from the store, and from what might have been kept
+		if m, err := cache.Find(t.Context(), secret); !errors.Is(err, tokenstore.ErrNotFound) || m.Token != nil {
+			t.Errorf("it opens %+v, %v", m.Token, err)
+		}
+	}
+}
+
+func TestCacheCountsWhatItDid(t *testing.T) {
+	var cache *tokenstore.Cache
+	store := storetest.NewMemory(func(c tokenstore.Change) { cache.Changed(c) })
+	cache = newCache(t, store, 1)
+	id, secret := issue(t, store)
+	find := func(secret []byte) {
+		if _, err := cache.Find(t.Context(), secret); err != nil {
+			t.Fatal(err)
+		}
+	}
+	find(secret)
+	find(secret)
+	find(secret)
+	if got, want := cache.Stats(), (tokenstore.CacheStats{Entries: 1, MaxEntries: 1, Hits: 2, Misses: 1}); got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	if err := edit(store, id, revoke); err != nil {
+		t.Fatal(err)
+	}
+	find(secret)
+	cache.Forget()
+	find(secret)
+	if got, want := cache.Stats(), (tokenstore.CacheStats{Entries: 1, MaxEntries: 1, Hits: 2, Misses: 3, Outdated: 2}); got != want {
+		t.Errorf("after two changes %+v, want %+v", got, want)
+	}
+	none := newCache(t, store, 0)
+	if _, err := none.Find(t.Context(), secret); err != nil || none.Stats() != (tokenstore.CacheStats{Misses: 1}) {
+		t.Errorf("a cache that keeps nothing: %+v, %v", none.Stats(), err)
+	}
+	if _, err := tokenstore.NewCache(store, nil, tokenstore.NewFormats("tw"), -1); err == nil {
+		t.Error("a cache keeps fewer than no entries")
+	}
+}
+
 func TestStoreErrorIsNotTakenForUnknownSecret(t *testing.T) {
 	store := storetest.NewMemory(nil)
 	_, secret := issue(t, store)

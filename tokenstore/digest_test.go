@@ -5,6 +5,11 @@ import (
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
 	"testing"
 
 	"tokenward/tokenstore"
@@ -171,5 +176,124 @@ func TestImportedDigestIsNoNativeOne(t *testing.T) {
 	}
 	if m, err := c.Find(t.Context(), []byte(secret)); err == nil {
 		t.Errorf("found token %d under a scheme that its form has not", m.Token.ID)
+	}
+}
+
+// TestKeysThatGuessingFindsAreRefused: a short one, and one that is named twice, which
+// would stand for a second.
+func TestKeysThatGuessingFindsAreRefused(t *testing.T) {
+	t.Parallel()
+	text := func(c string, n int) []byte { return []byte(strings.Repeat(c, n)) }
+	for name, tt := range map[string]struct {
+		files [][]byte
+		want  string // "": they are taken
+	}{
+		"shortest":           {[][]byte{text("a", 32)}, ""},
+		"two":                {[][]byte{text("a", 32), text("b", 32)}, ""},
+		"short":              {[][]byte{text("a", 31)}, "pepper 1 has 31 bytes"},
+		"second is short":    {[][]byte{text("a", 32), text("b", 31)}, "pepper 2 has 31 bytes"},
+		"space is no pepper": {[][]byte{append(text("a", 31), " \n\t"...)}, "pepper 1 has 31 bytes"},
+		"empty":              {[][]byte{nil}, "pepper 1 has 0 bytes"},
+		"same":               {[][]byte{text("a", 32), text("b", 32), append(text("b", 32), '\n')}, "pepper 3 is the same"},
+	} {
+		p, err := tokenstore.NewPeppers(tt.files...)
+		if tt.want == "" && (err != nil || len(p.IDs()) != len(tt.files)) || tt.want != "" && (p != nil || err == nil || !strings.Contains(err.Error(), tt.want)) {
+			t.Errorf("peppers, %s: %v, want %q", name, err, tt.want)
+		}
+	}
+	for name, tt := range map[string]struct {
+		files [][]byte
+		want  string
+	}{
+		"shortest":               {[][]byte{text("a", 16)}, ""},
+		"space belongs to it":    {[][]byte{append(text("a", 15), ' ', '\n')}, ""},
+		"short":                  {[][]byte{text("a", 15)}, "import key 1 has 15 bytes"},
+		"short but for its line": {[][]byte{text("a", 16), append(text("a", 15), '\n')}, "import key 2 has 15 bytes"},
+	} {
+		k, err := tokenstore.NewImportKeys(tt.files...)
+		if tt.want == "" && (err != nil || len(k.IDs()) != len(tt.files)) || tt.want != "" && (k != nil || err == nil || !strings.Contains(err.Error(), tt.want)) {
+			t.Errorf("import keys, %s: %v, want %q", name, err, tt.want)
+		}
+	}
+	if p, err := tokenstore.NewPeppers(); p != nil || err != nil {
+		t.Errorf("peppers of no file: %v", err)
+	}
+	if k, err := tokenstore.NewImportKeys(); k != nil || err != nil {
+		t.Errorf("import keys of no file: %v", err)
+	}
+}
+
+// TestRecordThatAnotherSealedIsRefused: another pepper, another record, another seal, or
+// none at all.
+func TestRecordThatAnotherSealedIsRefused(t *testing.T) {
+	t.Parallel()
+	peppers := func(names string) *tokenstore.Peppers {
+		var files [][]byte
+		for _, c := range []byte(names) {
+			files = append(files, bytes.Repeat([]byte{c}, 32))
+		}
+		p, err := tokenstore.NewPeppers(files...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	record := []byte("a record")
+	sealed := peppers("ab").Seal(bytes.Clone(record))
+	for _, names := range []string{"a", "ab", "ba"} {
+		if got, err := peppers(names).Unseal(sealed); err != nil || !bytes.Equal(got, record) {
+			t.Errorf("under %q: %q, %v", names, got, err)
+		}
+	}
+	for _, names := range []string{"b", "bc"} {
+		if got, err := peppers(names).Unseal(sealed); got != nil || !errors.Is(err, tokenstore.ErrSeal) {
+			t.Errorf("under %q: %q, %v", names, got, err)
+		}
+	}
+	for n := range sealed {
+		damaged := bytes.Clone(sealed)
+		damaged[n] ^= 1
+		if got, err := peppers("ab").Unseal(damaged); got != nil || !errors.Is(err, tokenstore.ErrSeal) {
+			t.Errorf("with another byte at %d: %q, %v", n, got, err)
+		}
+		if got, err := peppers("ab").Unseal(sealed[:n]); got != nil || !errors.Is(err, tokenstore.ErrSeal) {
+			t.Errorf("cut off at %d: %q, %v", n, got, err)
+		}
+	}
+	if got, err := peppers("a").Unseal(peppers("a").Seal(nil)); err != nil || len(got) != 0 {
+		t.Errorf("an empty record: %q, %v", got, err)
+	}
+}
+
+// TestNoPrinterShowsASecret tries each way in which one ends up in a log or an answer by
+// oversight.
+func TestNoPrinterShowsASecret(t *testing.T) {
+	t.Parallel()
+	secret := tokenstore.NewSecret("tw")
+	digest := tokenstore.SHA256(secret.Reveal())
+	for _, value := range []any{secret, &secret, digest, &digest, []any{secret, digest},
+		map[string]any{"is": secret}, struct {
+			S tokenstore.Secret
+			D tokenstore.Digest
+		}{secret, digest}} {
+		var logged bytes.Buffer
+		slog.New(slog.NewJSONHandler(&logged, nil)).Info("found", "it", value)
+		slog.New(slog.NewTextHandler(&logged, nil)).Info("found", "it", value)
+		marshalled, err := json.Marshal(value)
+		if err != nil {
+			t.Error(err)
+		}
+		printed := fmt.Sprintf("%v %+v %#v %s %q %x %X %d", value, value, value, value, value, value, value, value)
+		for _, text := range []string{logged.String(), string(marshalled), printed} {
+			if strings.Contains(text, secret.Reveal()[3:]) || strings.Contains(text, fmt.Sprintf("%x", secret.Reveal())) ||
+				strings.Contains(strings.ToLower(text), fmt.Sprintf("%x", digest[:])) || !strings.Contains(text, tokenstore.Redacted) {
+				t.Errorf("%T is shown as %s", value, text)
+			}
+		}
+	}
+	for text, want := range map[string]string{"12345678901": "", "123456789012": "9012", "": ""} {
+		if got := tokenstore.SecretFrom(text).Last4(); got != want {
+			t.Errorf("of %d characters %q are shown, want %q", len(text), got, want)
+		}
 	}
 }
