@@ -24,12 +24,9 @@ func (t *Token) HasScope(want string) bool {
 	return false
 }
 
-// scopeCovers reports whether have, a scope of a token, includes want, which
-// may itself be a pattern.
+// scopeCovers reports whether have, a scope of a token, includes want, which is
+// another and may itself be a pattern.
 func scopeCovers(have, want string, root bool) bool {
-	if have == want {
-		return true
-	}
 	if have == "*" {
 		return root || !reachesManagement(want)
 	}

@@ -40,7 +40,7 @@ func ParseNumber(s string) (uint64, bool) { return parsePositive(s) }
 const maxNumber = 1<<53 - 1
 
 func parsePositive(s string) (uint64, bool) {
-	if len(s) == 0 || len(s) > 16 || s[0] < '1' || s[0] > '9' {
+	if len(s) == 0 || s[0] < '1' { // a sign or a leading zero; ParseUint refuses all else
 		return 0, false
 	}
 	n, err := strconv.ParseUint(s, 10, 64)
