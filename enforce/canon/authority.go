@@ -18,8 +18,8 @@ func (q *Request) readAuthority(h *Head, absolute []byte) Verdict {
 	case !equalASCIIFold(named, h.Fields[q.host.at].Value):
 		return HostDiffers
 	}
-	if named == nil {
-		if q.host.count == 0 && h.Major == 1 && h.Minor == 0 && absolute == nil {
+	if named == nil && q.host.count == 0 {
+		if h.Major == 1 && h.Minor == 0 && absolute == nil {
 			return Accepted
 		}
 		return MissingHost // RFC 9112 section 3.2
@@ -55,8 +55,7 @@ func validAuthority(a []byte) bool {
 		if end < 0 {
 			return false
 		}
-		addr, ok := parseIPv6(a[1:end])
-		if !ok || !addr.IsValid() {
+		if _, ok := parseIPv6(a[1:end]); !ok {
 			return false
 		}
 		rest := a[end+1:]

@@ -18,7 +18,9 @@ func TestHostMustBeOneAuthority(t *testing.T) {
 	}{
 		{"plain", http11, "-", "api.example.com", "/", "api.example.com"},
 		{"port", http11, "-", "api.example.com:8443", "/", "api.example.com:8443"},
-		{"folded", http11, "-", "API.Example.COM:80", "/", "api.example.com:80"},
+		{"folded", http11, "-", "API.Example.ZONE:80", "/", "api.example.zone:80"},
+		{"highest port", http11, "-", "a:65535", "/", "a:65535"},
+		{"longest", http11, "-", strings.Repeat("a", 253) + ":65535", "/", strings.Repeat("a", 253) + ":65535"},
 		{"underscore", http11, "-", "my_service", "/", "my_service"},
 		{"final dot", http11, "-", "api.example.com.", "/", "api.example.com."},
 		{"v4", http11, "-", "127.0.0.1:80", "/", "127.0.0.1:80"},
@@ -44,6 +46,7 @@ func TestHostMustBeOneAuthority(t *testing.T) {
 		{"absolute default port", http11, "-", "a", "http://a:80/", "host_differs"},
 		{"userinfo in both", http11, "-", "u@a", "http://u@a/", "bad_host"},
 		{"empty", http11, "-", "", "/", "bad_host"},
+		{"1.0 empty", http10, "-", "", "/", "bad_host"},
 		{"userinfo", http11, "-", "user@api.example.com", "/", "bad_host"},
 		{"path", http11, "-", "api.example.com/admin", "/", "bad_host"},
 		{"query", http11, "-", "api.example.com?x", "/", "bad_host"},
@@ -60,6 +63,8 @@ func TestHostMustBeOneAuthority(t *testing.T) {
 		{"port empty", http11, "-", "a:", "/", "bad_host"},
 		{"port word", http11, "-", "a:http", "/", "bad_host"},
 		{"port signed", http11, "-", "a:+80", "/", "bad_host"},
+		{"port and path", http11, "-", "a:80/", "/", "bad_host"},
+		{"port and colon", http11, "-", "a:80:", "/", "bad_host"},
 		{"port too high", http11, "-", "a:65536", "/", "bad_host"},
 		{"port too long", http11, "-", "a:000080", "/", "bad_host"},
 		{"two ports", http11, "-", "a:80:80", "/", "bad_host"},
@@ -68,9 +73,10 @@ func TestHostMustBeOneAuthority(t *testing.T) {
 		{"v6 open", http11, "-", "[::1", "/", "bad_host"},
 		{"v6 zone", http11, "-", "[fe80::1%25eth0]", "/", "bad_host"},
 		{"v6 and more", http11, "-", "[::1]a", "/", "bad_host"},
+		{"v6 and a number", http11, "-", "[::1]180", "/", "bad_host"},
 		{"v6 port empty", http11, "-", "[::1]:", "/", "bad_host"},
 		{"name in brackets", http11, "-", "[localhost]", "/", "bad_host"},
-		{"too long", http11, "-", strings.Repeat("a", 260), "/", "bad_host"},
+		{"too long", http11, "-", strings.Repeat("a", 254) + ":65535", "/", "bad_host"},
 	} {
 		h := head(c.target)
 		h.Major, h.Minor = c.version.major, c.version.minor
@@ -80,7 +86,7 @@ func TestHostMustBeOneAuthority(t *testing.T) {
 		}
 		if c.hosts != "-" {
 			for host := range strings.SplitSeq(c.hosts, "|") {
-				h.Fields = append(h.Fields, Field{[]byte("hOST"), []byte(host)})
+				h.Fields = append(h.Fields, Field{[]byte("hOST"), append([]byte(nil), host...)}) // nil where empty
 			}
 		}
 		var q Request

@@ -157,7 +157,7 @@ func (q *Request) TargetWithCredentials() []byte { return q.claimed }
 
 // Disposition says what becomes of field i of the Head.
 func (q *Request) Disposition(i int) Disposition {
-	if i < 0 || i >= len(q.dispositions) {
+	if i >= len(q.dispositions) {
 		return Removed
 	}
 	return q.dispositions[i]
@@ -180,10 +180,7 @@ func (q *Request) AppendForwardedFor(dst []byte) []byte {
 		dst = q.hops[i].AppendTo(dst)
 		dst = append(dst, ", "...)
 	}
-	if !q.Client.Peer.IsValid() {
-		return dst
-	}
-	return q.Client.Peer.AppendTo(dst)
+	return q.Client.Peer.AppendTo(dst) // nothing of an unknown one
 }
 
 func (q *Request) reset(r *Rules, h *Head) {
@@ -195,7 +192,6 @@ func (q *Request) reset(r *Rules, h *Head) {
 	q.hops = q.hops[:0]
 	q.addressLines = q.addressLines[:0]
 	q.wsLines = q.wsLines[:0]
-	q.badHop = nil
 	for i := range r.carriers {
 		q.carried[i] = carried{}
 	}

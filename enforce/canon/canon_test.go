@@ -25,7 +25,7 @@ func head(target string, lines ...string) *Head {
 	}
 	for _, line := range append([]string{"Host: api.example.com"}, lines...) {
 		name, value, _ := strings.Cut(line, ":")
-		h.Fields = append(h.Fields, Field{[]byte(name), []byte(strings.TrimSpace(value))})
+		h.Fields = append(h.Fields, Field{[]byte(name), []byte(strings.TrimPrefix(value, " "))})
 	}
 	return h
 }
@@ -88,21 +88,56 @@ func TestNothingIsLeftOfTheLastRequest(t *testing.T) {
 	r := compile(t, Options{
 		TrustedProxies: proxies, Credentials: []string{"authorization", "api-token", "query:key", "subprotocol:bearer"},
 	})
-	plain := func() *Head { return head("/plain") }
 	full := head("http://API.example.com/%61/b%2f;?key=S&x", "Authorization: Bearer S", "Api-Token: S", "Api-Token: T",
 		"Sec-WebSocket-Protocol: bearer, S, chat", "X-Forwarded-For: 1.2.3.4, 10.0.0.2", "X-Forwarded-Proto: https")
 	full.Peer, full.TLS, full.Upgrade = peer("10.0.0.1:1"), true, true
+	asterisk := head("*")
+	asterisk.Method = []byte("OPTIONS")
+	byProxy := head("/plain?y", "X-Forwarded-Port: 1")
+	byProxy.Peer = peer("10.0.0.1:1")
+	ofNobody := head("/plain")
+	ofNobody.Peer = netip.AddrPort{}
 	var q Request
-	for _, before := range []*Head{full, head("/.."), full} {
+	for _, before := range []*Head{full, head("/..", "Accept: x"), asterisk, head("/plain", "Accept: x"), full} {
+		for _, c := range []struct {
+			head   *Head
+			target string
+			client Client
+			route  string // X-Forwarded-For
+		}{
+			{head("/plain"), "/plain", Client{Addr: addr("198.51.100.7"), Known: true, Basis: PeerItself, Peer: addr("198.51.100.7")}, "198.51.100.7"},
+			{byProxy, "/plain?y", Client{Addr: addr("10.0.0.1"), Known: true, Basis: NothingForwarded, Peer: addr("10.0.0.1")}, "10.0.0.1"},
+			{ofNobody, "/plain", Client{}, ""},
+		} {
+			r.Canonicalize(&q, before)
+			if r.Canonicalize(&q, c.head) != Accepted {
+				t.Fatal("refused")
+			}
+			value, announced := q.Subprotocols()
+			if q.Credential().Kind != NoCredential || q.Client != c.client || q.Irregular != 0 || q.Secure || q.Upgrade || q.Asterisk || !q.Plain ||
+				value != nil || announced != "" || string(q.Target()) != c.target || string(q.AppendForwardedFor(nil)) != c.route ||
+				string(q.Authority) != "api.example.com" || q.Disposition(1) != Removed {
+				t.Errorf("something is left: %+v", &q)
+			}
+		}
 		r.Canonicalize(&q, before)
-		if r.Canonicalize(&q, plain()) != Accepted {
-			t.Fatal("refused")
+		if r.Canonicalize(&q, head("/..")) != DotSegment {
+			t.Fatal("accepted")
 		}
-		value, announced := q.Subprotocols()
-		if q.Credential().Kind != NoCredential || q.Client.Basis != PeerItself || q.Irregular != 0 || q.Secure || q.HasQuery || q.Upgrade ||
-			value != nil || announced != "" || string(q.Target()) != "/plain" || string(q.AppendForwardedFor(nil)) != "198.51.100.7" ||
-			string(q.Authority) != "api.example.com" || q.Disposition(1) != Removed {
-			t.Errorf("something is left: %+v", &q)
+		nothingIsLeft(t, &q)
+		if r.Canonicalize(&q, &Head{Fields: make([]Field, 1<<16), Peer: peer("10.0.0.1:1")}) != TooManyFields || q.Client != (Client{}) {
+			t.Errorf("a client is left: %+v", q.Client)
 		}
+	}
+}
+
+// nothingIsLeft wants nothing to forward and nothing to judge by of a request that was refused.
+func nothingIsLeft(t *testing.T, q *Request) {
+	t.Helper()
+	value, announced := q.Subprotocols()
+	if q.Method != nil || q.Authority != nil || q.Path != nil || q.Query != nil || q.Target() != nil || q.TargetWithCredentials() != nil ||
+		value != nil || announced != "" || q.Plain || q.HasQuery || q.Asterisk || q.Secure || q.Upgrade || q.Irregular != 0 ||
+		len(q.dispositions) != 0 || q.fields != nil || q.rules != nil {
+		t.Errorf("refused, and yet something is left: %+v", q)
 	}
 }

@@ -18,8 +18,6 @@ type Client struct {
 	// Peer is the other end of the connection, unmapped and without zone; invalid if
 	// the door did not know it.
 	Peer netip.Addr
-	// PeerTrusted says that Peer is one of the trusted proxies.
-	PeerTrusted bool
 	// Hops is how many hops of the header were believed.
 	Hops int
 }
@@ -51,12 +49,7 @@ var basisNames = [numBases]string{
 }
 
 // String names the basis for logs.
-func (b Basis) String() string {
-	if b < numBases {
-		return basisNames[b]
-	}
-	return basisNames[PeerUnknown]
-}
+func (b Basis) String() string { return basisNames[b] }
 
 const maxHops = 64
 
@@ -73,14 +66,13 @@ func (r *Rules) readClient(q *Request, h *Head) {
 	if !r.trusted.contains(peer) {
 		return
 	}
-	q.Client.PeerTrusted = true
 	q.Client.Basis = NothingForwarded
 	r.readScheme(q, h)
 	for i := len(q.addressLines) - 1; i >= 0; i-- {
 		line := h.Fields[q.addressLines[i]].Value
 		for more := true; more; {
 			var hop []byte
-			if hop, line, more = r.lastHop(line); !r.believeHop(q, hop) {
+			if hop, line, more = lastHop(line); !r.believeHop(q, hop) {
 				return
 			}
 		}
@@ -88,13 +80,9 @@ func (r *Rules) readClient(q *Request, h *Head) {
 }
 
 // lastHop cuts the rightmost hop off line; more says whether there was a comma before it.
-func (r *Rules) lastHop(line []byte) (hop, rest []byte, more bool) {
-	var cut int
-	if r.forwarded {
-		cut = lastUnquoted(line, ',')
-	} else {
-		cut = bytes.LastIndexByte(line, ',')
-	}
+// X-Forwarded-For knows no quotes, and a hop that has one is unreadable wherever it is cut.
+func lastHop(line []byte) (hop, rest []byte, more bool) {
+	cut := lastUnquoted(line, ',')
 	hop = trimSpace(line[cut+1:])
 	if cut < 0 {
 		return hop, nil, false
@@ -105,14 +93,10 @@ func (r *Rules) lastHop(line []byte) (hop, rest []byte, more bool) {
 // believeHop takes one hop and reports whether to go on to the next.
 func (r *Rules) believeHop(q *Request, hop []byte) bool {
 	node := hop
-	ok := true
 	if r.forwarded {
-		node, ok = forwardedParameter(hop, "for")
+		node = forwardedParameter(hop, "for")
 	}
-	var addr netip.Addr
-	if ok {
-		addr, ok = parseNode(node)
-	}
+	addr, ok := parseNode(node)
 	if !ok {
 		q.badHop = hop
 		q.Client.Addr, q.Client.Known, q.Client.Basis = netip.Addr{}, false, UnreadableHop
@@ -139,9 +123,9 @@ func (r *Rules) readScheme(q *Request, h *Head) {
 	var scheme []byte
 	switch {
 	case r.forwarded && len(q.addressLines) > 0:
-		hop, _, _ := r.lastHop(h.Fields[q.addressLines[len(q.addressLines)-1]].Value)
-		scheme, _ = forwardedParameter(hop, "proto")
-	case !r.forwarded && q.proto.count == 1:
+		hop, _, _ := lastHop(h.Fields[q.addressLines[len(q.addressLines)-1]].Value)
+		scheme = forwardedParameter(hop, "proto")
+	case q.proto.count == 1: // never where Forwarded is read
 		scheme = h.Fields[q.proto.at].Value
 	}
 	switch {
@@ -209,13 +193,12 @@ func lastUnquoted(text []byte, sep byte) int {
 }
 
 // forwardedParameter finds the one parameter of a Forwarded element (RFC 7239 section
-// 4) called name, unquoted. It reports false if the element is malformed in any way, or
+// 4) called name, unquoted. It returns nil if the element is malformed in any way, or
 // has the parameter not exactly once.
-func forwardedParameter(element []byte, name string) (value []byte, ok bool) {
-	if bytes.IndexByte(element, '\\') >= 0 || bytes.Count(element, quote)%2 != 0 {
-		return nil, false
+func forwardedParameter(element []byte, name string) (value []byte) {
+	if bytes.IndexByte(element, '\\') >= 0 {
+		return nil
 	}
-	found := false
 	for more := true; more; {
 		cut := lastUnquoted(element, ';')
 		pair := trimSpace(element[cut+1:])
@@ -223,26 +206,27 @@ func forwardedParameter(element []byte, name string) (value []byte, ok bool) {
 			element = element[:cut]
 		}
 		key, val, hasValue := bytes.Cut(pair, equals)
-		if !hasValue || len(key) == 0 || !is(key, classToken) {
-			return nil, false
+		if !hasValue || len(key) == 0 || !is(key, classToken) || len(val) == 0 {
+			return nil
 		}
-		if len(val) > 0 && val[0] == '"' {
-			if len(val) < 2 || bytes.IndexByte(val[1:], '"') != len(val)-2 {
-				return nil, false
+		if val[0] == '"' {
+			var closed bool
+			if val, closed = bytes.CutSuffix(val[1:], quote); !closed {
+				return nil
 			}
-			val = val[1 : len(val)-1]
-		} else if bytes.IndexByte(val, '"') >= 0 {
-			return nil, false
+		}
+		if bytes.IndexByte(val, '"') >= 0 {
+			return nil
 		}
 		if !equalLower(key, name) {
 			continue
 		}
-		if found {
-			return nil, false
+		if value != nil {
+			return nil
 		}
-		value, found = val, true
+		value = val
 	}
-	return value, found
+	return value
 }
 
 var (

@@ -18,6 +18,8 @@ func prefixes(texts ...string) []netip.Prefix {
 
 func peer(text string) netip.AddrPort { return netip.MustParseAddrPort(text) }
 
+func addr(text string) netip.Addr { return netip.MustParseAddr(text) }
+
 var proxies = prefixes("10.0.0.0/8", "fd00::/16", "192.0.2.1/32")
 
 func TestClientAddress(t *testing.T) {
@@ -36,11 +38,13 @@ func TestClientAddress(t *testing.T) {
 		{"spoofed directly", "", "203.0.113.9:1", []string{"X-Forwarded-For: 10.0.0.1, 127.0.0.1"}, "203.0.113.9 peer_itself", "203.0.113.9"},
 		{"no peer", "", "", []string{"X-Forwarded-For: 198.51.100.1"}, "unknown peer_unknown", ""},
 		{"nothing forwarded", "", lb, nil, "10.0.0.1 nothing_forwarded", "10.0.0.1"},
-		{"one hop", "", lb, []string{"X-Forwarded-For: 198.51.100.1"}, "198.51.100.1 first_untrusted_hop", "198.51.100.1, 10.0.0.1"},
+		{"one hop", "x-forwarded-for", lb, []string{"X-Forwarded-For: 198.51.100.1"}, "198.51.100.1 first_untrusted_hop", "198.51.100.1, 10.0.0.1"},
 		{"mapped proxy", "", "[::ffff:10.0.0.1]:1", []string{"X-Forwarded-For: 198.51.100.1"}, "198.51.100.1 first_untrusted_hop", "198.51.100.1, 10.0.0.1"},
 		{"spoofed before", "", lb, []string{"X-Forwarded-For: 127.0.0.1, 10.9.9.9, 198.51.100.1"}, "198.51.100.1 first_untrusted_hop", "198.51.100.1, 10.0.0.1"},
 		{"rubbish before", "", lb, []string{"X-Forwarded-For: \"', unknown, 198.51.100.1"}, "198.51.100.1 first_untrusted_hop", "198.51.100.1, 10.0.0.1"},
 		{"empty before", "", lb, []string{"X-Forwarded-For: , 198.51.100.1"}, "198.51.100.1 first_untrusted_hop", "198.51.100.1, 10.0.0.1"},
+		{"empty before trusted", "", lb, []string{"X-Forwarded-For: ,10.0.0.2"}, "unknown unreadable_hop", "10.0.0.2, 10.0.0.1"},
+		{"tabs", "", lb, []string{"X-Forwarded-For: 198.51.100.1\t,\t10.0.0.2"}, "198.51.100.1 first_untrusted_hop", "198.51.100.1, 10.0.0.2, 10.0.0.1"},
 		{"two hops", "", lb, []string{"X-Forwarded-For: 198.51.100.1, 10.0.0.2"}, "198.51.100.1 first_untrusted_hop", "198.51.100.1, 10.0.0.2, 10.0.0.1"},
 		{"over lines", "", lb, []string{"X-Forwarded-For: 127.0.0.1, 198.51.100.1", "Accept: x", "x-forwarded-for: fd00::2,10.0.0.2"}, "198.51.100.1 first_untrusted_hop", "198.51.100.1, fd00::2, 10.0.0.2, 10.0.0.1"},
 		{"client's line last is still read last", "", lb, []string{"X-Forwarded-For: 198.51.100.1", "X-Forwarded-For: 127.0.0.1"}, "127.0.0.1 first_untrusted_hop", "127.0.0.1, 10.0.0.1"},
@@ -61,12 +65,19 @@ func TestClientAddress(t *testing.T) {
 		{"number", "", lb, []string{"X-Forwarded-For: 2130706433"}, "unknown unreadable_hop", "10.0.0.1"},
 		{"zone", "", lb, []string{"X-Forwarded-For: fe80::1%eth0"}, "unknown unreadable_hop", "10.0.0.1"},
 		{"port out of range", "", lb, []string{"X-Forwarded-For: 198.51.100.1:65536"}, "unknown unreadable_hop", "10.0.0.1"},
+		{"v6 and more", "", lb, []string{"X-Forwarded-For: [2001:db8::1]x"}, "unknown unreadable_hop", "10.0.0.1"},
+		{"v6 and a number", "", lb, []string{"X-Forwarded-For: [2001:db8::1]180"}, "unknown unreadable_hop", "10.0.0.1"},
+		{"v6 port out of range", "", lb, []string{"X-Forwarded-For: [2001:db8::1]:65536"}, "unknown unreadable_hop", "10.0.0.1"},
+		{"v6 open", "", lb, []string{"X-Forwarded-For: [2001:db8::1"}, "unknown unreadable_hop", "10.0.0.1"},
+		{"empty brackets", "", lb, []string{"X-Forwarded-For: []"}, "unknown unreadable_hop", "10.0.0.1"},
+		{"colon in brackets", "", lb, []string{"X-Forwarded-For: [:]"}, "unknown unreadable_hop", "10.0.0.1"},
 		{"v4 in brackets", "", lb, []string{"X-Forwarded-For: [198.51.100.1]"}, "unknown unreadable_hop", "10.0.0.1"},
 		{"quoted", "", lb, []string{"X-Forwarded-For: \"198.51.100.1\""}, "unknown unreadable_hop", "10.0.0.1"},
-		{"too many", "", lb, []string{"X-Forwarded-For: " + strings.Repeat("10.0.0.2,", 64) + "10.0.0.2"}, "unknown too_many_hops", strings.Repeat("10.0.0.2, ", 64) + "10.0.0.1"},
+		{"too many", "", lb, []string{"X-Forwarded-For: unknown," + strings.Repeat("10.0.0.2,", 64) + "10.0.0.2"}, "unknown too_many_hops", strings.Repeat("10.0.0.2, ", 64) + "10.0.0.1"},
 
 		{"forwarded", "forwarded", lb, []string{"Forwarded: for=198.51.100.1;proto=https;by=10.0.0.1"}, "198.51.100.1 first_untrusted_hop", "198.51.100.1, 10.0.0.1"},
 		{"forwarded v6", "forwarded", lb, []string{`Forwarded: For="[2001:db8::1]:4711"`}, "2001:db8::1 first_untrusted_hop", "2001:db8::1, 10.0.0.1"},
+		{"forwarded short name", "forwarded", lb, []string{"Forwarded: x=1;for=198.51.100.1"}, "198.51.100.1 first_untrusted_hop", "198.51.100.1, 10.0.0.1"},
 		{"forwarded chain", "forwarded", lb, []string{`Forwarded: for=127.0.0.1, for=198.51.100.1;host="a,b;c"`, `Forwarded: by=_x; for="10.0.0.2:80"`}, "198.51.100.1 first_untrusted_hop", "198.51.100.1, 10.0.0.2, 10.0.0.1"},
 		{"forwarded with a quote left open", "forwarded", lb, []string{`Forwarded: for=", for=198.51.100.1`}, "198.51.100.1 first_untrusted_hop", "198.51.100.1, 10.0.0.1"},
 		{"forwarded with a trap", "forwarded", lb, []string{`Forwarded: for=127.0.0.1;x=", for=198.51.100.1;by="_p"`}, "198.51.100.1 first_untrusted_hop", "198.51.100.1, 10.0.0.1"},
@@ -78,6 +89,18 @@ func TestClientAddress(t *testing.T) {
 		{"forwarded escape", "forwarded", lb, []string{`Forwarded: for="198.51.100\.1"`}, "unknown unreadable_hop", "10.0.0.1"},
 		{"forwarded bare", "forwarded", lb, []string{"Forwarded: 198.51.100.1"}, "unknown unreadable_hop", "10.0.0.1"},
 		{"forwarded half quoted", "forwarded", lb, []string{`Forwarded: for="198.51.100.1"x`}, "unknown unreadable_hop", "10.0.0.1"},
+		{"forwarded escape elsewhere", "forwarded", lb, []string{`Forwarded: for=198.51.100.1;x="a\b"`}, "unknown unreadable_hop", "10.0.0.1"},
+		{"forwarded half quoted elsewhere", "forwarded", lb, []string{`Forwarded: x="a"b;for=198.51.100.1`}, "unknown unreadable_hop", "10.0.0.1"},
+		{"forwarded quoted twice", "forwarded", lb, []string{`Forwarded: x="a""b";for=198.51.100.1`}, "unknown unreadable_hop", "10.0.0.1"},
+		{"forwarded quoted in the middle", "forwarded", lb, []string{`Forwarded: x=a"b";for=198.51.100.1`}, "unknown unreadable_hop", "10.0.0.1"},
+		{"forwarded quote alone", "forwarded", lb, []string{`Forwarded: for="`}, "unknown unreadable_hop", "10.0.0.1"},
+		{"forwarded empty quotes", "forwarded", lb, []string{`Forwarded: for="";for=198.51.100.1`}, "unknown unreadable_hop", "10.0.0.1"},
+		{"forwarded no value", "forwarded", lb, []string{`Forwarded: x=;for=198.51.100.1`}, "unknown unreadable_hop", "10.0.0.1"},
+		{"forwarded no equals sign", "forwarded", lb, []string{`Forwarded: x;for=198.51.100.1`}, "unknown unreadable_hop", "10.0.0.1"},
+		{"forwarded no name", "forwarded", lb, []string{`Forwarded: =x;for=198.51.100.1`}, "unknown unreadable_hop", "10.0.0.1"},
+		{"forwarded two names", "forwarded", lb, []string{`Forwarded: a b=1;for=198.51.100.1`}, "unknown unreadable_hop", "10.0.0.1"},
+		{"forwarded empty first part", "forwarded", lb, []string{`Forwarded: ;for=198.51.100.1`}, "unknown unreadable_hop", "10.0.0.1"},
+		{"forwarded empty before trusted", "forwarded", lb, []string{`Forwarded: ,for=10.0.0.2`}, "unknown unreadable_hop", "10.0.0.2, 10.0.0.1"},
 		{"forwarded empty part", "forwarded", lb, []string{`Forwarded: for=198.51.100.1;`}, "unknown unreadable_hop", "10.0.0.1"},
 	} {
 		r := compile(t, Options{TrustedProxies: proxies, ClientAddress: c.header})
@@ -105,6 +128,36 @@ func TestClientAddress(t *testing.T) {
 	}
 }
 
+// What whoami and explain say must name the proxy whose word is in doubt.
+func TestExplanationNamesTheProxyThatSaidSo(t *testing.T) {
+	for header, want := range map[string]string{
+		"":                                 "10.0.0.1 is a trusted proxy that forwarded for nobody, so it is the client itself",
+		"198.51.100.1":                     "198.51.100.1 is hop 1 from the right, named by trusted proxy 10.0.0.1, and itself no trusted proxy",
+		"198.51.100.1, 10.0.0.3, 10.0.0.2": "198.51.100.1 is hop 3 from the right, named by trusted proxy 10.0.0.3, and itself no trusted proxy",
+		"10.0.0.3, 10.0.0.2":               "10.0.0.3 is the leftmost of 2 hops, which are all trusted proxies",
+		"x, 10.0.0.2":                      `unknown: hop 2 from the right, named by trusted proxy 10.0.0.2, is "x", which is not an address`,
+		strings.Repeat("x", 100):           `unknown: hop 1 from the right, named by trusted proxy 10.0.0.1, is "` + strings.Repeat("x", 100) + `", which is not an address`,
+		strings.Repeat("x", 101):           `unknown: hop 1 from the right, named by trusted proxy 10.0.0.1, is "` + strings.Repeat("x", 100) + `…", which is not an address`,
+		strings.Repeat("10.0.0.2,", 64) + "10.0.0.2": "unknown: more than 64 trusted hops in a row",
+	} {
+		h := head("/a", "X-Forwarded-For: "+header)
+		if h.Peer = peer("10.0.0.1:1"); header == "" {
+			h.Fields = h.Fields[:1]
+		}
+		if got := accept(t, compile(t, Options{TrustedProxies: proxies}), h).ExplainClient(); got != want {
+			t.Errorf("%s: %s", header, got)
+		}
+	}
+	h := head("/a")
+	if got := accept(t, compile(t, Options{}), h).ExplainClient(); got != "198.51.100.7 is the peer of the connection, and no trusted proxy: what it forwards is not read" {
+		t.Error(got)
+	}
+	h.Peer = netip.AddrPort{}
+	if got := accept(t, compile(t, Options{}), h).ExplainClient(); got != "unknown: the connection has no address" {
+		t.Error(got)
+	}
+}
+
 func TestClientIsReadOfRefusedRequestToo(t *testing.T) {
 	h := head("/..", "X-Forwarded-For: 198.51.100.1")
 	h.Peer = peer("10.0.0.1:1")
@@ -127,7 +180,9 @@ func TestSchemeIsBelievedOfTrustedProxyOnly(t *testing.T) {
 		{"tls", "", "203.0.113.9:1", true, nil, true},
 		{"claimed by a client", "", "203.0.113.9:1", false, []string{"X-Forwarded-Proto: https"}, false},
 		{"denied by a client", "", "203.0.113.9:1", true, []string{"X-Forwarded-Proto: http"}, true},
-		{"said by a proxy", "", "10.0.0.1:1", false, []string{"X-Forwarded-Proto: HTTPS"}, true},
+		{"said by a proxy", "", "10.0.0.1:1", false, []string{"X-Forwarded-Proto: HTTPS", "X-Forwarded-For: 198.51.100.1", "X-Real-IP: 198.51.100.1"}, true},
+		{"nothing said behind tls", "", "10.0.0.1:1", true, nil, true},
+		{"no scheme behind tls", "", "10.0.0.1:1", true, []string{"X-Forwarded-Proto: x"}, true},
 		{"plain behind tls", "", "10.0.0.1:1", true, []string{"X-Forwarded-Proto: http"}, false},
 		{"twice", "", "10.0.0.1:1", false, []string{"X-Forwarded-Proto: https", "X-Forwarded-Proto: https"}, false},
 		{"list", "", "10.0.0.1:1", false, []string{"X-Forwarded-Proto: https, http"}, false},
@@ -146,9 +201,10 @@ func TestSchemeIsBelievedOfTrustedProxyOnly(t *testing.T) {
 
 func TestAddressesAreReadLikeNetip(t *testing.T) {
 	for _, text := range []string{
-		"1.2.3.4", "0.0.0.0", "255.255.255.255", "256.1.1.1", "1.2.3", "1.2.3.4.5", "1..2.3", ".1.2.3", "1.2.3.", "01.2.3.4", "1.2.3.04", "", "a.b.c.d", "1.2.3.4 ",
+		"1.2.3.4", "0.0.0.0", "255.255.255.255", "256.1.1.1", "1.2.3", "1.2.3.4.5", "1..2.3", ".1.2.3", "1.2.3.", "01.2.3.4", "1.2.3.04", "", "a.b.c.d", "1.2.3.4 ", "1.2.3./",
 		"::", "::1", "1::", "1::2", "1:2:3:4:5:6:7:8", "1:2:3:4:5:6:7::", "::2:3:4:5:6:7:8", "1:2:3:4:5:6:7", "1:2:3:4:5:6:7:8:9", "1::2::3", ":::", ":1", "1:", "1:2:3:4::5:6:7:8",
 		"::ffff:1.2.3.4", "::1.2.3.4", "1:2:3:4:5:6:1.2.3.4", "1:2:3:4:5:6:7:1.2.3.4", "::1.2.3", "1.2.3.4::", "12345::", "::g", "fe80::1%eth0", "::ffff:0:0", "FD00::A",
+		"::1.2.3.:", "::2:3:4:5:6:7:8:1.2.3.4", ":1:2:3:4:5:6:7", "1:::2", "1g2:3:4:5:6:7:8", "::1::2", "::1:2:3:4:5:6:7:8",
 	} {
 		sameAsNetip(t, text)
 	}

@@ -8,9 +8,6 @@ type Credential struct {
 	// Secret is the text presented, for OneCredential only. It points into the Head or
 	// the Request, is valid as long as these, and must not be printed.
 	Secret []byte
-	// Carrier is the index of the first place where it stood, for [Rules.CarrierName];
-	// meaningless for NoCredential.
-	Carrier int
 }
 
 // String never shows the secret.
@@ -38,12 +35,7 @@ const (
 var credentialKindNames = [numCredentialKinds]string{"none", "one", "malformed", "ambiguous"}
 
 // String names the kind for logs.
-func (k CredentialKind) String() string {
-	if k < numCredentialKinds {
-		return credentialKindNames[k]
-	}
-	return credentialKindNames[NoCredential]
-}
+func (k CredentialKind) String() string { return credentialKindNames[k] }
 
 // maxSecretBytes bounds what is hashed for one look-up of a foreign secret.
 const maxSecretBytes = 4096
@@ -81,12 +73,10 @@ func (q *Request) Credential() (found Credential) {
 		}
 		kind, secret := q.readCarrier(i)
 		switch {
-		case kind == AmbiguousCredential:
-			return Credential{Kind: kind, Carrier: i}
 		case found.Kind == NoCredential:
-			found.Kind, found.Carrier, found.Secret = kind, i, secret
+			found.Kind, found.Secret = kind, secret
 		case found.Kind != kind || !bytes.Equal(found.Secret, secret):
-			return Credential{Kind: AmbiguousCredential, Carrier: i}
+			return Credential{Kind: AmbiguousCredential}
 		}
 	}
 	if found.Kind == MalformedCredential {
@@ -110,15 +100,12 @@ func (q *Request) readCarrier(i int) (kind CredentialKind, secret []byte) {
 	case carrierSubprotocol:
 		secret = place.raw
 	case carrierQuery:
-		secret = place.raw
-		if bytes.IndexByte(secret, '%') >= 0 || bytes.IndexByte(secret, '+') >= 0 {
-			start := len(q.secretBuf)
-			var ok bool
-			if q.secretBuf, ok = AppendFormDecoded(q.secretBuf, place.raw); !ok {
-				return MalformedCredential, place.raw
-			}
-			secret = q.secretBuf[start:]
+		start := len(q.secretBuf)
+		var ok bool
+		if q.secretBuf, ok = AppendFormDecoded(q.secretBuf, place.raw); !ok {
+			return MalformedCredential, place.raw
 		}
+		secret = q.secretBuf[start:]
 	}
 	if len(secret) == 0 || len(secret) > maxSecretBytes || !is(secret, classSecret) {
 		return MalformedCredential, secret
@@ -222,9 +209,6 @@ func (r *Rules) queryCarrier(name []byte) int {
 // other header of a WebSocket; the pair is what their "new WebSocket(url, [NAME,
 // secret])" sends.
 func (r *Rules) readSubprotocols(q *Request) {
-	if len(q.wsLines) == 0 {
-		return
-	}
 	buf := q.protocolBuf[:0]
 	pending := -1 // carrier whose secret comes next
 	found := false

@@ -58,7 +58,6 @@ func (r *Rules) readFields(q *Request, h *Head) Verdict {
 		name := h.Fields[i].Name
 		if len(name) == 0 || !is(name, classToken) {
 			v = BadFieldName
-			q.dispositions[i] = Removed
 			continue
 		}
 		entry := r.names.lookup(name)

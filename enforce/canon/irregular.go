@@ -1,6 +1,9 @@
 package canon
 
-import "iter"
+import (
+	"iter"
+	"slices"
+)
 
 // Irregularity is a set of properties of a request that two honest parsers may read
 // differently. A request with any of them is refused unless the route that matched
@@ -46,15 +49,7 @@ type Relaxation struct {
 }
 
 // Relaxations lists all of them in the order of their bits.
-func Relaxations() iter.Seq[Relaxation] {
-	return func(yield func(Relaxation) bool) {
-		for _, r := range relaxations {
-			if !yield(r) {
-				return
-			}
-		}
-	}
-}
+func Relaxations() iter.Seq[Relaxation] { return slices.Values(relaxations[:]) }
 
 // RelaxationNamed finds the bit for a word in the configuration.
 func RelaxationNamed(name string) (Irregularity, bool) {

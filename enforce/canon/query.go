@@ -74,7 +74,7 @@ func looksLike(key []byte, name string) bool {
 		key = key[n:]
 		i++
 		if c == ']' { // "[a][b]" is "a[b]" to that parser
-			if c, n, _ := formByteOrNone(key); c == '[' {
+			if c, n := formByteOrNone(key); c == '[' {
 				key = key[n:]
 			}
 		}
@@ -85,7 +85,7 @@ func looksLike(key []byte, name string) bool {
 // skipBefore passes over what parsers leave out before a name.
 func skipBefore(key []byte) []byte {
 	for {
-		c, n, _ := formByteOrNone(key)
+		c, n := formByteOrNone(key)
 		if n == 0 || c > ' ' && c != '[' {
 			return key
 		}
@@ -94,11 +94,12 @@ func skipBefore(key []byte) []byte {
 }
 
 // formByteOrNone is formByte for text that may be empty; n is 0 then.
-func formByteOrNone(text []byte) (c byte, n int, ok bool) {
+func formByteOrNone(text []byte) (c byte, n int) {
 	if len(text) == 0 {
-		return 0, 0, false
+		return 0, 0
 	}
-	return formByte(text)
+	c, n, _ = formByte(text)
+	return c, n
 }
 
 // formByte decodes the first character of form-encoded text and says how long it was.

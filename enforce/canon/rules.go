@@ -57,7 +57,6 @@ type Rules struct {
 	carriers       []carrier
 	required       string // see Required
 	queryCarriers  bool
-	wsCarriers     bool
 	names          nameTable
 }
 
@@ -243,10 +242,7 @@ func (c *compiler) credentials(carriers []string) {
 			c.rules.queryCarriers = true
 			c.rules.names.find("referer").role = roleReferer
 		case carrierSubprotocol:
-			if !c.rules.wsCarriers {
-				c.rules.wsCarriers = true
-				c.rules.names.find("sec-websocket-protocol").role = roleSubprotocol
-			}
+			c.rules.names.find("sec-websocket-protocol").role = roleSubprotocol
 		case carrierHeader:
 			entry := nameEntry{spelling: one.name, role: roleCarrier, carrier: int8(len(c.rules.carriers))} //nolint:gosec // at most maxCarriers
 			if old, ok := c.rules.names.add(entry); !ok {
@@ -319,7 +315,7 @@ func (c *compiler) keeps(names []string) {
 	}
 }
 
-// prefixSet is a set of addresses as sorted, merged ranges: CDNs publish hundreds, and
+// prefixSet is a set of addresses as sorted ranges apart from one another: CDNs publish hundreds, and
 // each request asks at least once.
 type prefixSet struct {
 	ranges4, ranges6 []addrRange
@@ -338,65 +334,43 @@ func newPrefixSet(prefixes []netip.Prefix) prefixSet {
 			s.ranges6 = append(s.ranges6, one)
 		}
 	}
-	s.ranges4, s.share4 = mergeRanges(s.ranges4), share(prefixes, netip.Addr.Is4)
-	s.ranges6, s.share6 = mergeRanges(s.ranges6), share(prefixes, netip.Addr.Is6)
+	s.ranges4, s.share4 = distinct(s.ranges4)
+	s.ranges6, s.share6 = distinct(s.ranges6)
 	return s
 }
 
-// share sums up the part of the space that the prefixes of one family take, each
-// address counted once.
-func share(prefixes []netip.Prefix, family func(netip.Addr) bool) float64 {
-	var sum float64
-	for i, p := range prefixes {
-		if !family(p.Addr()) {
-			continue
-		}
-		inside := slices.ContainsFunc(prefixes, func(o netip.Prefix) bool {
-			return o.Bits() < p.Bits() && o.Overlaps(p)
-		}) || slices.Contains(prefixes[:i], p)
-		if !inside {
-			sum += math.Ldexp(1, -p.Bits())
-		}
-	}
-	return sum
-}
-
 func lastAddr(p netip.Prefix) netip.Addr {
-	a := p.Masked().Addr().As16()
-	bits := p.Bits()
-	if p.Addr().Is4() {
-		bits += 96
+	a := p.Addr().AsSlice()
+	for bit := p.Bits(); bit < 8*len(a); bit++ {
+		a[bit/8] |= 0x80 >> (bit % 8)
 	}
-	for i := range a {
-		switch {
-		case bits <= 8*i:
-			a[i] = 0xff
-		case bits < 8*i+8:
-			a[i] |= 0xff >> (bits - 8*i)
-		}
-	}
-	last := netip.AddrFrom16(a)
-	if p.Addr().Is4() {
-		return last.Unmap()
-	}
+	last, _ := netip.AddrFromSlice(a)
 	return last
 }
 
-func mergeRanges(ranges []addrRange) []addrRange {
+// distinct sorts the ranges of one family and leaves out those that lie in another:
+// prefixes never overlap in any other way. It returns also what part of the whole space
+// is in them.
+func distinct(ranges []addrRange) (out []addrRange, share float64) {
 	slices.SortFunc(ranges, func(a, b addrRange) int {
-		return cmp.Or(a.first.Compare(b.first), a.last.Compare(b.last))
+		return cmp.Or(a.first.Compare(b.first), b.last.Compare(a.last)) // of two that begin alike, the wider first
 	})
-	var merged []addrRange
 	for _, one := range ranges {
-		if n := len(merged); n > 0 && one.first.Compare(merged[n-1].last) <= 0 {
-			if one.last.Compare(merged[n-1].last) > 0 {
-				merged[n-1].last = one.last
-			}
+		if n := len(out); n > 0 && one.first.Compare(out[n-1].last) <= 0 {
 			continue
 		}
-		merged = append(merged, one)
+		out = append(out, one)
+		share += position(one.last) - position(one.first)
 	}
-	return merged
+	return out, share
+}
+
+// position is where an address stands in the whole space, from 0 to 1.
+func position(addr netip.Addr) (at float64) {
+	for i, b := range addr.AsSlice() {
+		at += math.Ldexp(float64(b), -8*(i+1))
+	}
+	return at
 }
 
 func (s *prefixSet) contains(addr netip.Addr) bool {

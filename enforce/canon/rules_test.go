@@ -8,10 +8,7 @@ import (
 )
 
 func TestBadOptionsAreRefusedWithMend(t *testing.T) {
-	quarters := prefixes("0.0.0.0/8")
-	for i := range 128 {
-		quarters = append(quarters, netip.PrefixFrom(netip.AddrFrom4([4]byte{byte(i + 1)}), 8))
-	}
+	v4, v6 := halfAndOne()
 	for _, c := range []struct {
 		name    string
 		options Options
@@ -24,12 +21,13 @@ func TestBadOptionsAreRefusedWithMend(t *testing.T) {
 		{"v6 too wide", Options{TrustedProxies: prefixes("::/0")}, "TrustedProxies", 0, "is wider than /16"},
 		{"v6 mapped too wide", Options{TrustedProxies: prefixes("::ffff:0:0/96")}, "TrustedProxies", 0, "is wider than /8"},
 		{"v6 over mapped", Options{TrustedProxies: prefixes("::ffff:0:0/95")}, "TrustedProxies", 0, "has bits set"},
-		{"together too wide", Options{TrustedProxies: quarters}, "TrustedProxies", -1, "more than half"},
+		{"v4 together too wide", Options{TrustedProxies: v4}, "TrustedProxies", -1, `"IPv4" is trusted for more than half`},
+		{"v6 together too wide", Options{TrustedProxies: v6}, "TrustedProxies", -1, `"IPv6" is trusted for more than half`},
 		{"host bits", Options{TrustedProxies: prefixes("10.1.2.3/8")}, "TrustedProxies", 0, "write 10.0.0.0/8"},
 		{"invalid prefix", Options{TrustedProxies: []netip.Prefix{{}}}, "TrustedProxies", 0, "is not an address range"},
 		{"client address", Options{ClientAddress: "x-real-ip"}, "ClientAddress", -1, "write x-forwarded-for or forwarded"},
 		{"no carriers", Options{Credentials: []string{}}, "Credentials", -1, "leaves no place"},
-		{"too many carriers", Options{Credentials: strings.Split("a,b,c,d,e,f,g,h,i", ",")}, "Credentials", -1, "are too many"},
+		{"too many carriers", Options{Credentials: strings.Split("a,b,c,d,e,f,g,h,i", ",")}, "Credentials", -1, "are too many; name at most 8"},
 		{"carrier twice", Options{Credentials: []string{"api-token", "Api-Token"}}, "Credentials", 1, "is named twice"},
 		{"authorization twice", Options{Credentials: []string{"authorization", "Authorization"}}, "Credentials", 1, "is named twice"},
 		{"carriers that fold", Options{Credentials: []string{"api-token", "api_token"}}, "Credentials", 1, "is read as a credential"},
@@ -40,14 +38,22 @@ func TestBadOptionsAreRefusedWithMend(t *testing.T) {
 		{"subprotocol list", Options{Credentials: []string{"subprotocol:a,b"}}, "Credentials", 0, "has no usable name"},
 		{"carrier that is cookie", Options{Credentials: []string{"Cookie"}}, "Credentials", 0, "HTTP itself needs it"},
 		{"carrier that is host", Options{Credentials: []string{"host"}}, "Credentials", 0, "HTTP itself needs it"},
+		{"carrier that we set", Options{Credentials: []string{"X-Request-Id"}}, "Credentials", 0, "the proxy sets it"},
 		{"carrier that is removed", Options{Credentials: []string{"x-real-ip"}}, "Credentials", 0, "always removed"},
 		{"carrier too long", Options{Credentials: []string{strings.Repeat("x", 65)}}, "Credentials", 0, "longer than 64"},
 		{"set carrier", Options{Sets: []string{"Api_Token"}}, "Sets", 0, "read as a credential"},
 		{"set authorization", Options{Sets: []string{"authorization"}}, "Sets", 0, "authorization is read"},
+		{"set nothing", Options{Sets: []string{""}}, "Sets", 0, "is not a header name"},
+		{"set cookie", Options{Sets: []string{"Cookie"}}, "Sets", 0, "HTTP itself needs it"},
 		{"set framing", Options{Sets: []string{"Content-Length"}}, "Sets", 0, "HTTP itself needs it"},
 		{"set twice folded", Options{Sets: []string{"X-Token-Id", "x_token_id"}}, "Sets", 1, "differs from x-token-id only in punctuation"},
 		{"set no token", Options{Sets: []string{"X Token"}}, "Sets", 0, "is not a header name"},
+		{"remove what we set", Options{Removes: []string{"X-Request-Id"}}, "Removes", 0, "the proxy sets it"},
+		{"remove a disguise", Options{Removes: []string{"set_cookie"}}, "Removes", 0, "HTTP itself needs it"},
 		{"remove host", Options{Removes: []string{"Host"}}, "Removes", 0, "HTTP itself needs it"},
+		{"keep nothing", Options{Keeps: []string{""}}, "Keeps", 0, "is not removed anyway"},
+		{"keep forwarded", Options{Keeps: []string{"forwarded"}}, "Keeps", 0, "can never be forwarded"},
+		{"keep proxy", Options{Keeps: []string{"proxy"}}, "Keeps", 0, "can never be forwarded"},
 		{"keep what is kept", Options{Keeps: []string{"x-custom"}}, "Keeps", 0, "is not removed anyway"},
 		{"keep identity", Options{Sets: []string{"x-real-ip"}, Keeps: []string{"x-real-ip"}}, "Keeps", 0, "can never be forwarded"},
 		{"keep override", Options{Keeps: []string{"X-HTTP-Method-Override"}}, "Keeps", 0, "can never be forwarded"},
@@ -63,10 +69,22 @@ func TestBadOptionsAreRefusedWithMend(t *testing.T) {
 		}
 		all := err.(interface{ Unwrap() []error }).Unwrap() //nolint:errorlint // the joined list is wanted
 		one, ok := all[0].(*OptionError)                    //nolint:errorlint // likewise
-		if !ok || one.Option != c.option || one.Index != c.index || !strings.Contains(one.Error(), c.text) || one.Fix == "" {
-			t.Errorf("%s: %+v", c.name, all[0])
+		if !ok || len(all) != 1 || one.Option != c.option || one.Index != c.index || !strings.Contains(one.Error(), c.text) || one.Fix == "" {
+			t.Errorf("%s: %+v", c.name, all)
 		}
 	}
+}
+
+// halfAndOne are ranges of each family that take more than half of it, though none by
+// itself is too wide. Without the last of each list they take half of it.
+func halfAndOne() (v4, v6 []netip.Prefix) {
+	for i := range 1<<7 + 1 {
+		v4 = append(v4, netip.PrefixFrom(netip.AddrFrom4([4]byte{byte(i)}), leastV4Bits))
+	}
+	for i := range 1<<15 + 1 {
+		v6 = append(v6, netip.PrefixFrom(netip.AddrFrom16([16]byte{byte(i >> 8), byte(i)}), leastV6Bits))
+	}
+	return v4, v6
 }
 
 func TestRequiredNamesTheFirstPlaceThatIsRead(t *testing.T) {
@@ -90,11 +108,14 @@ func TestAllOptionFaultsAreToldAtOnce(t *testing.T) {
 }
 
 func TestGoodOptionsAreAccepted(t *testing.T) {
+	v4, v6 := halfAndOne()
+	half := slices.Concat(v4[1:], v4[1:], v6[1:], prefixes("10.0.0.0/9")) // what is in another counts once
+	compile(t, Options{TrustedProxies: half, Credentials: strings.Split("a,b,c,d,e,f,g,h", ",")})
 	r := compile(t, Options{
 		TrustedProxies: prefixes("::ffff:10.0.0.0/104", "127.0.0.0/8", "2001::/16"),
 		Credentials:    []string{"Authorization", "X-Api-Key", "query:access_token", "subprotocol:bearer"},
 		Sets:           []string{"X-Token-Id", "x-token-id", "X-Forwarded-User", "X-Request-Id", "X-Real-IP"},
-		Removes:        []string{"X-Real-IP", "Cookie", "X-Internal"},
+		Removes:        []string{"X-Real-IP", "Cookie", "X-Internal", "X-Forwarded-For"},
 		Keeps:          []string{"cf-connecting-ip", "x-forwarded-port"},
 	})
 	var names []string
@@ -107,12 +128,17 @@ func TestGoodOptionsAreAccepted(t *testing.T) {
 	if r.CarrierName(-1) != "" || r.CarrierName(4) != "" {
 		t.Error("a carrier that does not exist has a name")
 	}
+	for text, want := range map[string]bool{"10.0.0.0": true, "10.255.255.255": true, "9.255.255.255": false, "11.0.0.0": false} {
+		if r.trusted.contains(addr(text)) != want {
+			t.Errorf("10.0.0.0/8, written as IPv6, has %s: %v", text, !want)
+		}
+	}
 }
 
 func TestTrustedProxiesAreExactlyThoseNamed(t *testing.T) {
 	list := prefixes(
-		"10.0.0.0/8", "10.1.0.0/16", "10.1.0.0/16", "11.0.0.0/9", "192.0.2.0/31", "192.0.2.2/32", "203.0.113.255/32", "255.255.255.255/32",
-		"2001:db8::/32", "2001:db8:1::/48", "fd00::/16", "ffff::/16", "::1/128",
+		"10.0.0.0/8", "10.1.0.0/16", "10.1.0.0/16", "11.0.0.0/16", "11.0.0.0/9", "192.0.2.0/31", "192.0.2.2/32", "203.0.113.255/32", "255.255.255.255/32",
+		"2001:db8::/32", "2001:db8:1::/48", "fd00::/16", "ffff::/16", "::1/128", "::fffe:0:0/95",
 	)
 	r := compile(t, Options{TrustedProxies: list})
 	for _, p := range list {

@@ -37,10 +37,7 @@ func splitTarget(h *Head) (t target, v Verdict) {
 	case h.Major >= 2:
 		return t, BadTargetForm // RFC 9113 section 8.3.1: :path is never absolute
 	default:
-		rest, ok := cutScheme(raw)
-		if !ok {
-			return t, BadTargetForm
-		}
+		rest := cutScheme(raw)
 		end := bytes.IndexAny(rest, "/?#")
 		if end < 0 {
 			end = len(rest)
@@ -69,15 +66,15 @@ var (
 	slashDot     = []byte("/.")
 )
 
-// cutScheme takes http:// or https:// off. Which of the two says nothing: Secure comes
-// from the connection.
-func cutScheme(raw []byte) ([]byte, bool) {
+// cutScheme returns what follows http:// or https://, or nil. Which of the two says
+// nothing: Secure comes from the connection.
+func cutScheme(raw []byte) []byte {
 	for _, scheme := range [...]string{"http://", "https://"} {
 		if len(raw) > len(scheme) && equalLower(raw[:len(scheme)], scheme) {
-			return raw[len(scheme):], true
+			return raw[len(scheme):]
 		}
 	}
-	return nil, false
+	return nil
 }
 
 // readTarget makes path, query and the two targets to forward.
@@ -164,8 +161,6 @@ func appendCanonicalPath(dst, raw []byte) ([]byte, Irregularity, Verdict) {
 			}
 			n := 3
 			switch {
-			case b < 0x20 || b == 0x7f:
-				return dst, 0, EncodedControl
 			case b >= utf8.RuneSelf:
 				var v Verdict
 				if n, v = encodedRune(raw[i:]); v != Accepted {
@@ -223,7 +218,7 @@ func encodedRune(raw []byte) (int, Verdict) {
 	}
 	c, size := utf8.DecodeRune(seq[:n])
 	switch {
-	case c == utf8.RuneError && size <= 1:
+	case size == 1: // not even its first byte is good
 		return 0, BadUTF8
 	case c < 0xa0:
 		return 0, EncodedControl
@@ -285,7 +280,6 @@ func hasDotSegment(text []byte) bool {
 			continue
 		case ';', 0xff1b, '?', '#':
 			cut = true
-			continue
 		}
 		if cut {
 			continue

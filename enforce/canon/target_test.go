@@ -29,6 +29,9 @@ func TestPathIsCanonical(t *testing.T) {
 		{"/!$&'()*+,=:@", "/!$&'()*+,=:@", 0},
 		{"/%21%24%7B%7c", "/%21%24%7B%7c", 0},
 		{"/caf%C3%A9.%74xt", "/caf%C3%A9.txt", 0},
+		{"/%EF%BF%BD", "/%EF%BF%BD", 0}, // the character that stands for broken ones is whole itself
+		{"/a%C2%A0b", "/a%C2%A0b", 0},
+		{"/%E2%80%A5.", "/%E2%80%A5.", 0}, // three dots
 		{"/http://x", "/http://x", EmptySegment},
 		{"/a/%2F/b", "/a/%2F/b", EncodedSlash},
 		{"/a%2fb", "/a%2fb", EncodedSlash},
@@ -125,6 +128,9 @@ func TestConfusingTargetIsRefused(t *testing.T) {
 		{"/a%2500", EncodedControl},
 		{"/a%250d%250ab", EncodedControl},
 		{"/a%25c0%25ae", BadUTF8},
+		{"/a%25c1%259c", BadUTF8},
+		{"/a%251f", EncodedControl},
+		{"/a%257f", EncodedControl},
 		// other alphabets
 		{"/%EF%BC%8E%EF%BC%8E/", DotSegment},
 		{"/%ef%bc%8e./", DotSegment},
@@ -134,6 +140,11 @@ func TestConfusingTargetIsRefused(t *testing.T) {
 		{"/%E2%80%A5/x", DotSegment},
 		{"/%e2%80%a4%e2%80%a4/x", DotSegment},
 		{"/..%EF%BC%9Bx/y", DotSegment},
+		{"/..%E2%81%84b", DotSegment},
+		{"/a%E2%88%96..", DotSegment},
+		{"/a%EF%B9%A8..", DotSegment},
+		{"/%EF%B9%92./x", DotSegment},
+		{"/..%E3%80%80/b", DotSegment},
 		// broken encodings
 		{"/%c0%ae%c0%ae/", BadUTF8},
 		{"/%c0%af", BadUTF8},
@@ -147,6 +158,7 @@ func TestConfusingTargetIsRefused(t *testing.T) {
 		{"/%C3a%A9", BadUTF8},
 		{"/%C3%", BadUTF8},
 		{"/%C3%zz", BadUTF8},
+		{"/%C3%8z", BadUTF8},
 		{"/%u002e%u002e/", BadPercent},
 		{"/%uff0e", BadPercent},
 		{"/%", BadPercent},
@@ -162,6 +174,7 @@ func TestConfusingTargetIsRefused(t *testing.T) {
 		{"/a%1f", EncodedControl},
 		{"/a%7f", EncodedControl},
 		{"/a%C2%85", EncodedControl},
+		{"/a%C2%9f", EncodedControl},
 		// raw bytes
 		{"/a\\b", Backslash},
 		{"/\\example.com", Backslash},
@@ -213,12 +226,13 @@ func TestConfusingTargetIsRefused(t *testing.T) {
 		{"/" + strings.Repeat("a", 8192), TargetTooLong},
 	} {
 		var q Request
-		if v := compile(t, Options{}).Canonicalize(&q, head(c.target)); v != c.want {
+		if v := compile(t, Options{}).Canonicalize(&q, head(c.target, "Accept: x")); v != c.want {
 			t.Errorf("%q: %v (%v), want %v", c.target, v, q.Irregular, c.want)
 		}
-		if q.Verdict() != c.want || q.Path != nil || q.Target() != nil || q.Disposition(0) != Removed {
-			t.Errorf("%q: refused, and yet something is left to forward", c.target)
+		if q.Verdict() != c.want {
+			t.Errorf("%q: afterwards %v", c.target, q.Verdict())
 		}
+		nothingIsLeft(t, &q)
 	}
 }
 
@@ -240,10 +254,22 @@ func TestAsteriskGoesWithOptions(t *testing.T) {
 			t.Errorf("%s: %s", target, q.Target())
 		}
 	}
-	h := head("/a")
-	h.Method = []byte("OPTIONS")
-	if accept(t, r, h).Asterisk {
-		t.Error("a path is taken for the asterisk")
+	for _, target := range []string{"/a", "http://api.example.com/a", "http://api.example.com/", "http://api.example.com?a"} {
+		h := head(target)
+		h.Method = []byte("OPTIONS")
+		if accept(t, r, h).Asterisk {
+			t.Errorf("%s is taken for the asterisk", target)
+		}
+	}
+}
+
+func TestTargetIsBounded(t *testing.T) {
+	for longest, r := range map[int]*Rules{defaultMaxTargetBytes: compile(t, Options{}), 4: compile(t, Options{MaxTargetBytes: 4})} {
+		accept(t, r, head("/"+strings.Repeat("a", longest-1)))
+		var q Request
+		if v := r.Canonicalize(&q, head("/"+strings.Repeat("a", longest))); v != TargetTooLong {
+			t.Errorf("%d bytes: %v", longest+1, v)
+		}
 	}
 }
 
@@ -259,7 +285,7 @@ func TestHTTP2TargetIsNeverAbsolute(t *testing.T) {
 func TestMethodThatNoRuleNamesIsRefused(t *testing.T) {
 	r := compile(t, Options{})
 	for method, want := range map[string]Verdict{
-		"GET": Accepted, "POST": Accepted, "PROPFIND": Accepted, "M-SEARCH": Accepted, "VERSION-CONTROL": Accepted,
+		"GET": Accepted, "POST": Accepted, "PROPFIND": Accepted, "M-SEARCH": Accepted, "VERSION-CONTROL": Accepted, "ACL": Accepted, "ZAP": Accepted, strings.Repeat("A", 32): Accepted,
 		"": BadMethod, "GE T": BadMethod, "GET\t": BadMethod, "GET,POST": BadMethod, "G\x00T": BadMethod, "GÉT": BadMethod,
 		"get": UnknownMethod, "Get": UnknownMethod, "*": UnknownMethod, "G!T": UnknownMethod, "0": UnknownMethod, "-GET": UnknownMethod, "_": UnknownMethod, strings.Repeat("A", 33): UnknownMethod,
 		"CONNECT": MethodNotAllowed, "TRACE": MethodNotAllowed, "connect": UnknownMethod,
@@ -280,11 +306,14 @@ func TestIrregularNeedsItsOwnRelaxation(t *testing.T) {
 		if got, ok := RelaxationNamed(relaxation.Name); !ok || got != relaxation.Bit {
 			t.Errorf("%s is not found by its name", relaxation.Name)
 		}
-		if relaxation.Bit.String() != relaxation.Name || relaxation.Bit.Detail() != relaxation.Detail || relaxation.Danger == "" {
+		if relaxation.Bit.String() != relaxation.Name || relaxation.Bit.Detail() != relaxation.Detail || relaxation.Detail == "" || relaxation.Danger == "" {
 			t.Errorf("%s: texts are missing", relaxation.Name)
 		}
 		if relaxation.Bit.Refused(relaxation.Bit, true) != 0 {
 			t.Errorf("%s is refused though relaxed", relaxation.Name)
+		}
+		if relaxation.Bit != QuerySemicolon && relaxation.Bit.Refused(0, false) != relaxation.Bit {
+			t.Errorf("%s is let through where no rule reads the query", relaxation.Name)
 		}
 		if relaxation.Bit.Refused(^relaxation.Bit, true) != relaxation.Bit {
 			t.Errorf("%s is let through by the others", relaxation.Name)
@@ -318,7 +347,7 @@ func TestEveryVerdictHasItsTexts(t *testing.T) {
 		}
 		names[v.String()] = true
 	}
-	if numVerdicts.Status() != 400 || numVerdicts.Code() != "bad_request" {
+	if numVerdicts.Status() != 400 || numVerdicts.Code() != "bad_request" || numVerdicts.Detail() == "" || numVerdicts.String() != "unread" {
 		t.Error("a verdict out of range is no refusal")
 	}
 }
@@ -330,7 +359,7 @@ func TestEqualDecodedReadsOneLevel(t *testing.T) {
 	}{
 		{"", "", true}, {"a", "a", true}, {"a", "A", false}, {"a", "", false}, {"", "a", false}, {"ab", "a", false},
 		{"%61", "a", true}, {"%2F", "/", true}, {"%2f", "/", true}, {"%252f", "%2f", true}, {"%252f", "/", false},
-		{"a+b", "a b", false}, {"a%20b", "a b", true}, {"%", "%", false}, {"%2", "%2", false}, {"%zz", "%zz", false}, {"*", "*", true},
+		{"a+b", "a b", false}, {"a%20b", "a b", true}, {"%", "%", false}, {"%2", "%2", false}, {"%zz", "%zz", false}, {"%zz", "\x00", false}, {"*", "*", true},
 		{"%C3%A9", "é", true},
 	} {
 		if got := EqualDecoded([]byte(c.segment), c.s); got != c.want {
@@ -422,6 +451,7 @@ func FuzzEqualDecoded(f *testing.F) {
 	f.Add("a%2fb", "a/b")
 	f.Add("%zz", "x")
 	f.Add("%25", "%")
+	f.Add("a+b", "a b")
 	f.Fuzz(func(t *testing.T, segment, s string) {
 		want, err := url.PathUnescape(segment)
 		got, ok := AppendDecoded([]byte("x"), []byte(segment))
@@ -435,8 +465,9 @@ func FuzzEqualDecoded(f *testing.F) {
 			t.Fatalf("EqualDecoded(%q, %q) is false", segment, want)
 		}
 		form, err := url.QueryUnescape(segment)
-		decoded, ok := AppendFormDecoded(nil, []byte(segment))
-		if ok != (err == nil) || string(decoded) != form || EqualFormDecoded([]byte(segment), form) != (err == nil) {
+		decoded, ok := AppendFormDecoded([]byte("x"), []byte(segment))
+		if ok != (err == nil) || string(decoded) != "x"+form || EqualFormDecoded([]byte(segment), form) != (err == nil) ||
+			err != nil && EqualFormDecoded([]byte(segment), segment) {
 			t.Fatalf("AppendFormDecoded(%q) = %q %v, want %q %v", segment, decoded, ok, form, err)
 		}
 	})

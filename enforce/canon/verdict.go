@@ -36,36 +36,24 @@ const (
 )
 
 // Status is the HTTP status of the answer; 400 for what is not in the table.
-func (v Verdict) Status() int {
-	if v < numVerdicts {
-		return verdictTexts[v].status
-	}
-	return verdictTexts[Unread].status
-}
+func (v Verdict) Status() int { return verdictTexts[v.known()].status }
 
 // Code is the stable machine-readable word of the answer's body.
-func (v Verdict) Code() string {
-	if v < numVerdicts {
-		return verdictTexts[v].code
-	}
-	return verdictTexts[Unread].code
-}
+func (v Verdict) Code() string { return verdictTexts[v.known()].code }
 
 // Detail says what is wrong in a sentence that is safe to show to the client: it never
 // quotes the request.
-func (v Verdict) Detail() string {
-	if v < numVerdicts {
-		return verdictTexts[v].detail
-	}
-	return verdictTexts[Unread].detail
-}
+func (v Verdict) Detail() string { return verdictTexts[v.known()].detail }
 
 // String names the verdict for logs and as a metric label.
-func (v Verdict) String() string {
-	if v < numVerdicts {
-		return verdictTexts[v].name
+func (v Verdict) String() string { return verdictTexts[v.known()].name }
+
+// known maps what is no verdict to the zero one, which refuses.
+func (v Verdict) known() Verdict {
+	if v >= numVerdicts {
+		return Unread
 	}
-	return verdictTexts[Unread].name
+	return v
 }
 
 // Accepted has a status of 200 only so that a mistaken use is seen at once; no answer
