@@ -195,6 +195,7 @@ func TestAdapterHijack(t *testing.T) {
 			t.Error(err)
 			return
 		}
+		w.WriteHeader(http.StatusEarlyHints) // the connection is no longer its own
 		if _, err := w.Write(nil); !errors.Is(err, http.ErrHijacked) {
 			t.Errorf("write after hijack: %v", err)
 		}

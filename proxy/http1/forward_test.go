@@ -165,7 +165,7 @@ func TestMalformedEditIsNeverSent(t *testing.T) {
 		"empty target":        func(e *Edit) { e.Target = []byte{} },
 		"target with space":   func(e *Edit) { e.Target = []byte("/ HTTP/1.1\r\nA: b") },
 		"absolute target":     func(e *Edit) { e.Target = []byte("http://h/") },
-		"index out of range":  func(e *Edit) { e.Drop = append(e.Drop, 9) },
+		"index out of range":  func(e *Edit) { e.Drop = append(e.Drop, 1) },
 		"answer field":        func(e *Edit) { e.AddAnswer(Field{Name: []byte("A"), Value: []byte("\n")}) },
 	} {
 		addr := start(t, &Server{Handler: forwarding(pool, func(_ *Exchange, e *Edit) { edit(e) })})
@@ -320,9 +320,14 @@ func TestAnswerFraming(t *testing.T) {
 		{"long chunked", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n7a120\r\n" + big + "\r\n0\r\n\r\n", big},
 		{"many fields", "HTTP/1.1 200 OK\r\n" + strings.Repeat("A-Field: "+strings.Repeat("v", 300)+"\r\n", 100) + "Content-Length: 3\r\n\r\nabc", "abc"},
 	} {
-		for _, version := range []string{"1.1", "1.0"} {
+		for _, version := range []string{"1.1", "1.0", "1.0 that keeps"} {
 			t.Run(c.name+" to HTTP/"+version, func(t *testing.T) {
-				cl := dial(t, answers(t, c.raw)).send("GET / HTTP/" + version + "\r\nHost: h\r\n\r\n")
+				version, keeps := strings.CutSuffix(version, " that keeps")
+				fields := "Host: h\r\n"
+				if keeps {
+					fields += "Connection: keep-alive\r\n"
+				}
+				cl := dial(t, answers(t, c.raw)).send("GET / HTTP/" + version + "\r\n" + fields + "\r\n")
 				resp, body := cl.answer("GET")
 				if body != c.body {
 					t.Errorf("body of %d bytes, want %d", len(body), len(c.body))
@@ -333,6 +338,9 @@ func TestAnswerFraming(t *testing.T) {
 				if version == "1.0" {
 					if len(resp.TransferEncoding) > 0 {
 						t.Error("chunked to HTTP/1.0")
+					}
+					if keeps && resp.ContentLength >= 0 {
+						return // the connection goes on
 					}
 					cl.wantEnd()
 					return
@@ -367,7 +375,7 @@ func TestBodylessAnswers(t *testing.T) {
 }
 
 func TestAnswerLosesHopByHopFields(t *testing.T) {
-	addr := answers(t, "HTTP/1.1 200 OK\r\nConnection: X-Gone, keep-alive\r\nX-Gone: 1\r\nKeep-Alive: 9\r\nProxy-Authenticate: x\r\nProxy-Status: p\r\nUpgrade: h2c\r\nTE: x\r\nX-Kept: 1\r\nDate: then\r\nContent-Length: 0\r\n\r\n")
+	addr := answers(t, "HTTP/1.1 200 OK\r\nConnection: X-Gone, keep-alive\r\nX-Gone: 1\r\nKeep-Alive: 9\r\nProxy-Authenticate: x\r\nProxy-Status: p\r\nUpgrade: h2c\r\nUpgrade: x\r\nTE: x\r\nX-Kept: 1\r\nDate: then\r\nContent-Length: 0\r\n\r\n")
 	resp, _ := dial(t, addr).send("GET / HTTP/1.1\r\nHost: h\r\n\r\n").answer("GET")
 	var names []string
 	for name := range resp.Header {
@@ -560,6 +568,47 @@ func TestClientThatLeavesIsNotWaitedForAfterTheTimeout(t *testing.T) {
 }
 
 // TestInterimAnswersAreEdited: what the caller drops, it drops from those too.
+// TestInterimAnswersOnlyWhereTheyAreUnderstood: HTTP/1.0 knows none, and 100 is for
+// those who wait for it.
+func TestInterimAnswersOnlyWhereTheyAreUnderstood(t *testing.T) {
+	for _, c := range []struct{ version, interim string }{{"1.0", "103 Early Hints"}, {"1.0", "100 Continue"}, {"1.1", "100 Continue"}} {
+		addr := answers(t, "HTTP/1.1 "+c.interim+"\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc")
+		dial(t, addr).send("GET / HTTP/"+c.version+"\r\nHost: h\r\n\r\n").want("GET", 200, "abc")
+	}
+}
+
+// TestExpectOfNothingIsNotForwarded: without a body, or in HTTP/1.0, nobody waits.
+func TestExpectOfNothingIsNotForwarded(t *testing.T) {
+	for _, head := range []string{"1.1\r\nHost: h\r\n", "1.1\r\nHost: h\r\nContent-Length: 0\r\n", "1.0\r\nHost: h\r\nContent-Length: 3\r\n"} {
+		got, _ := rawRequest(t, "POST / HTTP/"+head+"Expect: 100-continue\r\n\r\nabc"[:len("Expect: 100-continue\r\n\r\n")+3*strings.Count(head, ": 3")], nil)
+		if want := "POST / HTTP/1.1" + head[3:] + "\r\n"; got != want {
+			t.Errorf("upstream got %q, want %q", got, want)
+		}
+	}
+}
+
+// TestNothingOfAnEarlierRequestIsLeft: exchanges are used again.
+func TestNothingOfAnEarlierRequestIsLeft(t *testing.T) {
+	heads := make(chan string, 2)
+	up := scripted(t, func(_ int, c *client) {
+		for {
+			r, err := http.ReadRequest(c.br)
+			if err != nil {
+				return
+			}
+			heads <- fmt.Sprint(r.Header)
+			c.reply("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+		}
+	})
+	c := dial(t, start(t, &Server{Handler: forwarding(upstreamTo(t, up.addr()), func(_ *Exchange, e *Edit) { e.Upgrade = true })}))
+	for i, fields := range []string{"TE: trailers\r\nConnection: TE\r\n", "", "Upgrade: websocket\r\nConnection: upgrade\r\n", ""} {
+		c.send("GET / HTTP/1.1\r\nHost: h\r\n"+fields+"\r\n").want("GET", 200, "")
+		if head := <-heads; (head == "map[]") != (i%2 == 1) {
+			t.Errorf("%q is forwarded as %s", fields, head)
+		}
+	}
+}
+
 func TestInterimAnswersAreEdited(t *testing.T) {
 	settled(t)
 	up := scripted(t, func(_ int, c *client) {
@@ -705,6 +754,64 @@ func (zeros) Read(p []byte) (int, error) { return len(p), nil }
 
 // TestDeadIdleConnectionIsReplaced: the upstream closes after each answer
 // without saying so.
+// TestLargeBodiesWithTLSOnOneSide: what the kernel moves from socket to socket it would
+// move past TLS.
+func TestLargeBodiesWithTLSOnOneSide(t *testing.T) {
+	serverTLS, clientTLS := testTLS(t)
+	body := strings.Repeat("0123456789", 100_000)
+	echo := func(_ int, c *client) {
+		for {
+			r := c.request()
+			if r == nil {
+				return
+			}
+			c.reply("HTTP/1.1 200 OK\r\nContent-Length: " + itoa(len(body)) + "\r\n\r\n")
+			_, _ = io.Copy(c.nc, r.Body)
+		}
+	}
+	for _, secret := range []string{"client", "upstream"} {
+		t.Run(secret, func(t *testing.T) {
+			up := scripted(t, func(n int, c *client) {
+				if secret == "upstream" {
+					c.nc = tls.Server(c.nc, serverTLS)
+					c.br.Reset(c.nc)
+				}
+				echo(n, c)
+			})
+			pool := upstreamTo(t, up.addr())
+			if plain := pool.Dial; secret == "upstream" {
+				pool.Dial = func(ctx context.Context) (net.Conn, error) {
+					nc, err := plain(ctx)
+					if err != nil {
+						return nil, err
+					}
+					return tls.Client(DirectConn(nc), clientTLS), nil
+				}
+			}
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := &Server{Handler: forwarding(pool, nil)}
+			addr := l.Addr().String()
+			if secret == "client" {
+				l = tls.NewListener(Direct(l), serverTLS)
+			}
+			served := make(chan struct{})
+			go func() { _ = s.Serve(l); close(served) }()
+			t.Cleanup(func() { _ = s.Close(); <-served })
+			c := dial(t, addr)
+			if secret == "client" {
+				c.nc = tls.Client(c.nc, clientTLS)
+				c.br.Reset(c.nc)
+			}
+			for range 2 {
+				c.send("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: "+itoa(len(body))+"\r\n\r\n"+body).want("POST", 200, body)
+			}
+		})
+	}
+}
+
 func TestDeadIdleConnectionIsReplaced(t *testing.T) {
 	up := scripted(t, func(_ int, c *client) {
 		c.request()
@@ -1093,6 +1200,20 @@ func TestForwardTwiceIsAMistake(t *testing.T) {
 		}
 	}})
 	dial(t, addr).send("GET / HTTP/1.1\r\nHost: h\r\n\r\n").want("GET", 200, "GET / h 0 ")
+}
+
+// TestForwardAfterBodyIsAMistake: what the caller has read would be missing.
+func TestForwardAfterBodyIsAMistake(t *testing.T) {
+	up := scripted(t, echoing)
+	pool := upstreamTo(t, up.addr())
+	addr := start(t, &Server{Handler: func(x *Exchange) {
+		_, _ = x.Body().Read(make([]byte, 1))
+		if res, err := x.Forward(pool, nil); res.Stage != StageEdit || !errors.Is(err, ErrAnswered) {
+			t.Errorf("%v, %v", res, err)
+		}
+		_ = x.Respond(200, nil, nil)
+	}})
+	dial(t, addr).send("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabc").want("POST", 200, "")
 }
 
 // TestPanicInTheMiddleOfForwardLeavesNothingBehind: the upload is still going on

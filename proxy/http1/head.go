@@ -317,7 +317,7 @@ func (h *head) connection() (connectionOptions, *ProtocolError) {
 			continue
 		}
 		option, rest, err := nextOption(h.fields[i].Value)
-		for ; len(option) > 0 && err == nil; option, rest, err = nextOption(rest) {
+		for ; len(option) > 0; option, rest, err = nextOption(rest) {
 			switch {
 			case equalFold(option, "close"):
 				o.close = true

@@ -136,6 +136,7 @@ func TestUnreadBodyNeverBecomesARequest(t *testing.T) {
 		{"chunked at once", "Transfer-Encoding: chunked", "23\r\n" + smuggled[:35] + "\r\n0\r\n\r\n", true},
 		{"chunked", "Transfer-Encoding: chunked", "55730\r\n" + smuggled[:350_000] + "\r\n0\r\n\r\n", false},
 		{"expected", "Expect: 100-continue\r\nContent-Length: 35", "", false},
+		{"expected and sent", "Expect: 100-continue\r\nContent-Length: 35", smuggled[:35], true},
 		{"malformed", "Transfer-Encoding: chunked", "x\r\n" + smuggled[:350], false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -179,6 +180,8 @@ func TestBodyIsDecoded(t *testing.T) {
 	}
 	c.send("POST / HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n").want("POST", 100, "")
 	c.send("abc").want("POST", 200, "abc")
+	c.send("POST / HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 200000\r\n\r\n").want("POST", 100, "")
+	c.send(big).want("POST", 200, big) // invited once, however many reads it takes
 	c.send("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n")
 	if resp, body := c.answer("POST"); !strings.Contains(body, "chunk") || !resp.Close {
 		t.Errorf("malformed chunk: %q, close %v", body, resp.Close)
@@ -865,3 +868,36 @@ func (l *failingListener) Accept() (net.Conn, error) {
 }
 
 func (l *failingListener) Close() error { return nil }
+
+func TestDateGoesOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &Server{}
+		s.init()
+		for range 3 {
+			s.lookAtClock()
+			if got, want := string(s.date.Load().line), "Date: "+time.Now().UTC().Format(http.TimeFormat)+"\r\n"; got != want {
+				t.Errorf("%q, want %q", got, want)
+			}
+			time.Sleep(time.Second)
+		}
+	})
+}
+
+// TestFieldsFollowTheirHead: a head that outgrows its block is moved, and what was read of
+// it must not point to where it was.
+func TestFieldsFollowTheirHead(t *testing.T) {
+	addr := start(t, &Server{Handler: func(x *Exchange) {
+		r := x.Request()
+		head := x.c.in.blk.data
+		for i, f := range r.Fields {
+			if &f.Name[0] != &head[r.lines[i].start] {
+				t.Errorf("%s is not in the head's block", f.Name)
+			}
+		}
+		_ = x.Respond(200, nil, nil)
+	}})
+	c := dial(t, addr)
+	c.send("GET / HTTP/1.1\r\nHost: h\r\nA: b\r\nLong: "+strings.Repeat("x", 10_000)+"\r\n\r\n").want("GET", 200, "")
+	c.send(get+"GET / HTTP/1.1\r\nHost: h\r\nA: b\r\nLong: "+strings.Repeat("x", headBlock-100)+"\r\n\r\n").want("GET", 200, "")
+	c.want("GET", 200, "")
+}
