@@ -143,7 +143,7 @@ func endSecrets(t *tokenstore.Token, e *audit.Event) (ended bool) {
 		for _, then := range e.After.Secrets {
 			if then.Created.UnixMilli() == r.CreatedAt.UnixMilli() {
 				ends = tokenstore.Never()
-				if !then.Ends.IsZero() && then.Ends.UnixMilli() > 0 {
+				if then.Ends.UnixMilli() > 0 {
 					ends = tokenstore.EndsAt(then.Ends.UTC())
 				}
 			}
@@ -199,11 +199,8 @@ func meetResources(now *tokenstore.Resources, was *audit.Resources) tokenstore.R
 	in := func(r *tokenstore.Resources) func(tokenstore.Grant) bool {
 		return func(g tokenstore.Grant) bool { return g.Level.Valid() && r.Allows(g.Type, []byte(g.ID), g.Level) }
 	}
-	switch {
-	case then.All:
+	if then.All {
 		return *now
-	case now.All:
-		return tokenstore.Resources{Grants: slices.DeleteFunc(then.Grants, func(g tokenstore.Grant) bool { return !g.Level.Valid() })}
 	}
 	return tokenstore.Resources{Grants: meet(now.Grants, then.Grants, in(&then), in(now))}
 }
@@ -245,17 +242,7 @@ func narrowLimits(l *tokenstore.Limits, was []audit.Limit) {
 	for _, one := range was {
 		switch one.Kind {
 		case "rate":
-			perSecond := float64(one.Count) / rateSeconds(one.Per)
-			if perSecond == 0 {
-				continue
-			}
-			// What the log rounded is not a narrowing.
-			if count, per := wholeRate(l.Rate); l.Rate == 0 || perSecond < l.Rate && (count != one.Count || per != one.Per) {
-				l.Rate = perSecond
-			}
-			if one.Burst > 0 {
-				l.Burst = tighter(l.Burst, one.Burst)
-			}
+			narrowRate(l, one)
 		case "quota":
 			narrowQuota(l, one)
 		case "uses":
@@ -263,6 +250,25 @@ func narrowLimits(l *tokenstore.Limits, was []audit.Limit) {
 		case "concurrent":
 			l.Concurrent = tighter(l.Concurrent, one.Count)
 		}
+	}
+}
+
+func narrowRate(l *tokenstore.Limits, one audit.Limit) {
+	was := tokenstore.Limits{Rate: float64(one.Count) / rateSeconds(one.Per), Burst: one.Burst}
+	if was.Rate == 0 {
+		return
+	}
+	// How many may come at once is the rate's to say where no burst is set.
+	atOnce := max(1, was.BurstInForce())
+	if l.Rate != 0 {
+		atOnce = min(atOnce, l.BurstInForce())
+	}
+	// What the log rounded is not a narrowing.
+	if count, per := wholeRate(l.Rate); l.Rate == 0 || was.Rate < l.Rate && (count != one.Count || per != one.Per) {
+		l.Rate = was.Rate
+	}
+	if l.BurstInForce() != atOnce {
+		l.Burst = uint64(atOnce) //nolint:gosec // at least 1
 	}
 }
 

@@ -73,6 +73,9 @@ func TestRestoreTakesAwayWhatWasTakenAway(t *testing.T) {
 		"fewer scopes": {nil, with(func(w *audit.Token) { w.Scopes = []string{"cards:*"} }), "update", func(t *tokenstore.Token) bool {
 			return t.HasScope("cards:read") && !t.HasScope("accounts:read") && !t.HasScope(tokenstore.ScopeTokenRead)
 		}},
+		"no management": {nil, with(func(w *audit.Token) { w.Scopes = []string{"*"} }), "update", func(t *tokenstore.Token) bool {
+			return t.HasScope("cards:read") && !t.HasScope(tokenstore.ScopeTokenRead)
+		}},
 		"other scopes": {func(t *tokenstore.Token) { t.Scopes = []string{"a", "b"} }, with(func(w *audit.Token) { w.Scopes = []string{"b", "c"} }), "update", func(t *tokenstore.Token) bool {
 			return t.HasScope("b") && !t.HasScope("a") && !t.HasScope("c")
 		}},
@@ -87,6 +90,20 @@ func TestRestoreTakesAwayWhatWasTakenAway(t *testing.T) {
 		}), "update", func(t *tokenstore.Token) bool {
 			return t.Sources.Permit(netip.MustParseAddr("192.0.2.1")) && !t.Sources.Permit(netip.MustParseAddr("192.0.2.7")) && !t.Sources.Permit(netip.MustParseAddr("198.51.100.1"))
 		}},
+		"other networks": {func(t *tokenstore.Token) {
+			t.Sources = tokenstore.Sources{Allow: []netip.Prefix{prefix("10.0.0.0/16"), prefix("192.0.2.0/24")}, Text: "as it was written"}
+		}, with(func(w *audit.Token) {
+			w.Sources = audit.Sources{Allow: []netip.Prefix{prefix("10.0.0.0/8"), prefix("192.0.2.0/28")}}
+		}), "update", func(t *tokenstore.Token) bool {
+			return t.Sources.Permit(netip.MustParseAddr("10.0.1.1")) && !t.Sources.Permit(netip.MustParseAddr("10.1.0.1")) &&
+				t.Sources.Permit(netip.MustParseAddr("192.0.2.1")) && !t.Sources.Permit(netip.MustParseAddr("192.0.2.100")) && t.Sources.Text == ""
+		}},
+		"the same sources": {func(t *tokenstore.Token) {
+			t.Sources = tokenstore.Sources{Allow: []netip.Prefix{prefix("10.0.0.0/16")}, Text: "as it was written"}
+			t.State = tokenstore.StateActive
+		}, with(func(w *audit.Token) {
+			w.State, w.Sources = "disabled", audit.Sources{Allow: []netip.Prefix{prefix("10.0.0.0/16")}}
+		}), "disable", func(t *tokenstore.Token) bool { return t.Sources.Text == "as it was written" }},
 		"fewer resources": {nil, with(func(w *audit.Token) {
 			w.Resources = audit.Resources{Grants: []audit.Grant{{Type: "card", ID: "7", Level: "read"}}}
 		}), "update", func(t *tokenstore.Token) bool {
@@ -101,6 +118,32 @@ func TestRestoreTakesAwayWhatWasTakenAway(t *testing.T) {
 		}), "update", func(t *tokenstore.Token) bool {
 			l := t.Limits
 			return l.Rate == 0.5 && l.Burst == 3 && l.Uses == 5 && l.Concurrent == 2 && len(l.Quotas) == 1 && l.Quotas[0].Count == 9
+		}},
+		"a burst that was taken out": {func(t *tokenstore.Token) {
+			t.Limits = tokenstore.Limits{Rate: 2, Burst: 50}
+		}, with(func(w *audit.Token) { w.Limits = []audit.Limit{{Kind: "rate", Count: 2, Per: "second"}} }), "update", func(t *tokenstore.Token) bool {
+			return t.Limits.Rate == 2 && t.Limits.BurstInForce() == 2
+		}},
+		"a lower rate with a burst beyond what the rate gave": {func(t *tokenstore.Token) {
+			t.Limits = tokenstore.Limits{Rate: 5}
+		}, with(func(w *audit.Token) {
+			w.Limits = []audit.Limit{{Kind: "rate", Count: 1, Per: "second", Burst: 9}}
+		}), "update", func(t *tokenstore.Token) bool {
+			return t.Limits.Rate == 1 && t.Limits.BurstInForce() == 5
+		}},
+		"a lower rate": {func(t *tokenstore.Token) { t.Limits.Rate = 5 }, with(func(w *audit.Token) {
+			w.Limits = []audit.Limit{{Kind: "rate", Count: 2, Per: "second"}}
+		}), "update", func(t *tokenstore.Token) bool { return t.Limits.Rate == 2 && t.Limits.Burst == 0 }},
+		"a burst that no program wrote": {func(t *tokenstore.Token) { t.Limits.Rate = 5 }, with(func(w *audit.Token) {
+			w.Limits = []audit.Limit{{Kind: "rate", Count: 5, Per: "second", Burst: 1<<64 - 1}}
+		}), "update", func(t *tokenstore.Token) bool { return t.Limits.Rate == 5 && t.Limits.Burst == 1 }},
+		"fewer of each": {func(t *tokenstore.Token) {
+			t.Limits = tokenstore.Limits{Uses: 9, Concurrent: 9, Quotas: []tokenstore.Quota{{Count: 9, Per: tokenstore.PerDay}, {Count: 3, Per: tokenstore.PerMonth}}}
+		}, with(func(w *audit.Token) {
+			w.Limits = []audit.Limit{{Kind: "quota", Count: 5, Per: "day"}, {Kind: "quota", Count: 7, Per: "month"}, {Kind: "uses", Count: 2}, {Kind: "concurrent", Count: 20}}
+		}), "update", func(t *tokenstore.Token) bool {
+			l := t.Limits
+			return l.Rate == 0 && l.Uses == 2 && l.Concurrent == 9 && l.Quotas[0].Count == 5 && l.Quotas[1].Count == 3
 		}},
 		"a rate that the log rounded": {func(t *tokenstore.Token) { t.Limits.Rate = 0.0123456 }, with(func(w *audit.Token) {
 			w.Limits = []audit.Limit{{Kind: "rate", Count: 32000, Per: "month"}}
@@ -130,13 +173,26 @@ func TestRestoreTakesAwayWhatWasTakenAway(t *testing.T) {
 				}
 				return
 			}
-			if len(undone) != 1 || undone[0].ID != before.ID || undone[0].Verb != test.verb {
+			if len(undone) != 1 || undone[0].ID != before.ID || undone[0].Verb != test.verb || undone[0].Account != 1 || undone[0].Name != "token" || !undone[0].At.Equal(at) {
 				t.Fatalf("undone %+v", undone)
 			}
 			for range 2 { // repeating changes nothing
 				if err := service.TakeAgain(context.WithoutCancel(t.Context()), undone, "test"); err != nil {
 					t.Fatal(err)
 				}
+			}
+			told := 0
+			pending, err := store.Pending(tokenstore.MaxOutbox)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, p := range pending {
+				if e, err := audit.Decode(p.Payload); err == nil && e.Verb == test.verb && e.Target == (audit.Target{Token: uint64(before.ID), Account: 1, Owner: 1}) && e.Before != nil && e.After != nil {
+					told++
+				}
+			}
+			if told != 1 {
+				t.Errorf("%d events tell of it", told)
 			}
 			after, err := store.ByID(t.Context(), before.ID)
 			if err != nil || !test.check(after) {
