@@ -243,29 +243,19 @@ func checkImportText(text string, allowWeak bool) string {
 // length and the characters in it: nobody can tell from one text how it was made.
 func estimateBits(text string) float64 {
 	var seen [256]bool
-	distinct, letters, others := 0, false, false
+	distinct, hex := 0, true
 	for i := range len(text) {
 		c := text[i]
 		if !seen[c] {
 			seen[c] = true
 			distinct++
 		}
-		switch {
-		case c >= '0' && c <= '9':
-		case c >= 'a' && c <= 'f' || c >= 'A' && c <= 'F':
-			letters = true
-		default:
-			others = true
-		}
+		hex = hex && (c >= '0' && c <= '9' || c >= 'a' && c <= 'f' || c >= 'A' && c <= 'F')
 	}
-	alphabet := 95
-	switch {
-	case !letters && !others:
-		alphabet = 10
-	case !others:
-		alphabet = 16
+	if hex {
+		distinct = min(distinct, 16) // a letter in both cases is one digit
 	}
-	return float64(len(text)) * math.Log2(float64(min(distinct, alphabet)))
+	return float64(len(text)) * math.Log2(float64(distinct))
 }
 
 // recordForeign notes the kinds of secrets in the store before the first of them.

@@ -18,6 +18,10 @@ func TestEstimateOfEntropy(t *testing.T) {
 		"0f8fad5b-d9cb-469f-a165-70867728950e": true,
 		"9f86d081884c7d659a2feaa0c55ad015":     true,
 		"Zk3v9QpL0xWm7RtYb2Nc":                 true,
+		"0123456789abcdefABCDEF0":              true,  // 92 bits
+		"0123456789abcdefABC":                  false, // 76: as if 19 characters were told apart, 80
+		"0123456789abcdefABCD":                 true,  // the least, 80
+		"0123456789abcdefABCG":                 true,  // no hexadecimal
 	} {
 		if bits := estimateBits(text); bits >= minImportBits != enough {
 			t.Errorf("%q has %.0f bits", text, bits)

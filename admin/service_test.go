@@ -3,6 +3,7 @@ package admin_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -518,6 +519,88 @@ func TestEventsTellBeforeAndAfterButNoSecret(t *testing.T) {
 	}
 }
 
+// TestEventTellsAllThatATokenAllows: a restored store is set right by what the log says.
+func TestEventTellsAllThatATokenAllows(t *testing.T) {
+	w := admintest.New(t)
+	cast := w.Cast()
+	maker := w.Make(admin.Spec{Name: "maker", Account: new(uint64(5)), Owner: new(uint64(6)), Scopes: []string{"*", tokenstore.ScopeTokenWrite}})
+	sample := storetest.Sample(1, 5, 6)
+	sample.Limits.Quotas = append(sample.Limits.Quotas, tokenstore.Quota{Count: 7, Per: tokenstore.PerMonth})
+	w.Events()
+	made, err := w.Service.Create(ctx, w.Caller(maker), admin.Spec{
+		Name: "all of it", Scopes: sample.Scopes, Resources: &sample.Resources, Sources: &sample.Sources,
+		NotBefore: sample.NotBefore.Add(time.Hour), Expiry: &sample.Expiry, Limits: &sample.Limits,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole := `{"state":"active","name":"all of it","account":5,"owner":6,"creator":` + maker.ID.String() + `,"scopes":["accounts","cards:*"],` +
+		`"sources":{"allow":["192.0.2.0/24","2001:db8::/32"],"deny":["192.0.2.7/32"]},` +
+		`"resources":{"grants":[{"type":"account","id":"5","level":"read"},{"type":"card","id":"*","level":"write"}]},` +
+		`"not_before":"2026-11-21T13:00:00Z","expires":{"at":"2027-11-21T12:00:00Z"},` +
+		`"limits":[{"kind":"rate","count":750,"per":"minute","burst":20},{"kind":"quota","count":1000,"per":"hour"},` +
+		`{"kind":"quota","count":7,"per":"month"},{"kind":"uses","count":1000000},{"kind":"concurrent","count":8}],` +
+		`"secrets":[{"number":1,"created":"2026-11-21T12:01:19Z"}]}`
+	if _, err := w.Service.Rotate(ctx, w.Caller(cast.Root), at(made.Token.ID), admin.RotateSpec{OldEnds: sample.Expiry.At}); err != nil {
+		t.Fatal(err)
+	}
+	rotated := strings.Replace(whole, `"secrets":[`, `"secrets":[{"number":2,"created":"2026-11-21T12:01:19Z"},`, 1)
+	rotated = strings.Replace(rotated, `19Z"}]}`, `19Z","ends":"2027-11-21T12:00:00Z"}]}`, 1)
+	events := w.Events()
+	for i, want := range []struct {
+		actor         admintest.Holder
+		before, after string
+	}{{maker, "null", whole}, {cast.Root, whole, rotated}} {
+		e := events[i]
+		before, err1 := json.Marshal(e.Before)
+		after, err2 := json.Marshal(e.After)
+		if err := errors.Join(err1, err2); err != nil {
+			t.Fatal(err)
+		}
+		if string(before) != want.before || string(after) != want.after || e.Actor.Token != uint64(want.actor.ID) ||
+			e.Target != (audit.Target{Token: uint64(made.Token.ID), Account: 5, Owner: 6}) {
+			t.Errorf("by %d on %+v: before\n%s, want\n%s; after\n%s, want\n%s", e.Actor.Token, e.Target, before, want.before, after, want.after)
+		}
+	}
+}
+
+// TestBranchIsEndedInTheNameOfWhoAsked: each of its events, not the first alone.
+func TestBranchIsEndedInTheNameOfWhoAsked(t *testing.T) {
+	for name, want := range map[string]string{"root": "root", "command line": "command line", "report": "report"} {
+		w := admintest.New(t)
+		cast := w.Cast()
+		for range 2 {
+			if _, err := w.Service.Create(ctx, w.Caller(cast.Admin), admin.Spec{Name: "child"}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		by := w.Caller(cast.Root)
+		switch name {
+		case "command line":
+			by = admin.Operator("")
+		case "report":
+			by = admin.Reporter("leaks", admintest.Client, "")
+		}
+		w.Events()
+		if _, err := w.Service.Revoke(ctx, by, at(cast.Admin.ID), true); err != nil {
+			t.Fatal(err)
+		}
+		events := w.Events()
+		for _, e := range events {
+			id := uint64(0)
+			if name == "root" {
+				id = uint64(cast.Root.ID)
+			}
+			if e.Actor.Name != want || e.Actor.Token != id || e.Actor.Address != by.Remote || string(e.Actor.Via) != by.API {
+				t.Errorf("by the %s: %+v", name, e.Actor)
+			}
+		}
+		if len(events) != 3 {
+			t.Errorf("by the %s: %d events", name, len(events))
+		}
+	}
+}
+
 func TestRefusalsCannotFillTheOutbox(t *testing.T) {
 	w := admintest.New(t)
 	cast := w.Cast()
@@ -753,6 +836,35 @@ func TestWhoReplacesItselfCanAskForALostAnswer(t *testing.T) {
 		w.Clock.Advance(admin.AnswerKept)
 		if got := kindOf(drop(replace(w.Service, old, own, once("k", "")))); got != admin.KindGrace {
 			t.Errorf("%s: too late: %s", name, got)
+		}
+	}
+}
+
+// TestKeptAnswerIsNotForWhoLostTheRight: an answer with a secret is repeated to who may
+// still ask for it, or would but for having replaced its own.
+func TestKeptAnswerIsNotForWhoLostTheRight(t *testing.T) {
+	for name, target := range map[string]func(*admintest.Cast) tokenstore.ID{
+		"own":     func(c *admintest.Cast) tokenstore.ID { return c.Admin.ID },
+		"another": func(c *admintest.Cast) tokenstore.ID { return c.Peer.ID },
+	} {
+		w := admintest.New(t)
+		cast := w.Cast()
+		caller, id := w.Caller(cast.Admin), at(target(cast))
+		rotate := func() (admin.Made, error) {
+			return w.Service.Rotate(ctx, caller, id, admin.RotateSpec{Once: once("k", "")})
+		}
+		if made, err := rotate(); err != nil || made.Replayed {
+			t.Fatal(name, err)
+		}
+		_, err := w.Service.Update(ctx, admin.Operator(""), at(cast.Admin.ID), func(f *admin.Fields) tokenstore.Faults {
+			f.Scopes = []string{"accounts", tokenstore.ScopeTokenRead}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(name, err)
+		}
+		if made, err := rotate(); kindOf(err) != admin.KindScope || len(made.Answer) != 0 {
+			t.Errorf("%s: %v, with an answer of %d bytes", name, err, len(made.Answer))
 		}
 	}
 }

@@ -53,6 +53,24 @@ func TestSuccessesHaveTheVendorsForm(t *testing.T) {
 	}
 }
 
+// TestResetWithoutAnEndIsNotTheOldOnes: this contract has a default of its own, which
+// gives way to the caller's end alone.
+func TestResetWithoutAnEndIsNotTheOldOnes(t *testing.T) {
+	for lifetime, want := range map[time.Duration]string{0: `"expires_at":null`, 48 * time.Hour: `"expires_at":"2026-11-23T12:01:19Z"`} {
+		w := admintest.New(t)
+		cast := w.Cast()
+		h := admintest.Handler(mailtrap.New(w.Service, w.Gate(), w.Log, mailtrap.Options{Lifetime: lifetime}))
+		r := admintest.Send(t, h, cast.Admin, "POST", "/api/api_tokens/"+cast.Brief.ID.String()+"/reset", "")
+		if r.Code != 200 || !strings.Contains(r.Body.String(), want) {
+			t.Errorf("default %s: %d %s, want %s", lifetime, r.Code, r.Body, want)
+		}
+		r = admintest.Send(t, h, cast.Weaker, "POST", "/api/api_tokens", good)
+		if r.Code != 200 || !strings.Contains(r.Body.String(), want) {
+			t.Errorf("create, default %s: %d %s, want %s", lifetime, r.Code, r.Body, want)
+		}
+	}
+}
+
 func TestEveryKindHasItsAnswer(t *testing.T) {
 	for _, kind := range admin.Kinds() {
 		w := admintest.New(t)

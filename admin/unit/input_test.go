@@ -177,6 +177,10 @@ func TestBadIDsLeadNowhere(t *testing.T) {
 		if e := readErrors(t, rec); rec.Code != http.StatusBadRequest || e.Errors[0].Code != "invalid_value" || !strings.Contains(e.Errors[0].Detail, "userId") {
 			t.Errorf("user %.40q gives %d %s", id, rec.Code, rec.Body)
 		}
+		rec = admintest.Send(t, h, c.Root, "POST", "/users/"+id+"/api-tokens", body(rest))
+		if e := readErrors(t, rec); rec.Code != http.StatusBadRequest || e.Errors[0].Code != "invalid_value" || !strings.Contains(e.Errors[0].Detail, "userId") {
+			t.Errorf("a token of user %.40q: %d %s", id, rec.Code, rec.Body)
+		}
 	}
 }
 
