@@ -85,6 +85,7 @@ var bankRoutes = []RouteSpec{
 	{Match: "GET /tenants/{tenant}/info", TokenAccount: "{tenant}"},
 	{Match: "GET /both/{a}/{b}", Scopes: []string{"one", "two"}, Resources: []string{"left:{a}", "right:{b}"}},
 	{Match: "GET /tree/{path...}", Relax: []string{"encoded_slash"}},
+	{Match: "GET /pairs/{a}/{b}", Resources: []string{"pair:{a}/{b}"}},
 }
 
 func grants(gs ...tokenstore.Grant) func(*tokenstore.Token) {
@@ -172,6 +173,12 @@ func TestDecide(t *testing.T) {
 		{"query with a plus", grants(tokenstore.Grant{Type: "account", ID: "a b", Level: read}), "GET", "/transactions?account=a+b", Allowed},
 		{"query with a semicolon", nil, "GET", "/transactions?account=1;account=2", IrregularPath},
 		{"semicolon in the path", nil, "GET", "/accounts/1;x", IrregularPath},
+		{"query that only looks like the parameter", nil, "GET", "/transactions?Account=1", AmbiguousQuery},
+		{"query with a semicolon that no rule reads", nil, "GET", "/accounts/1?a;b", Allowed},
+		{"two variables in one id", grants(tokenstore.Grant{Type: "pair", ID: "1/2", Level: read}), "GET", "/pairs/1/2", Allowed},
+		{"one of two variables", grants(tokenstore.Grant{Type: "pair", ID: "1", Level: read}), "GET", "/pairs/1/2", ResourceNotGranted},
+		{"write on the first alternative, read on the second", grants(tokenstore.Grant{Type: "card", ID: "2", Level: write}, tokenstore.Grant{Type: "account", ID: "1", Level: read}),
+			"POST", "/accounts/1/cards/2", Allowed},
 		{"encoded slash", nil, "GET", "/accounts/1%2F2", IrregularPath},
 		{"encoded slash relaxed", nil, "GET", "/tree/1%2F2", Allowed},
 		{"encoded slash without a route", nil, "GET", "/nothing%2F", IrregularPath},
@@ -218,6 +225,7 @@ func TestCredentialIsJudgedBeforeTheRoute(t *testing.T) {
 		{"other scheme", "/accounts/1", []canon.Field{{Name: []byte("Authorization"), Value: []byte("Basic dTpw")}}, MissingToken},
 		{"garbage with our prefix", "/accounts/1", []canon.Field{bearer("tw_garbage")}, MalformedToken},
 		{"one character changed", "/accounts/1", []canon.Field{bearer(secret[:10] + "!" + secret[11:])}, MalformedToken},
+		{"bearer of nothing", "/accounts/1", []canon.Field{bearer("")}, MalformedToken},
 		{"other text", "/accounts/1", []canon.Field{bearer("sk_live_1234")}, UnknownToken},
 		{"unknown secret", "/accounts/1", []canon.Field{bearer(tokenstore.NewSecret("tw").Reveal())}, UnknownToken},
 		{"two that differ", "/accounts/1", []canon.Field{bearer(secret), {Name: []byte("Api-Token"), Value: []byte("x")}}, AmbiguousCredential},
@@ -229,6 +237,36 @@ func TestCredentialIsJudgedBeforeTheRoute(t *testing.T) {
 		d := e.Decide(t.Context(), canonical(t, "GET", c.target, c.fields...), start)
 		if d.Reason != c.want {
 			t.Errorf("%s: decided %v, want %v", c.name, d.Reason, c.want)
+		}
+	}
+}
+
+func TestUnknownSourceIsNoSource(t *testing.T) {
+	for name, c := range map[string]struct {
+		sources tokenstore.Sources
+		want    Reason
+	}{
+		"any":       {tokenstore.Sources{Any: true}, Allowed},
+		"all of v4": {tokenstore.Sources{Allow: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}}, SourceUnknown},
+	} {
+		tok, secret := token(func(t *tokenstore.Token) { t.Sources = c.sources })
+		e := engineFor(t, &oneToken{token: tok}, bankRoutes...)
+		q := canonical(t, "GET", "/accounts/1", bearer(secret))
+		q.Client = canon.Client{}
+		if d := e.Decide(t.Context(), q, start); d.Reason != c.want {
+			t.Errorf("%s: %v, want %v", name, d.Reason, c.want)
+		}
+	}
+}
+
+func TestUpgradedConnectionNeedsWrite(t *testing.T) {
+	for level, want := range map[tokenstore.Level]Reason{tokenstore.LevelRead: LevelTooLow, tokenstore.LevelWrite: Allowed} {
+		tok, secret := token(grants(tokenstore.Grant{Type: "account", ID: "1", Level: level}))
+		e := engineFor(t, &oneToken{token: tok}, bankRoutes...)
+		q := canonical(t, "GET", "/accounts/1", bearer(secret))
+		q.Upgrade = true
+		if d := e.Decide(t.Context(), q, start); d.Reason != want {
+			t.Errorf("%v: %v, want %v", level, d.Reason, want)
 		}
 	}
 }
@@ -269,9 +307,17 @@ func TestZeroValuesDeny(t *testing.T) {
 		"nil policy":     Judge(nil, m, q, start),
 		"no match":       Judge(&Policy{}, tokenstore.Match{}, q, start),
 	} {
-		if d.Allowed() || d.Status() < 400 {
+		if d.Allowed() || d.Status() < 400 || e.Admit(&d, start) || e.AdmitOwn(&d, start) || e.AdmitShadow(&d, start) {
 			t.Errorf("%s: allowed %v with status %d", name, d.Allowed(), d.Status())
 		}
+	}
+	for name, m := range map[string]tokenstore.Match{"no match": {}, "no token": {Secret: m.Secret}, "no secret": {Token: tok}} {
+		if d := Judge(e.policy, m, q, start); d.Reason != UnknownToken {
+			t.Errorf("%s: %v", name, d.Reason)
+		}
+	}
+	if d := e.Decide(t.Context(), &canon.Request{}, start); d.Reason != Undecided {
+		t.Errorf("a request that was not read was judged: %v", d.Reason)
 	}
 }
 
@@ -313,6 +359,12 @@ func TestNoRouteCanBeNotFound(t *testing.T) {
 	e.policy = p
 	if d := e.Decide(t.Context(), canonical(t, "GET", "/nothing", bearer(secret)), start); d.Status() != 404 {
 		t.Errorf("with a valid token the status is %d, want 404", d.Status())
+	}
+	if d := Judge(nil, tokenstore.Match{Token: tok, Secret: &tok.Secrets[0]}, canonical(t, "GET", "/nothing"), start); d.Status() != 403 {
+		t.Errorf("without a policy it is %d, want 403", d.Status())
+	}
+	if d := engineFor(t, &oneToken{token: tok}, bankRoutes...).Decide(t.Context(), canonical(t, "GET", "/nothing", bearer(secret)), start); d.Status() != 403 {
+		t.Errorf("where nothing else is asked for it is %d, want 403", d.Status())
 	}
 	if d := e.Decide(t.Context(), canonical(t, "GET", "/nothing"), start); d.Status() != 401 {
 		t.Errorf("without one it is %d, want 401: routes are not to be probed", d.Status())

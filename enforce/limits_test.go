@@ -157,6 +157,40 @@ func TestConcurrencyIsGivenBackOnce(t *testing.T) {
 	}
 }
 
+// TestEveryPlaceOfARequestIsGivenBack holds a request in flight by each limit of its own,
+// and by all of them together.
+func TestEveryPlaceOfARequestIsGivenBack(t *testing.T) {
+	one := tokenstore.Limits{Concurrent: 1}
+	for name, c := range map[string]struct {
+		token tokenstore.Limits
+		route *Route
+		other LimitOptions
+		want  Reason
+	}{
+		"token":   {one, nil, LimitOptions{}, TooManyAtOnce},
+		"route":   {tokenstore.Limits{}, &Route{hash: 1, limits: one}, LimitOptions{}, RouteLimited},
+		"owner":   {tokenstore.Limits{}, nil, LimitOptions{Owner: one}, OwnerLimited},
+		"account": {tokenstore.Limits{}, nil, LimitOptions{Account: one}, AccountLimited},
+		"all":     {one, &Route{hash: 1, limits: one}, LimitOptions{Owner: one, Account: one}, TooManyAtOnce},
+		"a route does not concern a token with its own": {tokenstore.Limits{Concurrent: 2}, &Route{hash: 1, limits: one}, LimitOptions{}, Allowed},
+	} {
+		e := limitedEngine(c.other, nil)
+		tok := with(1, 1, 1, c.token)
+		for range 3 {
+			first := Decision{Reason: Allowed, Route: c.route, Match: tokenstore.Match{Token: tok}}
+			if !e.Admit(&first, start) || !first.Holds() {
+				t.Fatalf("%s: %v, holds %v", name, first.Reason, first.Holds())
+			}
+			if second := use(e, tok, c.route, start); second.Reason != c.want {
+				t.Errorf("%s: while one is in flight %v, want %v", name, second.Reason, c.want)
+			}
+			if first.Release(); first.Holds() {
+				t.Errorf("%s: something is still held", name)
+			}
+		}
+	}
+}
+
 // TestRefusalChargesNoOtherLimit has each limit refuse in turn, and then sees that
 // all others have what they had.
 func TestRefusalChargesNoOtherLimit(t *testing.T) {
@@ -670,13 +704,19 @@ func TestOnlyFailuresAreLimitedByFailures(t *testing.T) {
 		fail(RevokedToken, netip.MustParseAddr("2001:db8:0:1::1"), 0)
 		fail(RevokedToken, netip.Addr{}, 0)
 	}
-	for addr, want := range map[string]Reason{"2001:db8:0:1:ffff::2%eth0": TooManyFailures, "2001:db8:0:2::1": UnknownToken} {
+	for addr, want := range map[string]Reason{"2001:db8:0:1:ffff::2%eth0": TooManyFailures, "2001:db8::1": UnknownToken, "2001:db8:0:2::1": UnknownToken} {
 		if d := fail(UnknownToken, netip.MustParseAddr(addr), 0); d.Reason != want {
 			t.Errorf("%s: %v", addr, d.Reason)
 		}
 	}
 	if d := fail(UnknownToken, netip.Addr{}, 0); d.Reason != TooManyFailures {
 		t.Errorf("another unknown address: %v", d.Reason)
+	}
+	e.SetLimits(LimitOptions{Failures: FailureLimit{PerMinute: 2}})
+	for i, want := range []Reason{UnknownToken, UnknownToken, TooManyFailures} {
+		if d := fail(UnknownToken, netip.MustParseAddr("192.0.2.3"), 0); d.Reason != want {
+			t.Errorf("failure %d without a burst: %v, want %v", i+1, d.Reason, want)
+		}
 	}
 	e.SetLimits(LimitOptions{})
 	if d := fail(UnknownToken, v4, 0); d.Reason != UnknownToken {

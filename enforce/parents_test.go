@@ -31,6 +31,7 @@ func (f *family) Parent(_ context.Context, typ string, id []byte) (string, error
 
 func TestGrantOnTheParentReachesTheResource(t *testing.T) {
 	read, write := tokenstore.LevelRead, tokenstore.LevelWrite
+	longest := strings.Repeat("7", tokenstore.MaxGrantID)
 	account := func(id string, l tokenstore.Level) func(*tokenstore.Token) {
 		return grants(tokenstore.Grant{Type: "account", ID: id, Level: l})
 	}
@@ -48,6 +49,11 @@ func TestGrantOnTheParentReachesTheResource(t *testing.T) {
 		{"every account", account("*", read), "GET", "/cards/7", false, Allowed, 1},
 		{"no such card", account("1", read), "GET", "/cards/8", false, ResourceNotGranted, 1},
 		{"level too low", account("1", read), "POST", "/cards/7", false, LevelTooLow, 1},
+		{"read on the card, write on its account", grants(tokenstore.Grant{Type: "card", ID: "7", Level: read}, tokenstore.Grant{Type: "account", ID: "1", Level: write}), "POST", "/cards/7", false, Allowed, 1},
+		{"a parent without a name", account("*", read), "GET", "/cards/9", false, ResourceNotGranted, 1},
+		{"longest id", account("1", read), "GET", "/cards/" + longest, false, Allowed, 1},
+		{"not asked for an id that no grant can have", account("*", read), "GET", "/cards/" + longest + "x", false, ResourceNotGranted, 0},
+		{"not asked for no id", account("*", read), "GET", "/cards?id=", false, ResourceNotGranted, 0},
 		{"level write", account("1", write), "POST", "/cards/7", false, Allowed, 1},
 		{"not asked for an unrestricted token", nil, "GET", "/cards/7", false, Allowed, 0},
 		{"not asked for the card's own grant", grants(tokenstore.Grant{Type: "card", ID: "7", Level: read}), "GET", "/cards/7", false, Allowed, 0},
@@ -58,11 +64,13 @@ func TestGrantOnTheParentReachesTheResource(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			tok, secret := token(c.token)
 			j := engineFor(t, &oneToken{token: tok})
-			p, faults := Compile([]RouteSpec{{Match: "* /cards/{card}", Resources: []string{"card:{card}"}}}, Options{Parents: map[string]string{"card": "account"}})
+			p, faults := Compile([]RouteSpec{
+				{Match: "* /cards/{card}", Resources: []string{"card:{card}"}}, {Match: "* /cards", Resources: []string{"card:{?id}"}},
+			}, Options{Parents: map[string]string{"card": "account"}})
 			if faults != nil {
 				t.Fatal(faults)
 			}
-			f := &family{of: map[string]string{"card:7": "1"}}
+			f := &family{of: map[string]string{"card:7": "1", "card:9": "", "card:" + longest: "1"}}
 			if c.broken {
 				f.err = errors.New("gone")
 			}

@@ -2,12 +2,14 @@ package enforce
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
 
 	"tokenward/enforce/canon"
+	"tokenward/tokenstore"
 )
 
 func mustCompile(t testing.TB, specs ...RouteSpec) *Policy {
@@ -189,6 +191,19 @@ func TestFaultyRoutesAreRefused(t *testing.T) {
 		{RouteSpec{Match: "GET /{x}", Relax: []string{"everything"}}, "relax"},
 		{RouteSpec{Match: "GET /{x}", Public: true, Scopes: []string{"a"}}, "scopes"},
 		{RouteSpec{Match: "GET /{x}", Public: true, Access: "read"}, "access"},
+		{RouteSpec{Match: "GET /{x}", Public: true, Resources: []string{"card:{x}"}}, "resources"},
+		{RouteSpec{Match: "GET /{x}", Public: true, TokenAccount: "{x}"}, "token_account"},
+		{RouteSpec{Match: "GET /{x}", Public: true, RestrictedTokens: true}, "restricted_tokens"},
+		{RouteSpec{Match: "GET /{x}", Public: true, Limits: tokenstore.Limits{Rate: 1}}, "limits"},
+		{RouteSpec{Match: "GET /{x}", TokenAccount: "{x"}, "token_account"},
+		{RouteSpec{Match: "GET /{x}", Resources: []string{"card:{?a;b}"}}, "resources"},
+		{RouteSpec{Match: "GET /{x}", Resources: []string{"card:"}}, "resources"},
+		{RouteSpec{Match: "GET /{x}", Limits: tokenstore.Limits{Uses: 1}}, "limits"},
+		{RouteSpec{Match: "GET /{x}", Limits: tokenstore.Limits{Quotas: []tokenstore.Quota{{Count: 1, Per: tokenstore.PerDay}}}}, "limits"},
+		{RouteSpec{Match: "GET /{x}", Limits: tokenstore.Limits{Burst: 1}}, "limits"},
+		{RouteSpec{Match: "GET /{x}", Limits: tokenstore.Limits{Rate: math.NaN()}}, "limits"},
+		{RouteSpec{Match: "GET /{x}", Limits: tokenstore.Limits{Rate: 1e-7}}, "limits"},
+		{RouteSpec{Match: "GET /{x}", Limits: tokenstore.Limits{Rate: 1e10}}, "limits"},
 	} {
 		p, faults := Compile([]RouteSpec{c.spec}, Options{})
 		if p != nil || len(faults) == 0 {

@@ -17,7 +17,7 @@ func TestHostMustBeOneAuthority(t *testing.T) {
 		want      string // the authority, or the verdict's name
 	}{
 		{"plain", http11, "-", "api.example.com", "/", "api.example.com"},
-		{"port", http11, "-", "api.example.com:8443", "/", "api.example.com:8443"},
+		{"port", http11, "-", "api.example.com:8449", "/", "api.example.com:8449"},
 		{"folded", http11, "-", "API.Example.ZONE:80", "/", "api.example.zone:80"},
 		{"highest port", http11, "-", "a:65535", "/", "a:65535"},
 		{"longest", http11, "-", strings.Repeat("a", 253) + ":65535", "/", strings.Repeat("a", 253) + ":65535"},

@@ -205,8 +205,8 @@ func forwardedParameter(element []byte, name string) (value []byte) {
 		if more = cut >= 0; more {
 			element = element[:cut]
 		}
-		key, val, hasValue := bytes.Cut(pair, equals)
-		if !hasValue || len(key) == 0 || !is(key, classToken) || len(val) == 0 {
+		key, val, _ := bytes.Cut(pair, equals)
+		if len(key) == 0 || !is(key, classToken) || len(val) == 0 {
 			return nil
 		}
 		if val[0] == '"' {

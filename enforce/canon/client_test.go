@@ -93,6 +93,8 @@ func TestClientAddress(t *testing.T) {
 		{"forwarded half quoted elsewhere", "forwarded", lb, []string{`Forwarded: x="a"b;for=198.51.100.1`}, "unknown unreadable_hop", "10.0.0.1"},
 		{"forwarded quoted twice", "forwarded", lb, []string{`Forwarded: x="a""b";for=198.51.100.1`}, "unknown unreadable_hop", "10.0.0.1"},
 		{"forwarded quoted in the middle", "forwarded", lb, []string{`Forwarded: x=a"b";for=198.51.100.1`}, "unknown unreadable_hop", "10.0.0.1"},
+		{"forwarded quote left open by whom we trust", "forwarded", lb, []string{`Forwarded: for="198.51.100.1`}, "unknown unreadable_hop", "10.0.0.1"},
+		{"forwarded quote in quotes", "forwarded", lb, []string{`Forwarded: for=198.51.100.1;x=""a"`}, "unknown unreadable_hop", "10.0.0.1"},
 		{"forwarded quote alone", "forwarded", lb, []string{`Forwarded: for="`}, "unknown unreadable_hop", "10.0.0.1"},
 		{"forwarded empty quotes", "forwarded", lb, []string{`Forwarded: for="";for=198.51.100.1`}, "unknown unreadable_hop", "10.0.0.1"},
 		{"forwarded no value", "forwarded", lb, []string{`Forwarded: x=;for=198.51.100.1`}, "unknown unreadable_hop", "10.0.0.1"},

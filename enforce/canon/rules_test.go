@@ -115,7 +115,7 @@ func TestGoodOptionsAreAccepted(t *testing.T) {
 		TrustedProxies: prefixes("::ffff:10.0.0.0/104", "127.0.0.0/8", "2001::/16"),
 		Credentials:    []string{"Authorization", "X-Api-Key", "query:access_token", "subprotocol:bearer"},
 		Sets:           []string{"X-Token-Id", "x-token-id", "X-Forwarded-User", "X-Request-Id", "X-Real-IP"},
-		Removes:        []string{"X-Real-IP", "Cookie", "X-Internal", "X-Forwarded-For"},
+		Removes:        []string{"X-Real-IP", "Cookie", "X-Internal", "X-Forwarded-Host"},
 		Keeps:          []string{"cf-connecting-ip", "x-forwarded-port"},
 	})
 	var names []string
