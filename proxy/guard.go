@@ -328,11 +328,7 @@ func (g *Guard) judge(ctx context.Context, p *passage) bool {
 	if allowed && p.rules.Used != nil && p.decision.Match.Token != nil {
 		p.rules.Used(&p.decision, &p.req, p.first(nameUserAgent), p.started)
 	}
-	if err := p.prepare(); err != nil {
-		g.Log.ErrorContext(ctx, "an identity could not be signed, the request was refused", "error", err, "request_id", p.id.String())
-		p.refusal = internalError
-		return false
-	}
+	p.prepare()
 	return true
 }
 
@@ -476,12 +472,10 @@ func (p *passage) first(name []byte) []byte {
 
 // prepare makes the fields that only we set: identity, the believed way to us,
 // the request's id.
-func (p *passage) prepare() (err error) {
+func (p *passage) prepare() {
 	if t := p.decision.Match.Token; t != nil && !p.observed {
 		p.set, p.scratch = p.rules.Identity.Append(p.set, p.scratch, t)
-		if p.set, err = p.rules.Signer.Append(p.set, t, p.started); err != nil {
-			return err
-		}
+		p.set = p.rules.Signer.Append(p.set, t, p.started)
 	}
 	add := func(name []byte, start int) {
 		if len(p.scratch) > start {
@@ -502,7 +496,6 @@ func (p *passage) prepare() (err error) {
 	if protocols, _ := p.subprotocols(); protocols != nil {
 		p.set = append(p.set, canon.Field{Name: nameSubprotocol, Value: protocols})
 	}
-	return nil
 }
 
 var (

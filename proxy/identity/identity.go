@@ -118,7 +118,7 @@ func appendOwner(b []byte, t *tokenstore.Token) []byte {
 	return strconv.AppendUint(b, t.Owner, 10)
 }
 
-func appendName(b []byte, t *tokenstore.Token) []byte { return appendEncoded(b, t.Name, " %") }
+func appendName(b []byte, t *tokenstore.Token) []byte { return appendEncoded(b, t.Name, "%") }
 
 func appendScopes(b []byte, t *tokenstore.Token) []byte {
 	for i, s := range t.Scopes {
@@ -140,7 +140,7 @@ func appendResources(b []byte, t *tokenstore.Token) []byte {
 		}
 		b = append(b, g.Type...)
 		b = append(b, ':')
-		b = appendEncoded(b, g.ID, " %,:")
+		b = appendEncoded(b, g.ID, "%,:")
 		b = append(b, ':')
 		b = append(b, g.Level.String()...)
 	}

@@ -2,6 +2,8 @@ package identity
 
 import (
 	"net/url"
+	"slices"
+	"strings"
 	"testing"
 
 	"tokenward/enforce/canon"
@@ -18,11 +20,11 @@ func defaults(t testing.TB) *Headers {
 }
 
 func TestFieldsDescribeTheToken(t *testing.T) {
-	tok := &tokenstore.Token{ID: 7, Account: 42, Owner: 3, Name: "Zoë 100%", Scopes: []string{"a", "b:*"},
+	tok := &tokenstore.Token{ID: 70, Account: 42, Owner: 30, Name: "Zoë 100%!~\x7f", Scopes: []string{"a", "b:*"},
 		Resources: tokenstore.Resources{Grants: []tokenstore.Grant{{Type: "card", ID: "a,b:c\nd", Level: tokenstore.LevelRead}, {Type: "account", ID: "*", Level: tokenstore.LevelWrite}}}}
 	fields, _ := defaults(t).Append(nil, nil, tok)
 	want := map[string]string{
-		"X-Token-Id": "7", "X-Token-Account": "42", "X-Token-Owner": "3", "X-Token-Name": "Zo%C3%AB%20100%25",
+		"X-Token-Id": "70", "X-Token-Account": "42", "X-Token-Owner": "30", "X-Token-Name": "Zo%C3%AB%20100%25!~%7F",
 		"X-Token-Scopes": "a b:*", "X-Token-Resources": "card:a%2Cb%3Ac%0Ad:read,account:*:write",
 	}
 	for _, f := range fields {
@@ -34,6 +36,10 @@ func TestFieldsDescribeTheToken(t *testing.T) {
 	if len(want) > 0 {
 		t.Errorf("not sent: %v", want)
 	}
+	names := []string{"X-Token-Id", "X-Token-Account", "X-Token-Owner", "X-Token-Name", "X-Token-Scopes", "X-Token-Resources"}
+	if got := defaults(t).Names(); !slices.Equal(got, names) {
+		t.Errorf("what a client must not send: %q", got)
+	}
 }
 
 func TestAbsentValueSendsNoField(t *testing.T) {
@@ -44,7 +50,7 @@ func TestAbsentValueSendsNoField(t *testing.T) {
 		}
 	}
 	var none *Headers
-	if fields, _ := none.Append(nil, nil, &tokenstore.Token{ID: 1}); len(fields) != 0 || none.Names() != nil {
+	if fields, scratch := none.Append([]canon.Field{{}}, []byte("x"), &tokenstore.Token{ID: 1}); len(fields) != 1 || string(scratch) != "x" || none.Names() != nil {
 		t.Error("nil headers sent something")
 	}
 }
@@ -57,7 +63,20 @@ func TestUnrestrictedIsSaidOutLoud(t *testing.T) {
 }
 
 func TestNamesWithAMeaningOfTheirOwnAreRefused(t *testing.T) {
-	for _, bad := range []string{"Host", "Authorization", "X-Forwarded-For", "x-request-id", "X Y", "X_", "X-", "X-A\r\nB", "X-Ä"} {
+	longest := "X-" + strings.Repeat("a", 62)
+	for _, good := range []string{longest, "x-a", "X-AZ-az-09"} {
+		if h, err := New(Names{ID: good}); err != nil || !slices.Equal(h.Names(), []string{good}) {
+			t.Errorf("%q alone: %v, %v", good, h, err)
+		}
+	}
+	for key, names := range map[string]Names{
+		"id": {ID: "Host"}, "account": {Account: "Host"}, "owner": {Owner: "Host"}, "name": {Name: "Host"}, "scopes": {Scopes: "Host"}, "resources": {Resources: "Host"},
+	} {
+		if _, err := New(names); err == nil || !strings.Contains(err.Error(), "header "+key+":") {
+			t.Errorf("%s: %v", key, err)
+		}
+	}
+	for _, bad := range []string{"Host", "Authorization", "X-Forwarded-For", "x-request-id", "X Y", "X_", "X-", "X-A\r\nB", "X-Ä", longest + "a", "X-A_B", "X-A.B", "X-/", "X-:", "X-@", "X-[", "X-`", "X-{"} {
 		if _, err := New(Names{ID: bad}); err == nil {
 			t.Errorf("%q was accepted", bad)
 		}

@@ -134,23 +134,19 @@ func (s *Signer) Name() string {
 // Append appends the signed field for t. The same text serves a token for half of
 // its life, so that signing, some 20 µs, is rare; what it says is at most that
 // much older than the decision. The nil *Signer appends nothing.
-func (s *Signer) Append(dst []canon.Field, t *tokenstore.Token, now time.Time) ([]canon.Field, error) {
+func (s *Signer) Append(dst []canon.Field, t *tokenstore.Token, now time.Time) []canon.Field {
 	if s == nil {
-		return dst, nil
+		return dst
 	}
 	key := signedKey{t.ID, t.Revision}
-	one, ok := s.kept.GetIfPresent(key)
+	one, _ := s.kept.GetIfPresent(key)
 	// Requests overtake one another by less than a second; what was signed later than
 	// that is from before the clock was set back, and not valid yet.
-	if !ok || !now.Before(one.fresh) || one.fresh.Sub(now) > s.lifetime/2+time.Second {
-		text, err := s.sign(t, now)
-		if err != nil {
-			return dst, err
-		}
-		one = signed{text: text, fresh: now.Add(s.lifetime / 2)}
+	if !now.Before(one.fresh) || one.fresh.Sub(now) > s.lifetime/2+time.Second {
+		one = signed{text: s.sign(t, now), fresh: now.Add(s.lifetime / 2)}
 		s.kept.Set(key, one)
 	}
-	return append(dst, canon.Field{Name: s.name, Value: one.text}), nil
+	return append(dst, canon.Field{Name: s.name, Value: one.text})
 }
 
 // claims are what the JWT says. Its end is never later than the token's own.
@@ -173,7 +169,7 @@ type grantClaim struct {
 	Level string `json:"level"`
 }
 
-func (s *Signer) sign(t *tokenstore.Token, now time.Time) ([]byte, error) {
+func (s *Signer) sign(t *tokenstore.Token, now time.Time) []byte {
 	expires := now.Add(s.lifetime)
 	if !t.Expiry.Never && t.Expiry.At.Before(expires) {
 		expires = t.Expiry.At
@@ -189,13 +185,10 @@ func (s *Signer) sign(t *tokenstore.Token, now time.Time) ([]byte, error) {
 		}
 		c.Resources = grants
 	}
-	payload, err := json.Marshal(c)
-	if err != nil {
-		return nil, fmt.Errorf("sign identity of token %d: %w", t.ID, err)
-	}
+	payload, _ := json.Marshal(c) // texts and numbers only: it cannot fail
 	key := &s.keys[0]
 	text := key.header + "." + encode(payload)
-	return []byte(text + "." + encode(ed25519.Sign(key.signer, []byte(text)))), nil
+	return []byte(text + "." + encode(ed25519.Sign(key.signer, []byte(text))))
 }
 
 // JWKS is the set of public keys (RFC 7517) that signed identities are checked

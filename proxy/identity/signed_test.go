@@ -2,15 +2,20 @@ package identity
 
 import (
 	"bytes"
+	"crypto/ecdsa"
 	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
 
+	"tokenward/enforce/canon"
 	"tokenward/tokenstore"
 )
 
@@ -19,6 +24,19 @@ var noon = time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
 func pemKey(t testing.TB) []byte {
 	t.Helper()
 	_, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
+}
+
+func ecdsaKey(t testing.TB) []byte {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,7 +60,7 @@ func newSigner(t testing.TB, keys ...[]byte) *Signer {
 func verify(t testing.TB, jwks, jwt []byte) map[string]any {
 	t.Helper()
 	var set struct {
-		Keys []struct{ Kty, Crv, Kid, X string }
+		Keys []struct{ Kty, Crv, Use, Alg, Kid, X string }
 	}
 	if err := json.Unmarshal(jwks, &set); err != nil {
 		t.Fatal(err)
@@ -59,10 +77,13 @@ func verify(t testing.TB, jwks, jwt []byte) map[string]any {
 		return b
 	}
 	var header struct{ Alg, Kid, Typ string }
-	if err := json.Unmarshal(decode(parts[0]), &header); err != nil || header.Alg != "EdDSA" {
+	if err := json.Unmarshal(decode(parts[0]), &header); err != nil || header.Alg != "EdDSA" || header.Typ != "JWT" || header.Kid == "" {
 		t.Fatalf("header %+v, %v", header, err)
 	}
 	for _, k := range set.Keys {
+		if k.Kty != "OKP" || k.Crv != "Ed25519" || k.Use != "sig" || k.Alg != "EdDSA" {
+			t.Errorf("published as %+v", k)
+		}
 		if k.Kid == header.Kid && ed25519.Verify(decode(k.X), []byte(parts[0]+"."+parts[1]), decode(parts[2])) {
 			var claims map[string]any
 			if err := json.Unmarshal(decode(parts[1]), &claims); err != nil {
@@ -82,9 +103,9 @@ func sampleToken() *tokenstore.Token {
 
 func TestUpstreamCanCheckWhoAsks(t *testing.T) {
 	s := newSigner(t, pemKey(t))
-	fields, err := s.Append(nil, sampleToken(), noon)
-	if err != nil || len(fields) != 1 || string(fields[0].Name) != "X-Token-Jwt" {
-		t.Fatalf("%v, %v", fields, err)
+	fields := s.Append(nil, sampleToken(), noon)
+	if len(fields) != 1 || string(fields[0].Name) != "X-Token-Jwt" || s.Name() != "X-Token-Jwt" {
+		t.Fatalf("%v", fields)
 	}
 	c := verify(t, s.JWKS(), fields[0].Value)
 	want := map[string]any{"sub": "7", "account": 42.0, "owner": 3.0, "name": "Zoë", "scope": "a b", "resources": "all", "iss": "tokenward",
@@ -94,18 +115,42 @@ func TestUpstreamCanCheckWhoAsks(t *testing.T) {
 			t.Errorf("%s is %v, want %v", k, c[k], v)
 		}
 	}
+	if len(c["jti"].(string)) < 20 {
+		t.Errorf("jti %v", c["jti"])
+	}
+}
+
+func TestSignedIdentityIsOfThisTokenAlone(t *testing.T) {
+	key := pemKey(t)
+	s, err := NewSigner(SignerOptions{Name: "X-J", Issuer: "gate", Lifetime: time.Hour, Keys: [][]byte{key}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	say := func(tok *tokenstore.Token) map[string]any {
+		return verify(t, s.JWKS(), s.Append(nil, tok, noon)[0].Value)
+	}
+	one, other := sampleToken(), sampleToken()
+	other.ID = 8
+	if say(one)["sub"] != "7" || say(other)["sub"] != "8" {
+		t.Error("one token goes under the name of another")
+	}
+	narrowed := sampleToken()
+	narrowed.Revision = 2
+	narrowed.Resources = tokenstore.Resources{Grants: []tokenstore.Grant{{Type: "card", ID: "7", Level: tokenstore.LevelRead}}}
+	narrowed.Expiry = tokenstore.EndsAt(noon.Add(2 * time.Hour))
+	c := say(narrowed)
+	if got := fmt.Sprint(c["resources"]); got != "[map[id:7 level:read type:card]]" {
+		t.Errorf("a restricted token's resources are %s", got)
+	}
+	if c["iss"] != "gate" || c["exp"] != float64(noon.Add(time.Hour).Unix()) {
+		t.Errorf("iss %v, exp %v", c["iss"], c["exp"])
+	}
 }
 
 func TestSignedIdentityServesHalfItsLife(t *testing.T) {
 	s := newSigner(t, pemKey(t))
 	tok := sampleToken()
-	at := func(d time.Duration) []byte {
-		fields, err := s.Append(nil, tok, noon.Add(d))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return fields[0].Value
-	}
+	at := func(d time.Duration) []byte { return s.Append(nil, tok, noon.Add(d))[0].Value }
 	first := at(0)
 	if !bytes.Equal(first, at(DefaultLifetime/2-1)) {
 		t.Error("it was signed again before half of its life")
@@ -115,6 +160,8 @@ func TestSignedIdentityServesHalfItsLife(t *testing.T) {
 	}
 	if second := at(DefaultLifetime / 2); !bytes.Equal(second, at(DefaultLifetime/2-time.Second)) {
 		t.Error("it was signed again for a request that another one overtook")
+	} else if bytes.Equal(second, at(DefaultLifetime/2-time.Second-1)) {
+		t.Error("it was used before it was signed")
 	}
 	if c := verify(t, s.JWKS(), at(-5*time.Hour)); c["iat"] != float64(noon.Add(-5*time.Hour).Unix()) {
 		t.Errorf("once the clock was set back it says %v", c["iat"])
@@ -130,10 +177,7 @@ func TestSignedIdentityEndsWithTheToken(t *testing.T) {
 	s := newSigner(t, pemKey(t))
 	tok := sampleToken()
 	tok.Expiry = tokenstore.EndsAt(noon.Add(time.Minute))
-	fields, err := s.Append(nil, tok, noon)
-	if err != nil {
-		t.Fatal(err)
-	}
+	fields := s.Append(nil, tok, noon)
 	if c := verify(t, s.JWKS(), fields[0].Value); c["exp"] != float64(noon.Add(time.Minute).Unix()) {
 		t.Errorf("exp %v", c["exp"])
 	}
@@ -141,35 +185,39 @@ func TestSignedIdentityEndsWithTheToken(t *testing.T) {
 
 func TestReplacedKeyStaysPublished(t *testing.T) {
 	old, fresh := pemKey(t), pemKey(t)
-	before, err := newSigner(t, old).Append(nil, sampleToken(), noon)
-	if err != nil {
-		t.Fatal(err)
-	}
+	before := newSigner(t, old).Append(nil, sampleToken(), noon)
 	both := newSigner(t, fresh, old)
-	after, err := both.Append(nil, sampleToken(), noon)
-	if err != nil {
-		t.Fatal(err)
-	}
+	after := both.Append(nil, sampleToken(), noon)
 	verify(t, both.JWKS(), before[0].Value)
 	verify(t, both.JWKS(), after[0].Value)
 }
 
 func TestUnusableSignersAreRefused(t *testing.T) {
+	for _, life := range []time.Duration{10 * time.Second, time.Hour} {
+		if _, err := NewSigner(SignerOptions{Name: "X-J", Keys: [][]byte{pemKey(t)}, Lifetime: life}); err != nil {
+			t.Error(err)
+		}
+	}
 	for name, o := range map[string]SignerOptions{
-		"no key":    {Name: "X-J"},
-		"no PEM":    {Name: "X-J", Keys: [][]byte{[]byte("secret")}},
-		"no name":   {Keys: [][]byte{pemKey(t)}},
-		"name":      {Name: "Authorization", Keys: [][]byte{pemKey(t)}},
-		"short":     {Name: "X-J", Keys: [][]byte{pemKey(t)}, Lifetime: time.Second},
-		"long":      {Name: "X-J", Keys: [][]byte{pemKey(t)}, Lifetime: 2 * time.Hour},
-		"wrong PEM": {Name: "X-J", Keys: [][]byte{pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: []byte("x")})}},
+		"another kind of key": {Name: "X-J", Keys: [][]byte{ecdsaKey(t)}},
+		"another kind of PEM": {Name: "X-J", Keys: [][]byte{bytes.ReplaceAll(pemKey(t), []byte("PRIVATE"), []byte("SECRET"))}},
+		"the second key":      {Name: "X-J", Keys: [][]byte{pemKey(t), nil}},
+		"too short":           {Name: "X-J", Keys: [][]byte{pemKey(t)}, Lifetime: 10*time.Second - 1},
+		"too long":            {Name: "X-J", Keys: [][]byte{pemKey(t)}, Lifetime: time.Hour + 1},
+		"no key":              {Name: "X-J"},
+		"no PEM":              {Name: "X-J", Keys: [][]byte{[]byte("secret")}},
+		"no name":             {Keys: [][]byte{pemKey(t)}},
+		"name":                {Name: "Authorization", Keys: [][]byte{pemKey(t)}},
+		"short":               {Name: "X-J", Keys: [][]byte{pemKey(t)}, Lifetime: time.Second},
+		"long":                {Name: "X-J", Keys: [][]byte{pemKey(t)}, Lifetime: 2 * time.Hour},
+		"wrong PEM":           {Name: "X-J", Keys: [][]byte{pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: []byte("x")})}},
 	} {
 		if _, err := NewSigner(o); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
 	}
 	var none *Signer
-	if fields, err := none.Append(nil, sampleToken(), noon); len(fields) != 0 || err != nil || none.Name() != "" || string(none.JWKS()) != `{"keys":[]}` {
+	if fields := none.Append(make([]canon.Field, 1), sampleToken(), noon); len(fields) != 1 || none.Name() != "" || string(none.JWKS()) != `{"keys":[]}` {
 		t.Error("the nil signer says something")
 	}
 }
@@ -177,11 +225,8 @@ func TestUnusableSignersAreRefused(t *testing.T) {
 func TestKeptIdentityDoesNotAllocate(t *testing.T) {
 	s := newSigner(t, pemKey(t))
 	tok := sampleToken()
-	fields, err := s.Append(nil, tok, noon)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if n := testing.AllocsPerRun(100, func() { fields, _ = s.Append(fields[:0], tok, noon) }); n != 0 {
+	fields := s.Append(nil, tok, noon)
+	if n := testing.AllocsPerRun(100, func() { fields = s.Append(fields[:0], tok, noon) }); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
 }
