@@ -339,6 +339,38 @@ func TestOnlyRootTouchesRoot(t *testing.T) {
 	}
 }
 
+// TestOnlyRootThatMayDoAllMakesABackup: a backup holds what no other verb shows.
+func TestOnlyRootThatMayDoAllMakesABackup(t *testing.T) {
+	w := admintest.New(t)
+	cast := w.Cast()
+	write := tokenstore.ScopeTokenWrite
+	account := &tokenstore.Resources{Grants: []tokenstore.Grant{{Type: tokenstore.TypeAccount, ID: "*", Level: tokenstore.LevelWrite}}}
+	root := func(scopes []string, r *tokenstore.Resources) admin.Caller {
+		return w.Caller(w.Make(admin.Spec{Name: "root", Account: new(tokenstore.Root), Scopes: scopes, Resources: r}))
+	}
+	for name, tt := range map[string]struct {
+		caller admin.Caller
+		want   string
+	}{
+		"root":                     {w.Caller(cast.Root), "done"},
+		"command line":             {admin.Operator(""), "done"},
+		"account":                  {w.Caller(cast.Admin), "resource_not_granted"},
+		"account with all scopes":  {w.Caller(w.Make(admin.Spec{Name: "all", Scopes: []string{"*", write}})), "resource_not_granted"},
+		"root that manages alone":  {root([]string{write}, nil), "resource_not_granted"},
+		"root within grants":       {root([]string{"*", write}, account), "resource_not_granted"},
+		"root that does not write": {root([]string{tokenstore.ScopeTokenRead}, nil), "insufficient_scope"},
+	} {
+		w.Events()
+		err := w.Service.MayBackup(ctx, tt.caller)
+		if got := outcome(err); got != tt.want {
+			t.Errorf("%s: %s, want %s", name, got, tt.want)
+		}
+		if events := w.Events(); len(events) != 1 || events[0].Verb != "backup" || (events[0].Outcome == audit.Success) != (err == nil) {
+			t.Errorf("%s: the audit log tells %+v", name, events)
+		}
+	}
+}
+
 // TestProbingLearnsNothing compares what a caller gets for a token that it may
 // not see with what it gets for one that is not there: the same error, the same
 // reads, the same changes, the same audit events.

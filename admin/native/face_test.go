@@ -698,3 +698,43 @@ func FuzzCreateAndPatch(f *testing.F) {
 		}
 	})
 }
+
+// TestSecretPastItsDeadlineIsNotActive: the other one of the token still is.
+func TestSecretPastItsDeadlineIsNotActive(t *testing.T) {
+	w := admintest.New(t)
+	cast := w.Cast()
+	h := serve(w)
+	introspect := func(secret tokenstore.Secret) string {
+		r := admintest.Send(t, h, cast.Root, "POST", "/v1/introspect", "token="+secret.Reveal(), "Content-Type", "application/x-www-form-urlencoded")
+		if r.Code != http.StatusOK {
+			t.Fatalf("%d %s", r.Code, r.Body)
+		}
+		return r.Body.String()
+	}
+	made, err := w.Service.Rotate(t.Context(), admin.Operator(""), admin.Target{ID: cast.Peer.ID}, admin.RotateSpec{OldEnds: w.Clock.Now().Add(time.Hour)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ends := fmt.Sprintf(`"exp":%d}`, w.Clock.Now().Add(time.Hour).Unix())
+	if got := introspect(cast.Peer.Secret); !strings.Contains(got, `"active":true`) || !strings.Contains(got, ends) {
+		t.Errorf("before its deadline: %s, want %s", got, ends)
+	}
+	w.Clock.Advance(time.Hour)
+	if got := strings.TrimSpace(introspect(cast.Peer.Secret)); got != `{"active":false}` {
+		t.Errorf("past its deadline: %s", got)
+	}
+	if got := introspect(made.Secret); !strings.Contains(got, `"active":true`) || strings.Contains(got, `"exp"`) {
+		t.Errorf("the new one: %s", got)
+	}
+}
+
+// TestSilenceThatNobodyNoticesIsRefused: where no use is recorded, an old secret would
+// never end by it.
+func TestSilenceThatNobodyNoticesIsRefused(t *testing.T) {
+	w := admintest.New(t)
+	cast := w.Cast()
+	r := admintest.Send(t, serve(w), cast.Root, "POST", "/v1/tokens/"+cast.Peer.ID.String()+"/rotate", `{"old_ends_after_silence":"36h"}`, "Content-Type", "application/json")
+	if r.Code != http.StatusUnprocessableEntity || !strings.Contains(r.Body.String(), `"/old_ends_after_silence"`) || len(w.Token(cast.Peer.ID).Secrets) != 1 {
+		t.Errorf("%d %s", r.Code, r.Body)
+	}
+}
