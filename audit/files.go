@@ -385,6 +385,8 @@ func firstLine(path string) (uint64, error) {
 	return ln.n, err
 }
 
+// syncDir waits until the disk has the names of the files in dir. It is not
+// boltstore's, since this package knows nothing of ours.
 func syncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {

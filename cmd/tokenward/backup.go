@@ -99,15 +99,7 @@ func writeBackup(cmd *cobra.Command, path string, write func(*cobra.Command, io.
 	if err := os.Link(tmp.Name(), path); err != nil {
 		return m, fmt.Errorf("name the backup: %w", err)
 	}
-	return m, syncFolder(filepath.Dir(path))
-}
-
-func syncFolder(path string) error {
-	d, err := os.Open(path) //nolint:gosec // the operator names it
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return m, boltstore.SyncDir(filepath.Dir(path))
 }
 
 func (b *backupCommand) fromStore(cmd *cobra.Command, w io.Writer) (err error) {

@@ -370,3 +370,23 @@ func TestStoreIsNotServedFromADiskThatDoesNotConfirm(t *testing.T) {
 	v.start(t)
 	v.sound(t)
 }
+
+// TestStoreIsUpgradedOnlyOnceTheDiskHasTheNameOfItsCopy: a power failure could else leave
+// the new layout alone.
+func TestStoreIsUpgradedOnlyOnceTheDiskHasTheNameOfItsCopy(t *testing.T) {
+	needStrace(t)
+	v := newVictim(t)
+	migrate := v.command("migrate", "--config", v.config)
+	cmd := exec.CommandContext(t.Context(), "strace", append(straceFlags("fsync", "", v.dir), migrate.Args...)...) //nolint:gosec // the test's own
+	cmd.Env = migrate.Env
+	out, err := cmd.CombinedOutput()
+	if strings.Contains(string(out), "ptrace") {
+		t.Skipf("strace may not start processes here: %s", out)
+	}
+	if err == nil || !strings.Contains(string(out), "copy the store: ") {
+		t.Errorf("%v %s", err, out)
+	}
+	if left, err := filepath.Glob(filepath.Join(v.dir, "t.db.*")); err != nil || len(left) > 0 {
+		t.Errorf("there is %q, %v", left, err)
+	}
+}

@@ -278,7 +278,7 @@ func (m *mover) toFile(ctx context.Context) (err error) {
 	if err := os.Link(path, m.file); err != nil {
 		return fmt.Errorf("name the file: %w", err)
 	}
-	if err := syncFolder(filepath.Dir(m.file)); err != nil {
+	if err := boltstore.SyncDir(filepath.Dir(m.file)); err != nil {
 		return err
 	}
 	r := movedOf(snapshot.ID, tally)

@@ -374,7 +374,7 @@ func (r *restorer) place(copied string) error {
 	} else if err := os.Link(copied, path); err != nil {
 		return fmt.Errorf("put the store into its place: %w", err)
 	}
-	return syncFolder(filepath.Dir(path))
+	return boltstore.SyncDir(filepath.Dir(path))
 }
 
 // linkAside gives the old store a second name, one that is free: a restore that was

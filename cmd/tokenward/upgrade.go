@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 
 	"tokenward/tokenstore/boltstore"
 )
@@ -78,5 +79,8 @@ func copyFile(to, from string) (err error) {
 		return err
 	}
 	_, err = io.Copy(out, in)
-	return errors.Join(err, out.Sync(), out.Close())
+	if err = errors.Join(err, out.Sync(), out.Close()); err != nil {
+		return err
+	}
+	return boltstore.SyncDir(filepath.Dir(to))
 }

@@ -266,7 +266,7 @@ func create(o Options) (err error) {
 	case err != nil:
 		return err
 	}
-	return syncDir(dir)
+	return SyncDir(dir)
 }
 
 // fill makes an empty bolt file an empty store.
@@ -278,7 +278,8 @@ func fill(path string, peppers *tokenstore.Peppers, replicaOf string) error {
 	return errors.Join(db.Update(func(tx *bolt.Tx) error { return writeSchema(tx, peppers, replicaOf) }), db.Close())
 }
 
-func syncDir(dir string) error {
+// SyncDir waits until the disk has the names of the files in dir, as they are now.
+func SyncDir(dir string) error {
 	d, err := os.Open(dir) //nolint:gosec // the operator named it
 	if err != nil {
 		return err
