@@ -77,11 +77,15 @@ func writeBackup(cmd *cobra.Command, path string, write func(*cobra.Command, io.
 	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
 		return m, fmt.Errorf("%s exists already: name another file", path)
 	}
-	tmp, err := os.CreateTemp(filepath.Dir(path), ".tokenward-backup-*")
+	dir, remove, err := makeWorkFolder(filepath.Dir(path), "backup", cmd.ErrOrStderr())
 	if err != nil {
 		return m, fmt.Errorf("write the backup: %w", err)
 	}
-	defer func() { err = errors.Join(err, os.Remove(tmp.Name())) }()
+	defer func() { err = errors.Join(err, remove()) }()
+	tmp, err := os.OpenFile(filepath.Join(dir, "tokens.backup"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600) //nolint:gosec // beside what the operator names
+	if err != nil {
+		return m, fmt.Errorf("write the backup: %w", err)
+	}
 	defer tmp.Close()
 	file := newBackupFile(tmp)
 	if err := write(cmd, file); err != nil {

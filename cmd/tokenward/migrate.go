@@ -205,15 +205,15 @@ func (m *mover) source(from string) (path string, ahead bool, remove func() erro
 	if is, err := boltstore.IsBackup(in); err != nil || !is {
 		return from, false, func() error { return nil }, err
 	}
-	out, err := os.CreateTemp(filepath.Dir(from), ".tokenward-migrate-*")
+	dir, remove, err := makeWorkFolder(filepath.Dir(from), "migrate", m.tell)
 	if err != nil {
 		return "", false, nil, fmt.Errorf("take the store out of the backup: %w", err)
 	}
-	_, err = boltstore.UnpackBackup(in, out, m.peppers)
-	if err = errors.Join(err, out.Close()); err != nil {
-		return "", false, nil, fmt.Errorf("%s: %w", from, errors.Join(err, os.Remove(out.Name())))
+	path = filepath.Join(dir, workStore)
+	if _, err := unpackBackup(path, in, m.peppers); err != nil {
+		return "", false, nil, fmt.Errorf("%s: %w", from, errors.Join(err, remove()))
 	}
-	return out.Name(), true, func() error { return os.Remove(out.Name()) }, nil
+	return path, true, remove, nil
 }
 
 // deliver brings the events that wait in the file's outbox into the audit log. They
@@ -258,12 +258,12 @@ func (m *mover) toFile(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp(filepath.Dir(m.file), ".tokenward-migrate-*")
+	dir, remove, err := makeWorkFolder(filepath.Dir(m.file), "migrate", m.tell)
 	if err != nil {
 		return fmt.Errorf("make the file: %w", err)
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	path := filepath.Join(dir, "tokens.db")
+	defer func() { err = errors.Join(err, remove()) }()
+	path := filepath.Join(dir, workStore)
 	tally, err := m.fill(ctx, snapshot, path)
 	if err != nil {
 		return err

@@ -55,7 +55,7 @@ func newRestoreCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			r := restorer{flags: f, cfg: cfg, log: newLogger(cfg, cmd.ErrOrStderr()), now: time.Now}
+			r := restorer{flags: f, cfg: cfg, log: newLogger(cfg, cmd.ErrOrStderr()), tell: cmd.ErrOrStderr(), now: time.Now}
 			if err := r.run(cmd.Context(), args[0]); errors.Is(err, syscall.ENOSPC) {
 				return fmt.Errorf("%w\nNo store was changed: free space for another store in %s, then try again", err, filepath.Dir(cfg.TokenStore.Path))
 			} else if err != nil {
@@ -81,6 +81,7 @@ type restorer struct {
 	flags restoreFlags
 	cfg   *Config
 	log   *slog.Logger
+	tell  io.Writer
 	now   func() time.Time
 
 	peppers  *tokenstore.Peppers
@@ -135,15 +136,15 @@ func (r *restorer) run(ctx context.Context, backup string) (err error) {
 		return err
 	}
 	defer release()
-	copied, err := r.copyOut(backup)
+	dir, remove, err := makeWorkFolder(filepath.Dir(r.cfg.TokenStore.Path), "restore", r.tell)
 	if err != nil {
+		return fmt.Errorf("the new store cannot be made in %s, the folder of tokenstore.path: %w: make the folder, or run this as a user who may write in it", filepath.Dir(r.cfg.TokenStore.Path), errors.Unwrap(err))
+	}
+	defer func() { err = errors.Join(err, remove()) }()
+	copied := filepath.Join(dir, workStore)
+	if err := r.copyOut(copied, backup); err != nil {
 		return err
 	}
-	defer func() {
-		if rerr := os.Remove(copied); !errors.Is(rerr, fs.ErrNotExist) {
-			err = errors.Join(err, rerr)
-		}
-	}()
 	if err := r.detach(copied); err != nil {
 		return err
 	}
@@ -221,28 +222,28 @@ func (r *restorer) holdOld() (release func(), err error) {
 	return boltstore.Hold(path)
 }
 
-// copyOut copies the store's file out of the backup, beside its place.
-func (r *restorer) copyOut(backup string) (path string, err error) {
+// copyOut copies the store's file out of the backup.
+func (r *restorer) copyOut(path, backup string) error {
 	in, err := os.Open(backup) //nolint:gosec // the operator names it
 	if err != nil {
-		return "", fmt.Errorf("%s %w: name a file that `tokenward backup` made, or correct its permissions", backup, fileProblem(err))
+		return fmt.Errorf("%s %w: name a file that `tokenward backup` made, or correct its permissions", backup, fileProblem(err))
 	}
 	defer in.Close()
-	out, err := os.CreateTemp(filepath.Dir(r.cfg.TokenStore.Path), ".tokenward-restore-*")
+	if r.manifest, err = unpackBackup(path, in, r.peppers); err != nil {
+		return fmt.Errorf("%s: %w", backup, err)
+	}
+	_, _, err = boltstore.Upgrade(path, 0)
+	return err
+}
+
+// unpackBackup makes the store's file at path of the backup in, and waits for the disk.
+func unpackBackup(path string, in *os.File, peppers *tokenstore.Peppers) (boltstore.Manifest, error) {
+	out, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600) //nolint:gosec // in a folder of this run's
 	if err != nil {
-		return "", fmt.Errorf("the new store cannot be made in %s, the folder of tokenstore.path: %w: make the folder, or run this as a user who may write in it", filepath.Dir(r.cfg.TokenStore.Path), errors.Unwrap(err))
+		return boltstore.Manifest{}, err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(out.Name()))
-		}
-	}()
-	r.manifest, err = boltstore.UnpackBackup(in, out, r.peppers)
-	if err = errors.Join(err, out.Sync(), out.Close()); err != nil {
-		return "", fmt.Errorf("%s: %w", backup, err)
-	}
-	_, _, err = boltstore.Upgrade(out.Name(), 0)
-	return out.Name(), err
+	manifest, err := boltstore.UnpackBackup(in, out, peppers)
+	return manifest, errors.Join(err, out.Sync(), out.Close())
 }
 
 // clusterIDs is how many ids are passed over after the last one that a node of a

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/binary"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -73,7 +74,7 @@ func TestRestoreGivesNoUseBack(t *testing.T) {
 	}
 
 	restore := func() *restorer {
-		r := &restorer{flags: restoreFlags{replace: true, acceptUnrevoked: true}, cfg: cfg, log: log, now: time.Now}
+		r := &restorer{flags: restoreFlags{replace: true, acceptUnrevoked: true}, cfg: cfg, log: log, tell: io.Discard, now: time.Now}
 		if err := r.run(t.Context(), backup); err != nil {
 			t.Fatal(err)
 		}
