@@ -63,6 +63,9 @@ func demoFolder(keep string) (dir string, end func(io.Writer) error, err error) 
 	if dir, err = filepath.Abs(keep); err != nil {
 		return "", nil, err
 	}
+	if !canBeConfigured(dir) {
+		return "", nil, fmt.Errorf("--keep: a configuration cannot name files in %s: name a folder without ${…}, $(…) and control characters", quote(dir))
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", nil, fmt.Errorf("--keep: %w: name a folder that can be made", err)
 	}
@@ -144,12 +147,24 @@ func writeDemoConfig(dir, upstream string) (*Config, error) {
 		}
 	}
 	path := filepath.Join(dir, "tokenward.yaml")
-	text := fmt.Sprintf(demoConfig, listen[0], upstream, listen[1], listen[2],
-		strconv.Quote(filepath.Join(dir, "tokenward.db")), strconv.Quote(filepath.Join(dir, "tokenward-audit.jsonl")))
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+	if err := os.WriteFile(path, demoText(dir, upstream, listen), 0o600); err != nil {
 		return nil, err
 	}
 	return loadConfig(path)
+}
+
+func demoText(dir, upstream string, listen [3]string) []byte {
+	return fmt.Appendf(nil, demoConfig, listen[0], upstream, listen[1], listen[2],
+		strconv.Quote(demoStore(dir)), strconv.Quote(filepath.Join(dir, "tokenward-audit.jsonl")))
+}
+
+func demoStore(dir string) string { return filepath.Join(dir, "tokenward.db") }
+
+// canBeConfigured reports whether a configuration means the files in dir by their names.
+func canBeConfigured(dir string) bool {
+	text := demoText(dir, "http://127.0.0.1:1", [3]string{"127.0.0.1:2", "127.0.0.1:3", "127.0.0.1:4"})
+	c, err := parseConfig("demo", text)
+	return err == nil && c.TokenStore.Path == demoStore(dir)
 }
 
 // freeAddress is an address on loopback that nobody listens on: with the

@@ -301,3 +301,16 @@ func request(t *testing.T, method, url string, header http.Header, data string) 
 	}
 	return resp.StatusCode, problem.Code, string(b)
 }
+
+func TestDemoMakesNoFolderThatAConfigurationCannotName(t *testing.T) {
+	for _, name := range []string{"a${b}", "$(b)", "a\x01b", "a\xffb"} {
+		dir := filepath.Join(t.TempDir(), name)
+		var stderr strings.Builder
+		if code := run(t.Context(), []string{"demo", "--keep", dir}, strings.NewReader(""), io.Discard, &stderr); code != exitFailed || !strings.Contains(stderr.String(), "--keep: a configuration cannot name files in ") {
+			t.Errorf("%q: exit code %d, %s", name, code, &stderr)
+		}
+		if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%q was made: %v", name, err)
+		}
+	}
+}
