@@ -217,7 +217,7 @@ func (r *restorer) holdOld() (release func(), err error) {
 	case errors.Is(err, boltstore.ErrInUse):
 		return nil, fmt.Errorf("%w\nA live store is never replaced", err)
 	default:
-		r.log.Warn("the store that is to be replaced cannot be read: its last changes may be missing from the audit log", "error", err)
+		r.log.Warn("the store that is to be replaced cannot be read: its last changes may be missing from the audit log", "error", withConfig(err.Error(), r.flags.config))
 	}
 	return boltstore.Hold(path)
 }

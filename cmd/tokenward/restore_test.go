@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/binary"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -152,5 +153,23 @@ func TestOlderCopyOfTheStoreIsNotServed(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "older copy") || !strings.Contains(err.Error(), "tokenward restore --replace BACKUP") {
 			t.Errorf("an older copy: %v", err)
 		}
+	}
+}
+
+// TestWarningOfARestoreHasCommandsThatCanBeTyped: the log is no error, in which the
+// configuration is named in the end.
+func TestWarningOfARestoreHasCommandsThatCanBeTyped(t *testing.T) {
+	dir := t.TempDir()
+	text := fmt.Sprintf("tokenstore: {path: %[1]s/t.db}\naudit: {path: %[1]s/a.jsonl}\nlog: {format: text}\n", dir)
+	path := writeFile(t, filepath.Join(dir, "c.yaml"), text, 0o600)
+	if code := run(t.Context(), []string{"init", "--config", path}, strings.NewReader(""), io.Discard, io.Discard); code != exitFine {
+		t.Fatalf("exit code %d", code)
+	}
+	pepper := writeFile(t, filepath.Join(dir, "pepper"), strings.Repeat("p", tokenstore.MinPepperBytes), 0o600)
+	writeFile(t, path, strings.Replace(text, "t.db", "t.db, pepper_files: ["+pepper+"]", 1), 0o600)
+	var errs strings.Builder
+	run(t.Context(), []string{"restore", "--config", path, "--replace", filepath.Join(dir, "none.backup")}, strings.NewReader(""), io.Discard, &errs)
+	if text := errs.String(); !strings.Contains(text, "its last changes may be missing") || !strings.Contains(text, "`tokenward init --config "+path+"`") {
+		t.Error(text)
 	}
 }
