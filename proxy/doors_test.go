@@ -531,7 +531,7 @@ func TestUpstreamSeesWhatWasJudged(t *testing.T) {
 			"X-Token-Id: 1", "x_token_account: 0", "X-TOKEN.SCOPES: *",
 			"X-Forwarded-For: 10.0.0.1", "Forwarded: for=10.0.0.1", "X-Real-IP: 10.0.0.1", "X-Forwarded-Host: evil", "X-Original-URL: /admin",
 			"X-HTTP-Method-Override: DELETE", "X-Request-Id: mine", "Proxy-Authorization: Basic x",
-			"Keep-Alive: timeout=5", "Accept: text/*", "X-Kept: yes", "", "body",
+			"Keep-Alive: timeout=5", "HTTP2-Settings: AAA", "Accept: text/*", "X-Kept: yes", "", "body",
 		}, "\r\n"))
 		if resp.StatusCode != 200 || body != "hello body" || resp.Header.Get("X-Upstream") != "yes" {
 			t.Fatalf("%d %q", resp.StatusCode, body)
@@ -552,7 +552,7 @@ func TestUpstreamSeesWhatWasJudged(t *testing.T) {
 			"X-Token-Id": {"1"}, "X-Token-Account": {"42"}, "X-Token-Owner": {"1"}, "X-Token-Name": {"full"}, "X-Token-Scopes": {"*"}, "X-Token-Resources": {"all"},
 			"X-Forwarded-For": {"127.0.0.1"}, "X-Forwarded-Proto": {proto}, "X-Forwarded-Host": {"api.example"}, "X-Request-Id": {resp.Header.Get("X-Request-Id")},
 			"Authorization": nil, "X_token_account": nil, "X-Token.scopes": nil, "Forwarded": nil, "X-Real-Ip": nil, "X-Original-Url": nil,
-			"X-Http-Method-Override": nil, "Proxy-Authorization": nil, "Keep-Alive": nil, "Accept": {"text/*"}, "X-Kept": {"yes"}, "User-Agent": nil,
+			"X-Http-Method-Override": nil, "Proxy-Authorization": nil, "Keep-Alive": nil, "Http2-Settings": nil, "Accept": {"text/*"}, "X-Kept": {"yes"}, "User-Agent": nil,
 		} {
 			if got := req.Header[name]; !slices.Equal(got, want) {
 				t.Errorf("%s arrived as %q, want %q", name, got, want)

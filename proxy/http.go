@@ -248,6 +248,7 @@ func (h *HTTP) rewrite(pr *httputil.ProxyRequest) {
 		delete(out.Header, http.CanonicalHeaderKey(name))
 		out.Header[name] = []string{string(f.Value)}
 	}
+	delete(out.Header, "Http2-Settings") // goes no further (RFC 7540 section 3.2.1); net/http takes it for any other
 	if _, sent := out.Header["User-Agent"]; !sent {
 		out.Header["User-Agent"] = nil // else net/http invents one
 	}
