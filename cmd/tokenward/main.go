@@ -50,8 +50,20 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		fmt.Fprintf(stderr, "tokenward: %s\nRun `%s --help` for usage.\n", text, cmd.CommandPath())
 		return exitUsage
 	}
-	fmt.Fprintf(stderr, "tokenward: %s\n", text)
+	fmt.Fprintf(stderr, "tokenward: %s\n", text+openFilesHint(err))
 	return exitFailed
+}
+
+// openFilesHint says what to do where no more files may be open: whatever is opened
+// can meet that.
+func openFilesHint(err error) string {
+	switch {
+	case errors.Is(err, syscall.EMFILE):
+		return "\nThis process may have no more files open: raise its limit, with `ulimit -n 65536`, or LimitNOFILE in its systemd unit"
+	case errors.Is(err, syscall.ENFILE):
+		return "\nThis machine may have no more files open: raise its limit, fs.file-max of sysctl, or end what holds so many"
+	}
+	return ""
 }
 
 // withConfig names the configuration where a message from below, where it is not

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -576,4 +577,31 @@ func FuzzCallingToken(f *testing.F) {
 			t.Errorf("%q goes out as %q, %v", text, wire.String(), err)
 		}
 	})
+}
+
+// TestErrorsForWantOfDescriptorsSayWhatToRaise: whatever is opened can meet that, and it is
+// no fault of the disk's.
+func TestErrorsForWantOfDescriptorsSayWhatToRaise(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it starts real processes")
+	}
+	v := newVictim(t)
+	told := 0
+	for limit := 7; limit < 12; limit++ { // below, the program cannot begin
+		backup := v.command("backup", "--config", v.config, "-o", filepath.Join(v.dir, fmt.Sprint(limit)))
+		cmd := exec.CommandContext(t.Context(), "sh", append([]string{"-c", fmt.Sprintf(`ulimit -n %d && exec "$@"`, limit), "sh"}, backup.Args...)...) //nolint:gosec // the test's own
+		cmd.Env = backup.Env
+		out, _ := cmd.CombinedOutput()
+		text := string(out)
+		if !strings.HasPrefix(text, "tokenward: ") {
+			continue
+		}
+		told++
+		if !strings.Contains(text, "too many open files") || strings.Contains(text, "check the disk") || !strings.HasSuffix(text, "raise its limit, with `ulimit -n 65536`, or LimitNOFILE in its systemd unit\n") {
+			t.Errorf("with %d: %s", limit, text)
+		}
+	}
+	if told < 2 {
+		t.Errorf("it failed %d times", told)
+	}
 }

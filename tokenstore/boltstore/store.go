@@ -143,7 +143,7 @@ func open(o Options) (*Store, error) {
 		return nil, errors.Join(err, db.Close())
 	}
 	if err := anchor(o.Path, db.Info().PageSize); err != nil {
-		return nil, errors.Join(fmt.Errorf("%s cannot be written to disk: %w: check the disk, then try again", o.Path, err), db.Close())
+		return nil, errors.Join(err, db.Close())
 	}
 	go s.write()
 	if s.peppers != nil {
@@ -341,7 +341,10 @@ func anchor(path string, pageSize int) error {
 	if err == nil {
 		err = f.Sync()
 	}
-	return errors.Join(err, f.Close())
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("%s cannot be written to disk: %w: check the disk, then try again", path, err)
+	}
+	return nil
 }
 
 // Close waits for the change under way and closes the file. Changes and reads
