@@ -76,6 +76,7 @@ func check(path string, stdin io.Reader, textOnly bool, now time.Time) (checkRep
 	for i := range cfg.Routes {
 		r.Routes = append(r.Routes, describeRoute(&cfg.Routes[i]))
 	}
+	r.Warnings = append(r.Warnings, cfg.routeWarnings()...)
 	if !textOnly {
 		faults, warnings := cfg.checkFiles(now)
 		unwritable, unsafe := cfg.checkWritable()

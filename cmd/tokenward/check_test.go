@@ -12,6 +12,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/big"
 	"os"
 	"path/filepath"
@@ -275,5 +276,26 @@ func TestCheckOfTheTextAloneLooksAtNoFile(t *testing.T) {
 	}
 	if got, err := runCheck(t, text, "--config", "-", "--text-only"); err != nil {
 		t.Errorf("got %q, %v", got, err)
+	}
+}
+
+func TestVariableInTheNotationOfOtherRoutersIsWarnedOf(t *testing.T) {
+	for text, want := range map[string]string{
+		":id": "{id}", "<Id>": "{id}", "[id]": "{id}",
+		"%3Aid": "", "%3Cid>": "", "things:batch": "", ":": "", ":1": "", ":a:b": "", "{id}": "", "$metadata": "",
+	} {
+		got, err := runCheck(t, "routes:\n  - match: 'GET /m/"+text+"/x'\n", "--config", "-", "--text-only")
+		if err != nil {
+			t.Errorf("%s: %v", text, err)
+		}
+		if warned := strings.Contains(got, "stands for this very text"); warned != (want != "") || !strings.Contains(got, "write "+want) && warned {
+			t.Errorf("%s:\n%s", text, got)
+		}
+	}
+	var log bytes.Buffer
+	c := mustParse(t, "routes:\n  - match: GET /m/:id\n    public: true\n")
+	warnOf(slog.New(slog.NewTextHandler(&log, nil)), c, nil)
+	if !strings.Contains(log.String(), "key=routes[0].match") || !strings.Contains(log.String(), "%3Aid") {
+		t.Error(log.String())
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"net/url"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -561,4 +562,26 @@ func (d *decoder) itemNamed(path string, route *RouteConfig, f enforce.SpecFault
 		}
 	}
 	return path
+}
+
+// otherVariable matches a segment that is a variable to other routers, and text here.
+var otherVariable = regexp.MustCompile(`^(?::([A-Za-z]\w*)|<([A-Za-z]\w*)>|\[([A-Za-z]\w*)\])$`)
+
+// routeWarnings are about routes that can be what is meant, and hardly are.
+func (c *Config) routeWarnings() (warnings []configFault) {
+	for i := range c.Routes {
+		_, path, _ := strings.Cut(c.Routes[i].Match, " ")
+		for text := range strings.SplitSeq(path, "/") {
+			m := otherVariable.FindStringSubmatch(text)
+			if m == nil {
+				continue
+			}
+			warnings = append(warnings, configFault{
+				Key: itemPath("routes", i) + ".match", Rule: ruleRoute,
+				Problem: quote(text) + " stands for this very text, not for a variable",
+				Fix:     fmt.Sprintf("write {%s} for any one segment; if the text is meant, write %%%02X%s, which says so", strings.ToLower(m[1]+m[2]+m[3]), text[0], text[1:]),
+			})
+		}
+	}
+	return warnings
 }

@@ -119,7 +119,7 @@ func (a *app) applyFile(path string) error {
 	if faults, warnings := wanted.checkFiles(a.now()); len(faults) > 0 {
 		return newConfigError(path, nil, faults)
 	} else {
-		warnOf(a.log, warnings)
+		warnOf(a.log, wanted, warnings)
 	}
 	restart := restartNeeded(a.cfg, wanted)
 	slices.Sort(restart)
@@ -214,9 +214,12 @@ func (a *app) readCertificates() (use func(), err error) {
 	}, nil
 }
 
-// warnOf logs what could be better about the files of a configuration.
-func warnOf(log *slog.Logger, warnings []configFault) {
-	for _, w := range warnings {
+// warnOf logs what could be better about the routes and the files of a configuration.
+func warnOf(log *slog.Logger, c *Config, files []configFault) {
+	for _, w := range c.routeWarnings() {
+		log.Warn("a route may not match what is meant", "key", w.Key, "problem", w.Problem, "fix", w.Fix)
+	}
+	for _, w := range files {
 		log.Warn("a file that the configuration names could be safer", "key", w.Key, "problem", w.Problem, "fix", w.Fix)
 	}
 }

@@ -43,7 +43,7 @@ func serve(ctx context.Context, cfg *Config, path string, stderr io.Writer) erro
 	}
 	level := new(slog.LevelVar)
 	log := newLeveledLogger(cfg, stderr, level)
-	warnOf(log, warnings)
+	warnOf(log, cfg, warnings)
 	a, err := newApp(ctx, cfg, log, time.Now)
 	if err != nil {
 		return err
