@@ -20,9 +20,9 @@ func newCheckCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check --config FILE",
 		Short: "Check a configuration and the files it names, and list its routes",
-		Long: "Check a configuration: every fault is shown in one run, with its line and with what\n" +
-			"to write instead. Then look at the files it names: certificates, keys, peppers and\n" +
-			"the folders of store and audit log. Nothing is started, and no file is written.\n\n" +
+		Long: "Check a configuration and the files it names: certificates, keys, peppers and the\n" +
+			"folders of store and audit log. Every fault is shown in one run, with its line and with\n" +
+			"what to write instead. Nothing is started, and no file is written.\n\n" +
 			"The exit code is 0 when the server would start with it, and 1 when not.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -68,7 +68,10 @@ func check(path string, stdin io.Reader, textOnly bool, now time.Time) (checkRep
 	r := checkReport{Config: path, Faults: []configFault{}, Warnings: []configFault{}, Routes: []checkRoute{}}
 	cfg, err := loadFrom(path, stdin)
 	if e, ok := errors.AsType[*configError](err); ok {
-		r.Faults = e.Faults
+		if !textOnly {
+			e = e.withFiles(now)
+		}
+		r.Faults, err = e.Faults, e
 	}
 	if err != nil {
 		return r, err

@@ -299,3 +299,39 @@ func TestVariableInTheNotationOfOtherRoutersIsWarnedOf(t *testing.T) {
 		t.Error(log.String())
 	}
 }
+
+// TestFaultsOfTextAndFilesAreShownInOneRun: but nothing is said of a file whose name could
+// not be read, or is not written there.
+func TestFaultsOfTextAndFilesAreShownInOneRun(t *testing.T) {
+	text := "log: {level: loud}\n" +
+		"tokenstore: {path: /none/t.db, pepper_files: [/none/pepper, 7]}\n" +
+		"audit: {path: '${HOME}/none/a.jsonl'}\n" +
+		"proxy: {tls: {cert_file: /none/cert.pem}}\n"
+	got, err := runCheck(t, text, "--config", "-", "--json")
+	if err == nil {
+		t.Fatal("it is fine")
+	}
+	var r checkReport
+	if err := json.Unmarshal([]byte(got), &r); err != nil {
+		t.Fatalf("%v in %s", err, got)
+	}
+	var keys []string
+	for _, f := range r.Faults {
+		keys = append(keys, fmt.Sprintf("%d %s %s", f.Line, f.Key, f.Rule))
+	}
+	want := []string{
+		"1 log.level bad_choice",
+		"2 tokenstore.path named_file",
+		"2 tokenstore.pepper_files[0] named_file",
+		"2 tokenstore.pepper_files[1] wrong_type",
+		"3 audit.path bad_path",
+		"4 proxy.tls half_tls",
+		"4 proxy.tls.cert_file named_file",
+	}
+	if diff := cmp.Diff(want, keys); diff != "" {
+		t.Errorf("faults (-want +got):\n%s%s", diff, got)
+	}
+	if _, err = runCheck(t, text, "--config", "-", "--text-only"); err == nil || strings.Contains(err.Error(), "/none/pepper\" ") {
+		t.Errorf("with --text-only: %v", err)
+	}
+}

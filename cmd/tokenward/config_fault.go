@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 )
@@ -100,6 +101,11 @@ type configError struct {
 	Name   string // of the file
 	Faults []configFault
 	lines  []string // of the file, for quoting
+
+	// config is as far as the text could be read, and decoder knows how far that is;
+	// nil where the faults are not of a text.
+	config  *Config
+	decoder *decoder
 }
 
 // maxFaultsShown bounds what is printed; all faults are counted.
@@ -115,6 +121,23 @@ func newConfigError(name string, lines []string, faults []configFault) *configEr
 		f.Key, f.Problem, f.Fix = mask(shownText(f.Key)), mask(f.Problem), mask(f.Fix)
 	}
 	return &configError{Name: name, Faults: slices.Compact(faults), lines: lines}
+}
+
+// withFiles adds the faults of the files that are named where the text has none.
+func (e *configError) withFiles(now time.Time) *configError {
+	if e.config == nil {
+		return e
+	}
+	faults := e.Faults
+	named, _ := e.config.checkFiles(now)
+	unwritable, _ := e.config.checkWritable()
+	for _, f := range slices.Concat(named, unwritable) {
+		if at, written := e.decoder.places[f.Key]; written && e.decoder.sound(f.Key) {
+			f.Line, f.Column, f.width = at.line, at.column, at.width
+			faults = append(faults, f)
+		}
+	}
+	return newConfigError(e.Name, e.lines, faults)
 }
 
 // Error prints all faults: where, what, the line with the place underlined,

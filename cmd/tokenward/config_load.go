@@ -88,7 +88,9 @@ func parseConfig(name string, data []byte) (*Config, error) {
 		}
 	}
 	if len(faults) > 0 {
-		return nil, newConfigError(name, src.lines, faults)
+		e := newConfigError(name, src.lines, faults)
+		e.config, e.decoder = c, d
+		return nil, e
 	}
 	return c, nil
 }
