@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -26,6 +27,9 @@ func TestAdapterGivesTheWholeRequest(t *testing.T) {
 		fmt.Fprintf(w, "%s %s %s %s %v %d %q %v %s", r.Method, r.URL.Path, r.URL.RawQuery, r.Host, r.Header["X-A"], r.ContentLength, body, err, r.Trailer.Get("T"))
 		if r.RemoteAddr == "" || r.Proto != "HTTP/1.1" || r.TLS != nil || r.Context().Value(http.LocalAddrContextKey) == nil {
 			t.Errorf("%+v", r)
+		}
+		if chunked := slices.Equal(r.TransferEncoding, []string{"chunked"}); chunked != (r.ContentLength < 0) || r.Header["Transfer-Encoding"] != nil {
+			t.Errorf("Transfer-Encoding %q, length %d, fields %v", r.TransferEncoding, r.ContentLength, r.Header)
 		}
 	})
 	c.send("POST /a%20b?c=d HTTP/1.1\r\nHost: h:1\r\nx-a: 1\r\nX-A: 2\r\nContent-Length: 3\r\n\r\nabc").

@@ -164,6 +164,7 @@ func TestMalformedEditIsNeverSent(t *testing.T) {
 		"bad host":            func(e *Edit) { e.Host = []byte("a b") },
 		"empty target":        func(e *Edit) { e.Target = []byte{} },
 		"target with space":   func(e *Edit) { e.Target = []byte("/ HTTP/1.1\r\nA: b") },
+		"target not ASCII":    func(e *Edit) { e.Target = []byte("/\xe4") },
 		"absolute target":     func(e *Edit) { e.Target = []byte("http://h/") },
 		"index out of range":  func(e *Edit) { e.Drop = append(e.Drop, 1) },
 		"answer field":        func(e *Edit) { e.AddAnswer(Field{Name: []byte("A"), Value: []byte("\n")}) },
@@ -209,7 +210,9 @@ func TestMalformedAnswerIs502(t *testing.T) {
 		"status 600":         "HTTP/1.1 600 OK\r\n\r\n",
 		"status 099":         "HTTP/1.1 099 OK\r\n\r\n",
 		"status of 4 digits": "HTTP/1.1 2000 OK\r\n\r\n",
-		"status of letters":  "HTTP/1.1 2x0 OK\r\n\r\n",
+		"letter first":       "HTTP/1.1 x00 OK\r\n\r\n",
+		"letter in status":   "HTTP/1.1 2x0 OK\r\n\r\n",
+		"letter last":        "HTTP/1.1 20x OK\r\n\r\n",
 		"version 1.2":        "HTTP/1.2 200 OK\r\n\r\n",
 		"tab for space":      "HTTP/1.1\t200 OK\r\n\r\n",
 		"version 2":          "HTTP/2.0 200 OK\r\n\r\n",
@@ -217,6 +220,7 @@ func TestMalformedAnswerIs502(t *testing.T) {
 		"204 with length":    "HTTP/1.1 204 No\r\nContent-Length: 3\r\n\r\nabc",
 		"204 with coding":    "HTTP/1.1 204 No\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
 		"unasked switch":     "HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n",
+		"bare switch":        "HTTP/1.1 101 Switching\r\n\r\n",
 		"endless interims":   strings.Repeat("HTTP/1.1 103 Early\r\n\r\n", 40),
 		"bad first chunk":    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
 		"large head":         "HTTP/1.1 200 OK\r\nA: " + strings.Repeat("a", 70_000) + "\r\n\r\n",
@@ -375,15 +379,15 @@ func TestBodylessAnswers(t *testing.T) {
 }
 
 func TestAnswerLosesHopByHopFields(t *testing.T) {
-	addr := answers(t, "HTTP/1.1 200 OK\r\nConnection: X-Gone, keep-alive\r\nX-Gone: 1\r\nKeep-Alive: 9\r\nProxy-Authenticate: x\r\nProxy-Status: p\r\nUpgrade: h2c\r\nUpgrade: x\r\nTE: x\r\nX-Kept: 1\r\nDate: then\r\nContent-Length: 0\r\n\r\n")
+	addr := answers(t, "HTTP/1.1 200 Fine\r\nConnection: X-Gone, keep-alive\r\nX-Gone: 1\r\nKeep-Alive: 9\r\nProxy-Authenticate: x\r\nProxy-Status: p\r\nUpgrade: h2c\r\nUpgrade: x\r\nTE: x\r\nX-Kept: 1\r\nDate: then\r\nContent-Length: 0\r\n\r\n")
 	resp, _ := dial(t, addr).send("GET / HTTP/1.1\r\nHost: h\r\n\r\n").answer("GET")
 	var names []string
 	for name := range resp.Header {
 		names = append(names, name)
 	}
 	slices.Sort(names)
-	if got := strings.Join(names, " "); got != "Content-Length Date Proxy-Status X-Kept" || resp.Header.Get("Date") != "then" {
-		t.Errorf("fields %s, Date %s", got, resp.Header.Get("Date"))
+	if got := strings.Join(names, " "); got != "Content-Length Date Proxy-Status X-Kept" || resp.Header.Get("Date") != "then" || resp.Status != "200 Fine" {
+		t.Errorf("status %s, fields %s, Date %s", resp.Status, got, resp.Header.Get("Date"))
 	}
 }
 
@@ -880,6 +884,9 @@ func TestUnsolicitedBytesAreNeverAnAnswer(t *testing.T) {
 				}
 				return len(pool.idle) == 1 && !pool.idle[0].silent()
 			})
+			if late && pool.Open() != 1 {
+				t.Errorf("%d connections are counted, want 1", pool.Open())
+			}
 		}
 	}
 }
@@ -937,6 +944,11 @@ func TestUpgradesThatNeverPass(t *testing.T) {
 		if want := "GET / HTTP/1.1\r\nHost: h\r\n\r\n"; got != want {
 			t.Errorf("%s: upstream got %q, want %q", name, got, want)
 		}
+	}
+	const body = "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n"
+	got, _ := rawRequest(t, body+"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\nabc", func(_ *Exchange, e *Edit) { e.Upgrade = true })
+	if got != body+"\r\n" {
+		t.Errorf("with a body: upstream got %q", got)
 	}
 }
 
@@ -1058,6 +1070,27 @@ func TestCutterOfAnEarlierExchangeDoesNothing(t *testing.T) {
 
 // TestClientThatLeavesEndsTheUpstreamExchange: nothing is written, so only the
 // sweeper can notice.
+// TestCutLeavesTheConnectionOfAnEarlierExchange, which may be another client's by now.
+func TestCutLeavesTheConnectionOfAnEarlierExchange(t *testing.T) {
+	up := scripted(t, echoing)
+	pool := upstreamTo(t, up.addr())
+	forward := forwarding(pool, nil)
+	addr := start(t, &Server{Handler: func(x *Exchange) {
+		if string(x.Request().Target) == "/cut" {
+			x.Cutter().Cut()
+			return
+		}
+		forward(x)
+	}})
+	c := dial(t, addr)
+	c.send(get).want("GET", 200, "GET / h 0 ")
+	c.send("GET /cut HTTP/1.1\r\nHost: h\r\n\r\n").wantReset()
+	dial(t, addr).send("GET /other HTTP/1.1\r\nHost: h\r\n\r\n").want("GET", 200, "GET /other h 0 ")
+	if n := up.connections(); n != 1 {
+		t.Errorf("%d connections to the upstream, want 1", n)
+	}
+}
+
 func TestClientThatLeavesEndsTheUpstreamExchange(t *testing.T) {
 	settled(t)
 	arrived, left := make(chan struct{}), make(chan struct{})

@@ -137,7 +137,7 @@ func (s *Server) Serve(l net.Listener) error {
 		}](err); !ok || !temporary.Temporary() {
 			return fmt.Errorf("accept a connection: %w", err)
 		}
-		if s.Starved != nil && (told.IsZero() || time.Since(told) >= time.Minute) {
+		if s.Starved != nil && time.Since(told) >= time.Minute {
 			told = time.Now()
 			s.Starved(err)
 		}

@@ -878,7 +878,7 @@ func TestDateGoesOn(t *testing.T) {
 			if got, want := string(s.date.Load().line), "Date: "+time.Now().UTC().Format(http.TimeFormat)+"\r\n"; got != want {
 				t.Errorf("%q, want %q", got, want)
 			}
-			time.Sleep(time.Second)
+			time.Sleep(time.Second) //nolint:forbidigo // in a bubble
 		}
 	})
 }

@@ -72,6 +72,7 @@ var oddRequests = []odd{
 	{"lower-case version", "GET / http/1.1\r\nHost: h\r\n\r\n", 400, "request_line"},
 	{"HTTP/1.2", "GET / HTTP/1.2\r\nHost: h\r\n\r\n", 505, "version"},
 	{"HTTP/2.0", "GET / HTTP/2.0\r\nHost: h\r\n\r\n", 505, "version"},
+	{"HTTP/1.x", "GET / HTTP/1.x\r\nHost: h\r\n\r\n", 400, "request_line"},
 	{"HTTP/1.10", "GET / HTTP/1.10\r\nHost: h\r\n\r\n", 400, "request_line"},
 	{"method no token", "G(T / HTTP/1.1\r\nHost: h\r\n\r\n", 400, "method"},
 	{"long method", strings.Repeat("A", 33) + " / HTTP/1.1\r\nHost: h\r\n\r\n", 501, "method_long"},

@@ -38,13 +38,13 @@ func TestIdleConnectionsEndInTime(t *testing.T) {
 		u := piped(&Upstream{IdleTimeout: time.Minute})
 		old, young := take(t, u), take(t, u)
 		u.put(old)
-		time.Sleep(50 * time.Second)
+		time.Sleep(50 * time.Second) //nolint:forbidigo // in a bubble
 		synctest.Wait()
 		u.put(young)
 		if u.Idle() != 2 {
 			t.Fatalf("%d idle connections before their time, want 2", u.Idle())
 		}
-		time.Sleep(41 * time.Second)
+		time.Sleep(41 * time.Second) //nolint:forbidigo // in a bubble
 		synctest.Wait()
 		if u.Idle() != 1 || u.Open() != 1 {
 			t.Errorf("%d idle of %d connections, want the younger one", u.Idle(), u.Open())
@@ -53,7 +53,7 @@ func TestIdleConnectionsEndInTime(t *testing.T) {
 			t.Error("the younger one ended first")
 		}
 		u.put(young)
-		time.Sleep(91 * time.Second)
+		time.Sleep(91 * time.Second) //nolint:forbidigo // in a bubble
 		synctest.Wait()
 		if u.Idle() != 0 || u.Open() != 0 {
 			t.Errorf("%d idle of %d connections after their time", u.Idle(), u.Open())
