@@ -333,6 +333,10 @@ func TestGarbageTouchesNeitherCacheNorStore(t *testing.T) {
 		if _, err := cache.Find(t.Context(), test.text); !errors.Is(err, test.want) {
 			t.Errorf("%s: got %v, want %v", test.name, err, test.want)
 		}
+		broken := tokenstore.NewFormats("tw").Classify(test.text) == tokenstore.ClassBroken
+		if broken != errors.Is(test.want, tokenstore.ErrBrokenSecret) {
+			t.Errorf("%s: by its form it is broken: %t", test.name, broken)
+		}
 	}
 	if s := cache.Stats(); s.Hits+s.Misses != 0 {
 		t.Errorf("garbage was counted as lookups: %+v", s)
