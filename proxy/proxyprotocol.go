@@ -285,8 +285,9 @@ func readV2(r io.Reader, raw []byte) ([]byte, error) {
 }
 
 // clientOf gives the address in a header. Version 1 has no word for a proxy that
-// speaks for itself; UNKNOWN there, and an unspecified family in version 2, is a
-// client of whom nothing is known.
+// speaks for itself; UNKNOWN there, and a Unix socket in version 2, is a client of whom
+// nothing is known. An unspecified family in version 2 was refused before, unless the
+// proxy speaks for itself.
 func clientOf(h *proxyproto.Header) (remote net.Addr, own bool, err error) {
 	if h.Version == 2 && h.Command.IsLocal() {
 		return nil, true, nil

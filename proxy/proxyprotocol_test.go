@@ -114,8 +114,29 @@ func TestProxyProtocolNamesThePeer(t *testing.T) {
 	}
 }
 
-// TestProxyProtocolFromOthersIsABadRequest: whoever is not listed cannot name an
-// address.
+// A client of whom the load balancer knows nothing must not be taken for the load
+// balancer, which may be an allowed source.
+func TestUnknownPeerIsNotTheLoadBalancer(t *testing.T) {
+	w, addr := protocolWorld(t, "127.0.0.1/32", patience, nil)
+	raw := get + w.secrets["full"] + "\r\n\r\n"
+	for header, want := range map[string]string{
+		"PROXY TCP4 198.51.100.7 10.0.0.1 12345 443\r\n": "198.51.100.7",
+		v2(0x21, 0x11, tcp4From198):                      "198.51.100.7",
+		"PROXY UNKNOWN\r\n":                              "",
+		v2(0x21, 0x31, strings.Repeat("a", 216)):         "", // a Unix socket
+		v2(0x20, 0x00, ""):                               "127.0.0.1",
+		v2(0x20, 0x11, tcp4From198):                      "127.0.0.1",
+	} {
+		if got := send(t, addr, header+raw); got != 200 {
+			t.Errorf("%q: status %d", header, got)
+		}
+		_, got, _ := strings.Cut(w.upstream.last(), "X-Forwarded-For: ")
+		if got, _, _ = strings.Cut(got, "\r\n"); got != want {
+			t.Errorf("%q: comes from %q, want %q", header, got, want)
+		}
+	}
+}
+
 func TestPeerThatWasNamedIsServedBySocket(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -142,6 +163,8 @@ func TestPeerThatWasNamedIsServedBySocket(t *testing.T) {
 	}
 }
 
+// TestProxyProtocolFromOthersIsABadRequest: whoever is not listed cannot name an
+// address.
 func TestProxyProtocolFromOthersIsABadRequest(t *testing.T) {
 	w, addr := protocolWorld(t, "192.0.2.0/24", patience, nil)
 	raw := get + w.secrets["elsewhere"] + "\r\n\r\n"
