@@ -27,7 +27,21 @@ func loadConfig(path string) (*Config, error) {
 // readConfigFile reads at most one byte more than a configuration may have, so
 // that parseConfig can tell.
 func readConfigFile(path string) ([]byte, error) {
-	info, err := os.Stat(path) // before opening, which would wait on a named pipe
+	f, err := openRegular(path)
+	if err != nil {
+		return nil, err
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxConfigBytes+1))
+	if err := errors.Join(err, f.Close()); err != nil {
+		return nil, fileProblem(err)
+	}
+	return data, nil
+}
+
+// openRegular opens a regular file, and nothing that would be waited for, such as a
+// named pipe.
+func openRegular(path string) (*os.File, error) {
+	info, err := os.Stat(path) // before opening, which already waits
 	if err != nil {
 		return nil, fileProblem(err)
 	}
@@ -38,11 +52,7 @@ func readConfigFile(path string) ([]byte, error) {
 	if err != nil {
 		return nil, fileProblem(err)
 	}
-	data, err := io.ReadAll(io.LimitReader(f, maxConfigBytes+1))
-	if err := errors.Join(err, f.Close()); err != nil {
-		return nil, fileProblem(err)
-	}
-	return data, nil
+	return f, nil
 }
 
 // fileProblem is the cause without the path, which is printed before it.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -73,8 +74,8 @@ func (c *changes) settled(now [sha256.Size]byte) bool {
 	return same && now != c.loaded
 }
 
-// fingerprint is a digest of what the watched files hold. A file that cannot be
-// read counts as empty: the reload that follows says why.
+// fingerprint is a digest of what the watched files hold. What cannot be read, or is
+// no file any more, counts as empty: the reload that follows says why.
 func (c *Config) fingerprint(path string) [sha256.Size]byte {
 	h := sha256.New()
 	files := []string{path}
@@ -88,9 +89,12 @@ func (c *Config) fingerprint(path string) [sha256.Size]byte {
 		if f == "" {
 			continue
 		}
-		b, _ := os.ReadFile(f) //nolint:gosec // the operator names it
-		sum := sha256.Sum256(b)
-		h.Write(sum[:])
+		sum := sha256.New()
+		if file, err := openRegular(f); err == nil {
+			_, _ = io.Copy(sum, file)
+			_ = file.Close()
+		}
+		h.Write(sum.Sum(nil))
 	}
 	return [sha256.Size]byte(h.Sum(nil))
 }

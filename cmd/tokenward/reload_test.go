@@ -273,6 +273,38 @@ func TestEveryFileThatAReloadReadsIsWatched(t *testing.T) {
 	}
 }
 
+// TestPipeInThePlaceOfAFileDoesNotHoldUpTheWatcher: whoever opens one waits for its
+// other end, and the watcher is also what SIGTERM is told to.
+func TestPipeInThePlaceOfAFileDoesNotHoldUpTheWatcher(t *testing.T) {
+	dir := t.TempDir()
+	path, cert := filepath.Join(dir, "tokenward.yaml"), filepath.Join(dir, "cert.pem")
+	cfg := defaultConfig()
+	cfg.Proxy.TLS.CertFile = cert
+	gone := cfg.fingerprint(path)
+	for _, pipe := range []string{path, cert} {
+		if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var other sync.WaitGroup
+		other.Go(func() { // lets go whoever waits
+			if err := os.WriteFile(pipe, []byte("read"), 0o600); err != nil && !errors.Is(err, syscall.EPIPE) {
+				t.Error(err)
+			}
+		})
+		if cfg.fingerprint(path) != gone {
+			t.Errorf("%s is a pipe, and is read", filepath.Base(pipe))
+		}
+		in, err := os.OpenFile(pipe, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		other.Wait()
+		if err := errors.Join(in.Close(), os.Remove(pipe)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestReloadSaysWhatNeedsARestart(t *testing.T) {
 	s := startApp(t, "routes:\n  - {match: GET /a, public: true}\n")
 	s.rewrite(t, "log: {level: debug}\nroutes:\n  - {match: GET /a, public: true}\nenforce: {on_no_route: 404}\n")
