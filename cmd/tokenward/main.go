@@ -25,6 +25,8 @@ const (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	// Who presses Ctrl-C twice does not want to wait; SIGTERM may come twice by itself.
+	context.AfterFunc(ctx, func() { signal.Reset(os.Interrupt) })
 	code := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
 	stop()
 	os.Exit(code)
@@ -34,7 +36,7 @@ func main() {
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	root := newRootCommand()
 	root.SetArgs(args)
-	root.SetIn(stdin)
+	root.SetIn(&input{ctx: ctx, from: stdin, buf: make([]byte, 32<<10), done: make(chan result, 1)})
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	cmd, err := root.ExecuteContextC(ctx)
@@ -64,6 +66,40 @@ func openFilesHint(err error) string {
 		return "\nThis machine may have no more files open: raise its limit, fs.file-max of sysctl, or end what holds so many"
 	}
 	return ""
+}
+
+// input is standard input, until ctx ends: a read of a terminal or a pipe cannot be
+// broken off. What it reads by then is lost.
+type input struct {
+	ctx  context.Context // lives as long as one command
+	from io.Reader
+	buf  []byte      // of the read that is under way
+	done chan result // likewise
+}
+
+// result is what a read gave.
+type result struct {
+	n   int
+	err error
+}
+
+func (i *input) Read(p []byte) (int, error) {
+	if err := context.Cause(i.ctx); err != nil {
+		return 0, err
+	}
+	go i.next(i.buf[:min(len(p), len(i.buf))])
+	select {
+	case r := <-i.done:
+		return copy(p, i.buf[:r.n]), r.err
+	case <-i.ctx.Done():
+		return 0, context.Cause(i.ctx)
+	}
+}
+
+// next ends once there is something to read.
+func (i *input) next(p []byte) {
+	n, err := i.from.Read(p)
+	i.done <- result{n, err}
 }
 
 // withConfig names the configuration where a message from below, where it is not
