@@ -40,6 +40,7 @@ func newInitCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			tellBrokenPipe()
 			if err := printRoot(cmd.OutOrStdout(), cfg, made, others, asJSON); err != nil {
 				return fmt.Errorf("root token %d was made, but its secret could not be printed, and cannot be read again: %w\nTo have another in its place, run `tokenward init --new-root --config %s`", made.Token.ID, err, shellWord(config))
 			}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -98,7 +97,8 @@ func (t *tokenCommand) report(cmd *cobra.Command, query url.Values) error {
 		each = w.assessment
 	}
 	if _, err := c.page(cmd.Context(), one, each); err != nil {
-		return errors.Join(list.abort(), err)
+		list.abort()
+		return err
 	}
 	if t.asJSON {
 		return list.end("")

@@ -8,9 +8,11 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"os/signal"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -122,12 +124,20 @@ func (t *tokenCommand) oneOf(cmd *cobra.Command, c *client, one call, say func(*
 	if !t.asJSON {
 		text = say(&v)
 	}
+	if one.once {
+		tellBrokenPipe()
+	}
 	_, err = io.WriteString(cmd.OutOrStdout(), text)
 	if err != nil && one.once {
 		return unprinted(&v, err)
 	}
 	return err
 }
+
+// tellBrokenPipe has a write fail where nobody reads the pipe any more. That would
+// else end the program without a word, and nobody would know that there is a secret
+// that nobody has.
+func tellBrokenPipe() { signal.Ignore(syscall.SIGPIPE) }
 
 // unprinted is the error of a secret that was made and that nobody got to see.
 func unprinted(v *tokenView, cause error) error {
@@ -223,13 +233,15 @@ func (t *tokenCommand) list(cmd *cobra.Command, query url.Values, limit int) err
 		query.Set("limit", strconv.Itoa(size))
 		next, err := c.page(cmd.Context(), one, out.token)
 		if err != nil {
-			return errors.Join(out.abort(), err)
+			out.abort()
+			return err
 		}
 		switch {
 		case next == "" || limit > 0 && out.count >= limit:
 			return out.end(next)
 		case next == query.Get("cursor"):
-			return errors.Join(out.abort(), c.strange(one, "its pages of the list go round in circles"))
+			out.abort()
+			return c.strange(one, "its pages of the list go round in circles")
 		}
 		query.Set("cursor", next)
 		if err := out.flush(); err != nil {

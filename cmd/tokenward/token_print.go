@@ -338,13 +338,13 @@ func shortened(s string) string {
 // flush prints what has come in.
 func (l *listWriter) flush() error { return l.table.Flush() }
 
-// abort ends a list that broke off.
-func (l *listWriter) abort() error {
+// abort ends a list that broke off. If it cannot be written, that is why, or comes on
+// top of why.
+func (l *listWriter) abort() {
 	if l.asJSON && l.count > 0 {
-		_, err := fmt.Fprintln(l.out)
-		return err
+		fmt.Fprintln(l.out)
 	}
-	return l.flush()
+	_ = l.flush()
 }
 
 // end ends a list. next is where it would go on, or "".

@@ -148,6 +148,37 @@ func TestSecretThatCannotBePrintedSaysHowToHaveAnother(t *testing.T) {
 	}
 }
 
+// TestSecretIsNotLostToABrokenPipeWithoutAWord: the program that was to take it, as
+// in `tokenward init --json | jq`, is not there.
+func TestSecretIsNotLostToABrokenPipeWithoutAWord(t *testing.T) {
+	f := newFakeServer(t, func(w http.ResponseWriter, _ *http.Request) { answerJSON(w, http.StatusCreated, made) })
+	dir := t.TempDir()
+	path := writeFile(t, filepath.Join(dir, "tokenward.yaml"), fmt.Sprintf("tokenstore: {path: %[1]s/t.db}\naudit: {path: %[1]s/a.jsonl}\n", dir), 0o600)
+	for want, args := range map[string][]string{
+		"token 7 has a new secret":              {"token", "create", "--name", "ci"},
+		"run `tokenward init --new-root --conf": {"init", "--json", "--config", path},
+	} {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.CommandContext(t.Context(), "tokenward", args...) //nolint:gosec // the test's own
+		cmd.Env = append(os.Environ(), envAdmin+"="+f.url, envToken+"="+callingToken.Reveal())
+		var errs strings.Builder
+		cmd.Stdout, cmd.Stderr = w, &errs
+		if err := r.Close(); err != nil {
+			t.Fatal(err)
+		}
+		err = cmd.Run()
+		if cmd.ProcessState.ExitCode() != exitFailed || !strings.Contains(errs.String(), want) {
+			t.Errorf("%q: %v\n%s", args, err, errs.String())
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestMigrateLeavesNoCopyOfWhatItCannotUpgrade(t *testing.T) {
 	for want, spoil := range map[string]func([]byte) []byte{
 		"is not a token store": func([]byte) []byte { return []byte(strings.Repeat("no store ", 1000)) },
