@@ -101,7 +101,7 @@ type AuditStats struct {
 	Events    uint64 // appended since start
 	FileBytes int64  // size of the current file
 	Line      uint64 // number of the last line
-	Broken    bool   // it can no longer be written
+	Faulty    bool   // the last attempt to write it failed
 	Head      string // the last signed head as text; empty when there is none
 
 	Denials DenialStats

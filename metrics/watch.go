@@ -110,7 +110,7 @@ func (c *auditCollector) Collect(ch chan<- prometheus.Metric) {
 	ch <- gauge(c.bytes, float64(s.FileBytes))
 	ch <- gauge(c.line, float64(s.Line))
 	up := 1.0
-	if s.Broken {
+	if s.Faulty {
 		up = 0
 	}
 	ch <- gauge(c.up, up)

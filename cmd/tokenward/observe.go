@@ -107,7 +107,7 @@ func (a *app) usageStats() metrics.UsageStats { return metrics.UsageStats(a.vaul
 func (a *app) auditStats() metrics.AuditStats {
 	s := a.vault.log.Stats()
 	out := metrics.AuditStats{
-		Events: s.Events, FileBytes: s.FileBytes, Line: s.Line, Broken: s.Broken,
+		Events: s.Events, FileBytes: s.FileBytes, Line: s.Line, Faulty: s.Fault != nil,
 		Denials: metrics.DenialStats(a.vault.denials.Stats()),
 	}
 	if head := a.vault.log.SignedHead(); head.Line > 0 {

@@ -23,11 +23,18 @@ func (a *app) checkStore() (metrics.State, string) {
 const fixDisplaced = "take a backup now, with `tokenward backup -o BACKUP`, stop, and restore it with `tokenward restore BACKUP`"
 
 func (a *app) checkAudit() (metrics.State, string) {
-	log := a.vault.log.Stats()
-	switch waiting := a.vault.store.Stats().Outbox; {
-	case log.Fault != nil:
-		return metrics.Warning, "the audit log cannot be written: " + log.Fault.Error()
-	case waiting >= tokenstore.MaxOutbox:
+	return auditState(a.vault.log.Stats().Fault, a.vault.store.Stats().Outbox)
+}
+
+// auditState is what there is to say of a log whose last write ended with fault, while
+// so many events wait for it.
+func auditState(fault error, waiting int) (metrics.State, string) {
+	switch full := waiting >= tokenstore.MaxOutbox; {
+	case fault != nil && full:
+		return metrics.Warning, "changes are refused, since too many events wait for the audit log, which cannot be written: " + fault.Error()
+	case fault != nil:
+		return metrics.Warning, "the audit log cannot be written: " + fault.Error()
+	case full:
 		return metrics.Warning, "changes are refused: too many events wait for the audit log"
 	case waiting > tokenstore.MaxOutbox/10:
 		return metrics.Warning, "many events wait for the audit log"
