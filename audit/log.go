@@ -356,7 +356,7 @@ func (l *Log) headDueLocked(now time.Time, more int) bool {
 // checkFileLocked returns an error if the file at path is not the one that is
 // open, or not of the length it was left with.
 func (l *Log) checkFileLocked() error {
-	const then = "another program has touched it, which would break the chain; stop that program, then restart tokenward"
+	const then = "another program has touched it, which would break the chain; stop that program, put the log back as it was, then restart tokenward"
 	open, err := l.file.Stat()
 	if err != nil {
 		return err

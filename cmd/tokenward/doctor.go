@@ -248,9 +248,10 @@ func (d *doctor) together(path string) {
 		return // a copy does not know what its node handed over
 	}
 	_, last, err := d.store.Position()
-	if err != nil || last == 0 || d.store.Stats().Outbox > 0 {
+	if err != nil {
 		return
 	}
+	given := last - uint64(d.store.Stats().Outbox) //nolint:gosec // a count
 	seen := uint64(0)
 	for record, err := range audit.Records(path) {
 		if err != nil {
@@ -261,8 +262,8 @@ func (d *doctor) together(path string) {
 		}
 	}
 	switch {
-	case seen < last:
-		d.fault("audit", fmt.Sprintf("the store handed over %d events, and the log knows %d at most: its end was cut off, or it is the log of another store", last, seen), "put the log back from where copies are kept")
+	case seen < given:
+		d.fault("audit", fmt.Sprintf("the store handed over %d events, and the log knows %d at most: its end was cut off, or it is the log of another store", given, seen), "put the log back from where copies are kept")
 	case seen > last:
 		d.fault("audit", fmt.Sprintf("the log knows event %d of this store, which has made only %d: the store is an older copy", seen, last), "run "+d.command("restore --replace BACKUP")+" with the latest backup, or with one of this copy, made with "+d.command("backup -o BACKUP")+": it takes away what was revoked since")
 	}

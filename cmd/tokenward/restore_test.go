@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -171,5 +172,40 @@ func TestWarningOfARestoreHasCommandsThatCanBeTyped(t *testing.T) {
 	run(t.Context(), []string{"restore", "--config", path, "--replace", filepath.Join(dir, "none.backup")}, strings.NewReader(""), io.Discard, &errs)
 	if text := errs.String(); !strings.Contains(text, "its last changes may be missing") || !strings.Contains(text, "`tokenward init --config "+path+"`") {
 		t.Error(text)
+	}
+}
+
+// TestLogThatLostItsEndIsToldAtTheStart: the first event behind the gap hides it from
+// every later look.
+func TestLogThatLostItsEndIsToldAtTheStart(t *testing.T) {
+	t.Parallel()
+	_, cfg := storeToExamine(t, unsealed)
+	start := func() string {
+		var log bytes.Buffer
+		v, err := openVault(t.Context(), cfg, slog.New(slog.NewTextHandler(&log, nil)), time.Now, opening{serve: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		account := uint64(1)
+		if _, err := v.service.Create(t.Context(), admin.Operator(""), admin.Spec{Account: &account, Name: "later", Scopes: []string{"a"}}); err != nil {
+			t.Error(err)
+		}
+		if err := v.close(); err != nil {
+			t.Fatal(err)
+		}
+		return log.String()
+	}
+	const told = "the audit log lacks the last events"
+	if log := start(); strings.Contains(log, told) {
+		t.Errorf("a whole log:\n%s", log)
+	}
+	if err := os.Rename(cfg.Audit.Path, cfg.Audit.Path+".1"); err != nil {
+		t.Fatal(err)
+	}
+	if log := start(); !strings.Contains(log, told) {
+		t.Errorf("a log that was moved away is not missed:\n%s", log)
+	}
+	if log := start(); strings.Contains(log, told) {
+		t.Errorf("the new log:\n%s", log)
 	}
 }

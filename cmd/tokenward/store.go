@@ -175,7 +175,7 @@ func (v *vault) connect(ctx context.Context, cfg *Config, log *slog.Logger, o op
 	if recovery.TornBytes > 0 {
 		log.Warn("the audit log ended in half a line, which was cut off: the process was killed while it wrote, nothing acknowledged is lost", "path", cfg.Audit.Path, "bytes", recovery.TornBytes)
 	}
-	if v.older, err = v.compareWithLog(cfg.TokenStore.Path); err != nil && !(v.older && o.older) {
+	if v.older, err = v.compareWithLog(cfg, log); err != nil && !(v.older && o.older) {
 		return errors.Join(err, v.log.Close(v.now()))
 	}
 	v.startDrainer(log, o.observe)
@@ -188,8 +188,9 @@ func (v *vault) connect(ctx context.Context, cfg *Config, log *slog.Logger, o op
 
 // compareWithLog refuses a store that is behind its audit log, as after somebody put an
 // older copy of the file in its place. What was revoked since would be valid again, and
-// its next events would have the numbers of those that tell a restore of it.
-func (v *vault) compareWithLog(path string) (older bool, err error) {
+// its next events would have the numbers of those that tell a restore of it. A log
+// that is behind its store is warned of now: once more is written, nobody can tell.
+func (v *vault) compareWithLog(cfg *Config, log *slog.Logger) (older bool, err error) {
 	own, single := v.store.(file)
 	if !single {
 		return false, nil // the events of a cluster are numbered by etcd
@@ -198,10 +199,15 @@ func (v *vault) compareWithLog(path string) (older bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	if known := v.log.LastOf(v.store.Source()); known > last {
+	known := v.log.LastOf(v.store.Source())
+	if known > last {
 		return true, fmt.Errorf("%s is an older copy of the token store: the audit log tells of event %d, and it has made only %d, so what was revoked since would be valid again\n"+
 			"Put the latest file back; or make this one a backup, with `tokenward backup -o BACKUP --config F`, and restore that, with `tokenward restore --replace BACKUP --config F`, which takes away again what was revoked. "+
-			"If the log is the wrong one, move it with its older files to a safe place, and a new one is begun", path, known, last)
+			"If the log is the wrong one, move it with its older files to a safe place, and a new one is begun", cfg.TokenStore.Path, known, last)
+	}
+	if had := last - uint64(v.store.Stats().Outbox); known < had { //nolint:gosec // a count
+		log.Warn("the audit log lacks the last events that this store gave it: its end was cut off, or it is a new one or that of another store. "+
+			"Unless that was meant, stop, and put the log back from where copies are kept", "path", cfg.Audit.Path, "given", had, "known", known)
 	}
 	return false, nil
 }
