@@ -335,3 +335,18 @@ func TestFaultsOfTextAndFilesAreShownInOneRun(t *testing.T) {
 		t.Errorf("with --text-only: %v", err)
 	}
 }
+
+// TestUnreadableKeyIsNotSaidToBeTheWrongOne: the kernel refuses to read the beginning of
+// a process's memory, whoever asks.
+func TestUnreadableKeyIsNotSaidToBeTheWrongOne(t *testing.T) {
+	const unreadable = "/proc/self/mem"
+	if _, err := os.Stat(unreadable); err != nil {
+		t.Skip(err)
+	}
+	cert := writeFile(t, filepath.Join(t.TempDir(), "cert.pem"), "", 0o600)
+	f := fileChecker{now: time.Now()}
+	f.certificate("proxy.tls", TLSConfig{CertFile: cert, KeyFile: unreadable})
+	if len(f.faults) != 1 || f.faults[0].Key != "proxy.tls.key_file" || !strings.Contains(f.faults[0].Problem, "cannot be read") {
+		t.Errorf("faults are %v", f.faults)
+	}
+}

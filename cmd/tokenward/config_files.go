@@ -89,7 +89,12 @@ func (f *fileChecker) certificate(section string, t TLSConfig) {
 	if keyThere := f.secret(key, t.KeyFile); !certThere || !keyThere {
 		return
 	}
-	pair, err := tls.LoadX509KeyPair(t.CertFile, t.KeyFile)
+	certText, certRead := f.read(section+".cert_file", t.CertFile)
+	keyText, keyRead := f.read(key, t.KeyFile)
+	if !certRead || !keyRead {
+		return
+	}
+	pair, err := tls.X509KeyPair(certText, keyText)
 	if err != nil {
 		f.fault(section, fmt.Sprintf("%s and %s do not belong together: %v", quote(t.CertFile), quote(t.KeyFile), err), "write PEM files, the server's own certificate first, and the key that belongs to it")
 		return
@@ -120,9 +125,8 @@ func (f *fileChecker) authorities(key, path string) {
 	if _, ok := f.regular(key, path); !ok {
 		return
 	}
-	data, err := os.ReadFile(path) //nolint:gosec // the operator names the file
-	if err != nil {
-		f.fault(key, quote(path)+" "+fileProblem(err).Error(), fixOr(err, "put the file back, or correct the path"))
+	data, ok := f.read(key, path)
+	if !ok {
 		return
 	}
 	if !x509.NewCertPool().AppendCertsFromPEM(data) {
@@ -137,9 +141,8 @@ func (f *fileChecker) peppers(paths []string) {
 		if !f.secret(key, path) {
 			continue
 		}
-		data, err := os.ReadFile(path) //nolint:gosec // the operator names the file
-		if err != nil {
-			f.fault(key, quote(path)+" "+fileProblem(err).Error(), fixOr(err, "put the file back, or correct the path"))
+		data, ok := f.read(key, path)
+		if !ok {
 			continue
 		}
 		if _, err := tokenstore.NewPeppers(data); err != nil {
@@ -174,6 +177,16 @@ func fixOr(err error, otherwise string) string {
 		return "give it to the user that the server runs as, with `chown`, or run this as that user"
 	}
 	return otherwise
+}
+
+// read is what the file at path holds, if this user can read it.
+func (f *fileChecker) read(key, path string) ([]byte, bool) {
+	data, err := os.ReadFile(path) //nolint:gosec // the operator names the file
+	if err != nil {
+		f.fault(key, quote(path)+" "+fileProblem(err).Error(), fixOr(err, "put the file back, or correct the path"))
+		return nil, false
+	}
+	return data, true
 }
 
 // regular reports whether there is a file to read at path.
