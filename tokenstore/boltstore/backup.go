@@ -62,7 +62,6 @@ var ErrBackup = errors.New("the backup is damaged or was cut off: use another co
 // backup with its error.
 func (s *Store) Backup(ctx context.Context, w io.Writer, now time.Time, pace func(m *Manifest, done int64) error) (Manifest, error) {
 	m := Manifest{Version: backupVersion, Store: s.id, Time: now.UTC()}
-	var failed error // of w, which is not the store's fault
 	err := s.view(func(tx *bolt.Tx) error {
 		meta, err := readMeta(tx, s.path)
 		if err != nil {
@@ -81,15 +80,18 @@ func (s *Store) Backup(ctx context.Context, w io.Writer, now time.Time, pace fun
 			return err
 		}
 		out.pace, out.file = pace, s.file
-		if n, err := tx.WriteTo(out); err != nil || n != m.Bytes {
-			failed = errors.Join(err, out.err)
-			return errors.Join(err, fmt.Errorf("%d of %d bytes were written", n, m.Bytes))
+		switch n, err := tx.WriteTo(out); {
+		case out.err != nil:
+			return out.err // bolt may tell only its text
+		case err != nil:
+			return err
+		case n != m.Bytes:
+			return fmt.Errorf("%d of %d bytes were written", n, m.Bytes)
 		}
-		failed = out.finish(s.peppers)
-		return failed
+		return out.finish(s.peppers)
 	})
 	if err != nil {
-		return m, fmt.Errorf("back up token store: %w", errors.Join(failed, err))
+		return m, fmt.Errorf("back up token store: %w", err)
 	}
 	return m, nil
 }

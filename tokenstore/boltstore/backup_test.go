@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -435,4 +436,27 @@ func FuzzReadBackup(f *testing.F) {
 			t.Errorf("another backup of the same file: %v", err)
 		}
 	})
+}
+
+// brokenPipe takes nothing.
+type brokenPipe struct{}
+
+func (brokenPipe) Write([]byte) (int, error) { return 0, syscall.EPIPE }
+
+func TestBackupSaysOnceWhatItFailedBy(t *testing.T) {
+	s := newTestStore(t, Options{})
+	_, err := s.Backup(t.Context(), brokenPipe{}, time.Now(), nil)
+	if !errors.Is(err, syscall.EPIPE) || strings.Count(err.Error(), syscall.EPIPE.Error()) != 1 {
+		t.Errorf("error is %v", err)
+	}
+}
+
+func TestFailedWriteNamesTheFileOnce(t *testing.T) {
+	err := explain("t.db", &fs.PathError{Op: "write", Path: "t.db", Err: syscall.ENOSPC})
+	if want := "write t.db: no space left on device: free space on its disk, then try again"; err.Error() != want {
+		t.Errorf("error is %q, want %q", err, want)
+	}
+	if err := explain("t.db", errors.New("file resize error")); !strings.HasPrefix(err.Error(), "write t.db: file resize error: check its disk") {
+		t.Errorf("error is %q", err)
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"runtime"
 	"runtime/debug"
 	"syscall"
@@ -290,10 +291,13 @@ func (b *batch) abandon() {
 
 // explain adds to an error from writing what to do about it.
 func explain(path string, err error) error {
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, bolterrors.ErrMaxSizeReached) {
-		return fmt.Errorf("write %s: %w: free space on its disk, then try again", path, err)
+	if _, named := errors.AsType[*fs.PathError](err); !named {
+		err = fmt.Errorf("write %s: %w", path, err)
 	}
-	return fmt.Errorf("write %s: %w: check its disk, then try again", path, err)
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, bolterrors.ErrMaxSizeReached) {
+		return fmt.Errorf("%w: free space on its disk, then try again", err)
+	}
+	return fmt.Errorf("%w: check its disk, then try again", err)
 }
 
 // tally is what the writer knows about the store without looking.
