@@ -81,7 +81,7 @@ func (f *verifyFlags) run(cmd *cobra.Command) error {
 	if f.asJSON {
 		err = writeAuditJSON(cmd.OutOrStdout(), &report)
 	} else {
-		_, err = io.WriteString(cmd.OutOrStdout(), auditText(&report))
+		_, err = io.WriteString(cmd.OutOrStdout(), auditText(&report, keys.Signing != nil))
 	}
 	if n := len(report.Faults) + report.MoreFaults; n > 0 && err == nil {
 		return fmt.Errorf("the audit log has %s: keep all its files as they are, and compare them with a copy kept elsewhere", counted(n, "fault"))
@@ -156,7 +156,8 @@ func (f *verifyFlags) readHeads(key ed25519.PublicKey) ([]audit.Head, error) {
 	return heads, nil
 }
 
-func auditText(r *audit.Report) string {
+// auditText is a report in words. signing says that there is a key for signed heads.
+func auditText(r *audit.Report, signing bool) string {
 	var b strings.Builder
 	for _, fault := range r.Faults {
 		fmt.Fprintln(&b, fault.String())
@@ -176,8 +177,11 @@ func auditText(r *audit.Report) string {
 	case r.MACFrom > r.First:
 		fmt.Fprintf(&b, "Lines %d to %d are without a MAC.\n", r.First, r.MACFrom-1)
 	}
-	if r.Signed > 0 {
+	switch {
+	case r.Signed > 0:
 		fmt.Fprintf(&b, "Signed up to line %d.\n", r.Signed)
+	case signing && r.Events > 0:
+		b.WriteString("No line is signed by that key: it is another one, it is new, or somebody left the signed heads out.\n")
 	}
 	if r.TornBytes > 0 {
 		fmt.Fprintf(&b, "The last line is half written (%d bytes): it is being written, or the process was killed meanwhile.\n", r.TornBytes)
