@@ -315,8 +315,8 @@ func (c *compiler) keeps(names []string) {
 	}
 }
 
-// prefixSet is a set of addresses as sorted ranges apart from one another: CDNs publish hundreds, and
-// each request asks at least once.
+// prefixSet is a set of addresses as sorted ranges apart from one another: CDNs publish
+// hundreds, and each request asks at least once.
 type prefixSet struct {
 	ranges4, ranges6 []addrRange
 	share4, share6   float64 // part of the whole space
@@ -360,7 +360,7 @@ func distinct(ranges []addrRange) (out []addrRange, share float64) {
 			continue
 		}
 		out = append(out, one)
-		share += position(one.last) - position(one.first)
+		share += position(one.last) - position(one.first) + math.Ldexp(1, -one.last.BitLen())
 	}
 	return out, share
 }
