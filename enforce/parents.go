@@ -57,8 +57,8 @@ func (k kinship) judgeParents(either []resource, t *tokenstore.Token, q *canon.R
 		if parentType == "" || !hasType(t, parentType) {
 			continue
 		}
-		id, _ := either[i].appendID(nil, t, q, v) // judgeItem could read it
-		if len(id) == 0 || len(id) > tokenstore.MaxGrantID {
+		id, ok := either[i].appendID(nil, t, q, v)
+		if !ok || len(id) == 0 || len(id) > tokenstore.MaxGrantID {
 			continue
 		}
 		parent, err := k.finder.Parent(k.ctx, either[i].typ, id)

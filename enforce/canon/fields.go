@@ -57,7 +57,7 @@ func (r *Rules) readFields(q *Request, h *Head) Verdict {
 	for i := range h.Fields {
 		name := h.Fields[i].Name
 		if len(name) == 0 || !is(name, classToken) {
-			v = BadFieldName
+			q.dispositions[i], v = Removed, BadFieldName // and not what it was for the request before
 			continue
 		}
 		entry := r.names.lookup(name)
