@@ -63,7 +63,7 @@ func (e *Engine) Decide(ctx context.Context, p *Policy, q *canon.Request, now ti
 		return d
 	}
 	if d.Reason, d.Cause = e.find(ctx, q, &d.Match); d.Reason == Allowed {
-		d.near = e.limits.near(d.Match.Measured) // on its way while the token is judged
+		d.near, _ = d.Match.Beside.Get().(*meter)
 		d.judge(p, q, &v, now, kinship{ctx, e.Parents, p.parents, nil})
 	}
 	return d
@@ -179,7 +179,9 @@ func (e *Engine) admit(limits *limitTable, d *Decision, near *meter, others *Lim
 	if d.Reason == Public {
 		return true
 	}
-	limits.admit(d, near, others, now)
+	if m := limits.admit(d, near, others, now); m != near && limits == e.limits {
+		d.Match.Beside.Put(m)
+	}
 	return d.Allowed()
 }
 

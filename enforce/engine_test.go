@@ -417,6 +417,48 @@ func TestDecideFindsTheMeterThatAdmitCharges(t *testing.T) {
 	}
 }
 
+// TestObservingLeavesNoMeterBehind: what is only observed is measured in a table of its
+// own, whose meters nobody may charge for a request that is enforced.
+func TestObservingLeavesNoMeterBehind(t *testing.T) {
+	t.Parallel()
+	tok, secret := token(func(t *tokenstore.Token) { t.Limits = tokenstore.Limits{Rate: 1, Burst: 2} })
+	e := engineFor(t, &oneToken{token: tok}, bankRoutes...)
+	ask := func(admit func(*Decision, time.Time) bool) (Decision, bool) {
+		d := e.Decide(t.Context(), canonical(t, "GET", "/accounts/1", bearer(secret)), start)
+		return d, admit(&d, start)
+	}
+	for i, want := range []bool{true, true, false} {
+		if d, admitted := ask(e.AdmitShadow); admitted != want || d.near != nil {
+			t.Errorf("observed request %d: admitted %t, near %v", i, admitted, d.near)
+		}
+	}
+	for i, want := range []bool{true, true, false} {
+		if _, admitted := ask(e.Admit); admitted != want {
+			t.Errorf("request %d: admitted %t", i, admitted)
+		}
+	}
+	if _, admitted := ask(e.AdmitShadow); admitted {
+		t.Error("the observed requests are counted by the meter of those that are enforced")
+	}
+}
+
+// TestEnginesBehindOneCacheKeepTheirOwnAccounts: both keep their meters beside the same
+// tokens. One that charged the other's would give away what is used up, or take twice.
+func TestEnginesBehindOneCacheKeepTheirOwnAccounts(t *testing.T) {
+	t.Parallel()
+	tok, secret := token(func(t *tokenstore.Token) { t.Limits = tokenstore.Limits{Rate: 1, Burst: 3} })
+	one := engineFor(t, &oneToken{token: tok}, bankRoutes...)
+	other := NewEngine(one.finder, 0)
+	for i := range 4 {
+		for name, e := range map[string]*Engine{"one": one.Engine, "other": other} {
+			d := e.Decide(t.Context(), one.policy, canonical(t, "GET", "/accounts/1", bearer(secret)), start)
+			if admitted := e.Admit(&d, start); admitted != (i < 3) {
+				t.Errorf("request %d to %s: admitted %t", i, name, admitted)
+			}
+		}
+	}
+}
+
 func admit(l *limitTable, t *tokenstore.Token, now time.Time) (Reason, time.Duration) {
 	d := Decision{Reason: Allowed, Match: tokenstore.Match{Token: t}}
 	l.admit(&d, nil, nil, now)

@@ -66,6 +66,7 @@ type limitShard struct {
 
 // meter measures one subject.
 type meter struct {
+	table   *limitTable // that it was made in
 	key     meterKey
 	account uint64
 
@@ -149,11 +150,12 @@ func unlimited(t *tokenstore.Token, r *Route, o *LimitOptions) bool {
 }
 
 // admit charges one request to all its limits, or to none of them when one
-// refuses. It refuses with StoreUnavailable when a count cannot be made durable. near is
-// the token's own meter, if that was found before.
-func (l *limitTable) admit(d *Decision, near *meter, o *LimitOptions, now time.Time) {
+// refuses. It refuses with StoreUnavailable when a count cannot be made durable. near may
+// be the meter of the first of them, found before; which one it was that was asked, admit
+// returns, or near.
+func (l *limitTable) admit(d *Decision, near *meter, o *LimitOptions, now time.Time) (first *meter) {
 	if unlimited(d.Match.Token, d.Route, o) {
-		return
+		return near
 	}
 	var bs bounds
 	bs.of(d.Match.Token, d.Route, o)
@@ -161,7 +163,7 @@ func (l *limitTable) admit(d *Decision, near *meter, o *LimitOptions, now time.T
 	for range admitTurns {
 		if !l.find(&bs, d.Match.Token.Account, now) {
 			d.Reason, d.RetryAfter = LimitsFull, time.Second
-			return
+			return near
 		}
 		if !bs.lock() {
 			continue // one was evicted in between
@@ -169,15 +171,16 @@ func (l *limitTable) admit(d *Decision, near *meter, o *LimitOptions, now time.T
 		uncounted := bs.charge(d, now)
 		bs.unlock()
 		if uncounted == nil {
-			return
+			return bs.list[0].meter
 		}
 		// The writing serves others too, so it does not end with this client.
 		if err := l.ledger.reserve(context.Background(), uncounted, now); err != nil {
 			d.Reason, d.Cause = StoreUnavailable, err
-			return
+			return near
 		}
 	}
 	d.Reason, d.Cause = StoreUnavailable, errTurns
+	return near
 }
 
 // admitTurns is how often a request asks for what others take before it: more than
@@ -191,7 +194,7 @@ var errTurns = errors.New("other requests used up all that was reserved, again a
 func (l *limitTable) findFast(bs *bounds, near *meter) {
 	for i := range bs.all() {
 		b := &bs.list[i]
-		if near != nil && near.key == b.key {
+		if near != nil && near.key == b.key && near.table == l {
 			b.meter = near
 		} else {
 			b.meter = l.shard(b.key).meters.glance(b.key)
@@ -213,12 +216,6 @@ func (l *limitTable) find(bs *bounds, account uint64, now time.Time) bool {
 	return true
 }
 
-// near returns the meter of a token's own limits, without a lock. It may miss one.
-func (l *limitTable) near(id tokenstore.ID) *meter {
-	k := meterKey{ofToken, uint64(id), 0}
-	return l.shard(k).meters.glance(k)
-}
-
 func (l *limitTable) shard(k meterKey) *limitShard {
 	return &l.shards[(k.a+k.b*31+uint64(k.subject)*7)%limitShards]
 }
@@ -238,7 +235,7 @@ func (l *limitTable) meter(k meterKey, account uint64, now time.Time) *meter {
 	if s.held == nil {
 		s.held = make(map[uint64]int)
 	}
-	m = &meter{key: k, account: account}
+	m = &meter{table: l, key: k, account: account}
 	s.meters.add(m)
 	s.held[account]++
 	return m

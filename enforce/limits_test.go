@@ -828,7 +828,7 @@ func TestMeterThatWasEvictedBetweenDecideAndAdmitIsNotCharged(t *testing.T) {
 	if r, _ := admit(l, one, start); r != Allowed {
 		t.Fatal(r)
 	}
-	near := l.near(one.ID)
+	near := l.look(meterKey{ofToken, uint64(one.ID), 0})
 	if near == nil {
 		t.Fatal("the meter of a token in use is not found")
 	}
@@ -868,7 +868,7 @@ func TestRacingEvictionsChargeNoMeterThatIsGone(t *testing.T) {
 				i := r.IntN(tokens)
 				tok := with(tokenstore.ID(1+i*limitShards), 1, 1, tokenstore.Limits{Rate: 1, Burst: 2}) //nolint:gosec // small
 				if near[i] == nil || r.IntN(10) == 0 {
-					near[i] = l.near(tok.ID)
+					near[i] = l.look(meterKey{ofToken, uint64(tok.ID), 0})
 				}
 				d := Decision{Reason: Allowed, Match: tokenstore.Match{Token: tok}}
 				l.admit(&d, near[i], nil, start.Add(time.Duration(clock.Add(1))*step))

@@ -10,7 +10,6 @@ import (
 	"sync/atomic"
 
 	"github.com/dchest/siphash"
-	"github.com/maypok86/otter/v2"
 )
 
 // ErrBrokenSecret says that a presented text cannot be a secret by its form.
@@ -25,9 +24,31 @@ type DigestReader interface {
 type Match struct {
 	Token  *Token
 	Secret *SecretRecord
-	// Measured is what Token.MeasuredAs gives, for who needs it while the token is still
-	// on its way from memory; 0: the token must be asked.
-	Measured ID
+	Beside *Beside // nil where the token is not kept
+}
+
+// Beside is a place in the memory of a cached token where who judges by it keeps a pointer
+// to what it needs to go with it: the state of its limits. Finding that takes two reads of
+// memory less to wait for then. It is lost when the entry goes. All values put into one
+// are of the same type. A nil Beside keeps nothing.
+type Beside struct{ value atomic.Value }
+
+// Get returns the pointer that was put there, or nil, and asks for the memory it points
+// to, so that it is on its way while the token is judged.
+func (b *Beside) Get() any {
+	if b == nil {
+		return nil
+	}
+	value := b.value.Load()
+	prefetchValue(value)
+	return value
+}
+
+// Put replaces what is there.
+func (b *Beside) Put(pointer any) {
+	if b != nil {
+		b.value.Store(pointer)
+	}
 }
 
 // Cache leads from a presented secret to its token. It keeps a bounded number
@@ -60,23 +81,11 @@ type Cache struct {
 
 	importKeys atomic.Pointer[ImportKeys]
 
-	key         [2]uint64                      // of the hash that entries are found by
-	entries     *otter.Cache[lookupKey, entry] // nil: keep nothing
-	crowded     atomic.Bool                    // at least half of the bound was reached
+	key         [2]uint64 // of the hash that entries are found by
+	entries     *table    // nil: keep nothing
 	generations [1 << 16]atomic.Uint32
 
 	lookups [16]lookups // by some bits of the hash, so that cores rarely share one
-	evicted atomic.Uint64
-}
-
-// lookupKey is the keyed hash of a presented text.
-type lookupKey struct{ low, high uint64 }
-
-// entry is what the cache keeps of a secret.
-type entry struct {
-	Match
-	slot       uint16 // which generation the stored digest belongs to
-	generation uint32 // what it was before the store was read
 }
 
 type lookups struct {
@@ -86,8 +95,8 @@ type lookups struct {
 }
 
 // NewCache returns a cache of at most maxEntries secrets before store; with 0
-// it keeps none. A token of more than entryBytes counts for several, so that the
-// bound is one of memory whatever clients put into their tokens. formats are the
+// it keeps none. A token of more than 2 KiB counts for several, so that the bound is
+// one of memory whatever clients put into their tokens. formats are the
 // prefixes recorded in the store.
 func NewCache(store DigestReader, peppers *Peppers, formats *Formats, maxEntries int) (*Cache, error) {
 	if maxEntries < 0 {
@@ -101,33 +110,8 @@ func NewCache(store DigestReader, peppers *Peppers, formats *Formats, maxEntries
 	if maxEntries == 0 {
 		return c, nil
 	}
-	entries, err := otter.New(&otter.Options[lookupKey, entry]{
-		MaximumWeight: uint64(maxEntries), Weigher: weigh, OnAtomicDeletion: c.countEviction,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("make token cache: %w", err)
-	}
-	c.entries = entries
+	c.entries = newTable(uint64(maxEntries))
 	return c, nil
-}
-
-// entryBytes is what the bound on entries reckons with for each: several times
-// what a token usually takes, and a fiftieth of what one can.
-const entryBytes = 2 << 10
-
-// weigh says for how many entries one counts.
-func weigh(_ lookupKey, e entry) uint32 {
-	t := e.Token
-	const text, prefix = 16, 32 // what each takes in a list, beside its bytes
-	n := len(t.Name) + len(t.Creator.Name) + len(t.Sources.Text) + prefix*(len(t.Sources.Allow)+len(t.Sources.Deny))
-	for _, s := range t.Scopes {
-		n += text + len(s)
-	}
-	for i := range t.Resources.Grants {
-		g := &t.Resources.Grants[i]
-		n += 2*text + 8 + len(g.Type) + len(g.ID)
-	}
-	return 1 + uint32(n/entryBytes) //nolint:gosec // Validate bounds all of it
 }
 
 // Find returns the token that the presented text is a secret of. A text of a
@@ -149,11 +133,10 @@ func (c *Cache) Find(ctx context.Context, text []byte) (Match, error) {
 	key := c.lookupKey(text)
 	count := &c.lookups[key.low&15]
 	if c.entries != nil {
-		if e, ok := c.kept(key, count.hits.Load()); ok {
-			prefetch(e.Token)
+		if e := c.entries.get(key); e != nil {
 			if c.generations[e.slot].Load() == e.generation {
 				count.hits.Add(1)
-				return e.Match, nil
+				return e.match(), nil
 			}
 			count.outdated.Add(1)
 		}
@@ -166,25 +149,6 @@ func (c *Cache) Find(ctx context.Context, text []byte) (Match, error) {
 		return c.fillForeign(ctx, formats, key, text)
 	}
 	return c.fill(ctx, key, SchemeNative, func(i int) Digest { return c.peppers.Candidate(i, text) })
-}
-
-// kept returns the entry that is found by the key. turn is the number of hits so far.
-//
-// Which entries are used often, the library must know once the bound pushes some out,
-// and a sample tells it: with one hit in eight the hit rate is that with all of them but
-// for less than a hundredth, for skewed requests to ten times as many tokens as are
-// kept. Telling it of each costs a tenth to a fifth of a decision, since it moves the
-// entry in its lists from another core. Before the cache is half full it does not want
-// to know, and telling it nothing is dearer than telling it.
-func (c *Cache) kept(key lookupKey, turn uint64) (entry, bool) {
-	// Multiples of the golden ratio fall evenly and in no period, so that no token can be
-	// one that is always left out.
-	const golden, eighth = 0x9E3779B97F4A7C15, 1 << 61
-	if turn*golden < eighth || !c.crowded.Load() {
-		return c.entries.GetIfPresent(key)
-	}
-	e, ok := c.entries.GetEntryQuietly(key)
-	return e.Value, ok
 }
 
 func (c *Cache) lookupKey(text []byte) (k lookupKey) {
@@ -221,8 +185,8 @@ func (c *Cache) fillForeign(ctx context.Context, f *Formats, key lookupKey, text
 func (c *Cache) fill(ctx context.Context, key lookupKey, scheme Scheme, candidate func(i int) Digest) (Match, error) {
 	for i := range c.peppers.Candidates() {
 		d := candidate(i)
-		e := entry{slot: slotOf(&d)}
-		e.generation = c.generations[e.slot].Load()
+		slot := slotOf(&d)
+		generation := c.generations[slot].Load()
 		t, err := c.store.ByDigest(ctx, d)
 		if errors.Is(err, ErrNotFound) {
 			continue
@@ -230,32 +194,18 @@ func (c *Cache) fill(ctx context.Context, key lookupKey, scheme Scheme, candidat
 		if err != nil {
 			return Match{}, err
 		}
-		if e.Match = matchOf(t, d); e.Secret == nil || e.Secret.Scheme != scheme {
+		n := t.secretWith(d)
+		if n < 0 || t.Secrets[n].Scheme != scheme {
 			continue // the store's index points to a token that lacks the secret
 		}
-		if c.entries != nil {
-			c.keep(key, e)
+		if c.entries == nil {
+			return Match{Token: t, Secret: &t.Secrets[n]}, nil
 		}
-		return e.Match, nil
+		e := newEntry(key, t, n, slot, generation)
+		c.entries.put(e)
+		return e.match(), nil
 	}
 	return Match{}, ErrNotFound
-}
-
-func (c *Cache) keep(key lookupKey, e entry) {
-	c.entries.Set(key, e)
-	if !c.crowded.Load() && uint64(2*c.entries.EstimatedSize()) >= c.entries.GetMaximum() { //nolint:gosec // not negative
-		c.crowded.Store(true)
-	}
-}
-
-func matchOf(t *Token, d Digest) Match {
-	m := Match{Token: t, Measured: t.MeasuredAs()}
-	for i := range t.Secrets {
-		if t.Secrets[i].Digest.Equal(d) {
-			m.Secret = &t.Secrets[i]
-		}
-	}
-	return m
 }
 
 func slotOf(d *Digest) uint16 { return binary.LittleEndian.Uint16(d[:]) }
@@ -299,23 +249,15 @@ type CacheStats struct {
 // Stats returns the counts. They are read one after another, not at one
 // instant.
 func (c *Cache) Stats() CacheStats {
-	s := CacheStats{Evictions: c.evicted.Load()}
+	var s CacheStats
 	for i := range c.lookups {
 		s.Hits += c.lookups[i].hits.Load()
 		s.Misses += c.lookups[i].misses.Load()
 		s.Outdated += c.lookups[i].outdated.Load()
 	}
 	if c.entries != nil {
-		s.Entries = c.entries.EstimatedSize()
-		s.MaxEntries = int(c.entries.GetMaximum()) //nolint:gosec // it was made from an int
+		s.Entries, s.MaxEntries = int(c.entries.entries.Load()), int(c.entries.max) //nolint:gosec // it was made from an int
+		s.Evictions = c.entries.evicted.Load()
 	}
 	return s
-}
-
-// countEviction counts what the bound pushed out. The library's own statistics
-// would cost every hit a guarded call.
-func (c *Cache) countEviction(e otter.DeletionEvent[lookupKey, entry]) {
-	if e.WasEvicted() {
-		c.evicted.Add(1)
-	}
 }

@@ -302,14 +302,10 @@ func TestLargeTokensDoNotMultiplyTheCache(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	const most = 2 * entries / 50 // each counts for more than fifty; eviction lags behind
-	for range 1_000_000 {
-		if c.Stats().Entries <= most {
-			return
-		}
-		runtime.Gosched()
+	const most = entries / 50 // each counts for more than fifty
+	if kept := c.Stats().Entries; kept > most || kept < most/2 {
+		t.Errorf("%d large tokens are kept, want at most %d and about as many", kept, most)
 	}
-	t.Errorf("%d large tokens are kept, want at most %d", c.Stats().Entries, most)
 }
 
 func TestGarbageTouchesNeitherCacheNorStore(t *testing.T) {
@@ -474,8 +470,7 @@ func TestEveryPepperIsTried(t *testing.T) {
 	}
 }
 
-// Only some hits are told to what chooses which entries go. Tokens in use, here by
-// strict turns, must stay all the same while many others are asked for once.
+// Tokens in use, here by strict turns, must stay while many others are asked for once.
 func TestTokensInUseOutstayThoseAskedForOnce(t *testing.T) {
 	reads := 0
 	cache := newCache(t, readerFunc(func(_ context.Context, d tokenstore.Digest) (*tokenstore.Token, error) {
@@ -505,8 +500,7 @@ func TestTokensInUseOutstayThoseAskedForOnce(t *testing.T) {
 			find([]byte(tokenstore.NewSecret("tw").Reveal()))
 		}
 	}
-	// Once each at first, and seldom again: 20 as it is, 130 where nothing is told.
-	if most := 4 * len(inUse); missed > most {
+	if most := 2 * len(inUse); missed > most { // once each at first
 		t.Errorf("tokens in use were read from the store %d times in %d uses: more than %d", missed, rounds*len(inUse), most)
 	}
 }

@@ -1,8 +1,8 @@
 #include "textflag.h"
 
-// func prefetch(t *Token)
+// func prefetch(e *entry)
 TEXT ·prefetch(SB), NOSPLIT, $0-8
-	MOVQ t+0(FP), AX
+	MOVQ e+0(FP), AX
 	PREFETCHT0 (AX)
 	PREFETCHT0 64(AX)
 	PREFETCHT0 128(AX)
@@ -17,4 +17,13 @@ TEXT ·prefetch(SB), NOSPLIT, $0-8
 	PREFETCHT0 704(AX)
 	PREFETCHT0 768(AX)
 	PREFETCHT0 832(AX)
+	PREFETCHT0 896(AX)
+	PREFETCHT0 960(AX)
+	RET
+
+// func prefetchValue(value any)
+TEXT ·prefetchValue(SB), NOSPLIT, $0-16
+	MOVQ value_data+8(FP), AX
+	PREFETCHT0 (AX)
+	PREFETCHT0 64(AX)
 	RET

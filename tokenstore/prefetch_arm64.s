@@ -1,8 +1,8 @@
 #include "textflag.h"
 
-// func prefetch(t *Token)
+// func prefetch(e *entry)
 TEXT ·prefetch(SB), NOSPLIT, $0-8
-	MOVD t+0(FP), R0
+	MOVD e+0(FP), R0
 	PRFM (R0), PLDL1KEEP
 	PRFM 64(R0), PLDL1KEEP
 	PRFM 128(R0), PLDL1KEEP
@@ -17,4 +17,13 @@ TEXT ·prefetch(SB), NOSPLIT, $0-8
 	PRFM 704(R0), PLDL1KEEP
 	PRFM 768(R0), PLDL1KEEP
 	PRFM 832(R0), PLDL1KEEP
+	PRFM 896(R0), PLDL1KEEP
+	PRFM 960(R0), PLDL1KEEP
+	RET
+
+// func prefetchValue(value any)
+TEXT ·prefetchValue(SB), NOSPLIT, $0-16
+	MOVD value_data+8(FP), R0
+	PRFM (R0), PLDL1KEEP
+	PRFM 64(R0), PLDL1KEEP
 	RET

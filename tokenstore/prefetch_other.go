@@ -2,4 +2,6 @@
 
 package tokenstore
 
-func prefetch(*Token) {} // the token comes as it is read
+func prefetch(*entry) {} // the entry comes as it is read
+
+func prefetchValue(any) {}

@@ -108,7 +108,7 @@ func DecodeRecord(b []byte) (*Token, error) {
 		return nil, fmt.Errorf("record has version %d, this program reads up to %d: use the newer program that wrote it", version, recordLineage)
 	}
 	r := recordReader{b: b[1:], s: string(b[1:])}
-	room := &roomyToken{Token: Token{
+	read := &roomyToken{Token: Token{
 		ID: ID(r.uint()), Account: r.uint(), Owner: r.uint(), Name: r.text(),
 		State: State(r.byte()), Revision: r.uint(),
 		NotBefore: r.time(), Expiry: r.expiry(),
@@ -116,7 +116,7 @@ func DecodeRecord(b []byte) (*Token, error) {
 		Creator:    Creator{ID: ID(r.uint()), Name: r.text()},
 		ReplacedBy: ID(r.uint()),
 	}}
-	t := &room.Token
+	t, room := &read.Token, &read.room
 	if version >= recordLineage {
 		t.Lineage = ID(r.uint())
 	}
@@ -156,21 +156,21 @@ func DecodeRecord(b []byte) (*Token, error) {
 	if r.failed || len(r.b) != 0 || version != recordVersion(t) || len(t.Validate()) > 0 {
 		return nil, ErrRecord
 	}
-	room.texts.gather(t)
 	return t, nil
 }
 
-// roomyToken is a token with room for what most tokens hold beside it, so that
-// judging one touches a few neighbouring cache lines in place of a dozen
-// scattered ones, and keeping one is one allocation. The room for texts is what is left
-// of the 896 bytes that the runtime gives to each.
+// roomyToken is a token that takes one allocation with what most hold beside it.
 type roomyToken struct {
 	Token
+	room listRoom
+}
+
+// listRoom has room for the lists of most tokens.
+type listRoom struct {
 	scopes  [4]string
 	grants  [2]Grant
 	allow   [2]netip.Prefix
 	secrets [1]SecretRecord
-	texts   textRoom
 }
 
 // take gives n elements: of room, if that has so many.

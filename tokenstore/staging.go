@@ -205,7 +205,7 @@ func (s *Staging) DigestOwner(d Digest) (ID, error) {
 
 // claim checks that a digest may belong to token id, which is current now.
 func (s *Staging) claim(d Digest, id ID, current *Token) error {
-	if _, ok := s.digests[d]; !ok && current != nil && current.holds(d) {
+	if _, ok := s.digests[d]; !ok && current != nil && current.secretWith(d) >= 0 {
 		return nil // what it has is its own
 	}
 	owner, err := s.DigestOwner(d)
@@ -215,7 +215,7 @@ func (s *Staging) claim(d Digest, id ID, current *Token) error {
 	if owner != id {
 		return &DuplicateError{Existing: owner, Wanted: id}
 	}
-	if current == nil || !current.holds(d) {
+	if current == nil || current.secretWith(d) < 0 {
 		return fmt.Errorf("%w: token %d gave that secret up", ErrInvariant, id)
 	}
 	return nil

@@ -243,9 +243,9 @@ func (t *Token) AwaitsSilence() bool {
 	return slices.ContainsFunc(t.Secrets, func(s SecretRecord) bool { return s.Silence != 0 })
 }
 
-// holds reports whether one of t's secrets has the digest.
-func (t *Token) holds(d Digest) bool {
-	return slices.ContainsFunc(t.Secrets, func(s SecretRecord) bool { return s.Digest.Equal(d) })
+// secretWith returns which of t's secrets has the digest, and -1 for none.
+func (t *Token) secretWith(d Digest) int {
+	return slices.IndexFunc(t.Secrets, func(s SecretRecord) bool { return s.Digest.Equal(d) })
 }
 
 // Clone returns a deep copy of t.
