@@ -110,28 +110,29 @@ func halfLoadCase(ctx context.Context, o options, f *field) error {
 	}
 	rate := spreadOf(tops).median / 2
 	names := []string{direct, nginx, haproxy, reverseProxy, tokenward}
-	p95 := make(map[string][]float64)
+	samples := make(map[string][]sample)
 	for round := range o.rounds {
 		for i := range names {
 			name := names[(i+round)%len(names)]
 			fmt.Fprintf(os.Stderr, "\rround %d of %d: %-14s", round+1, o.rounds, name)
-			d, err := f.paced(ctx, f.peers[name], l, rate, o.duration)
+			s, err := f.paced(ctx, f.peers[name], l, rate, o.duration)
 			if err != nil {
 				return err
 			}
-			p95[name] = append(p95[name], float64(d.Nanoseconds())/1000)
+			samples[name] = append(samples[name], s)
 		}
 	}
 	fmt.Fprintf(os.Stderr, "\r%40s\r", "")
 	fmt.Printf("At %.0f requests/s over 64 connections, timed from the scheduled start of each request:\n\n", rate)
-	fmt.Println("| peer | p95 µs | as a ratio to nginx |")
-	fmt.Println("|---|---|---|")
+	p95 := func(s sample) float64 { return float64(s.p95.Nanoseconds()) / 1000 }
+	fmt.Println("| peer | p95 µs | as a ratio to nginx | CPU µs/request | tokenward costs, as a ratio |")
+	fmt.Println("|---|---|---|---|---|")
 	for _, name := range names {
-		var r []float64
-		for i := range p95[name] {
-			r = append(r, p95[name][i]/p95[nginx][i])
+		cost := "| |"
+		if name != direct {
+			cost = fmt.Sprintf("| %s | %s |", values(samples[name], microsecondsOfCPU), ratios(samples[tokenward], samples[name], microsecondsOfCPU))
 		}
-		fmt.Printf("| %s | %s | %s |\n", name, spreadOf(p95[name]), spreadOf(r))
+		fmt.Printf("| %s | %s | %s %s\n", name, values(samples[name], p95), ratios(samples[name], samples[nginx], p95), cost)
 	}
 	return nil
 }
@@ -162,7 +163,7 @@ func guessingCase(ctx context.Context, o options, f *field) error {
 			if guessing {
 				wg.Go(func() { _, failed = f.paced(ctx, f.peers[tokenward], guesses, guessesPerSecond, o.duration) })
 			}
-			d, err := f.paced(ctx, f.peers[tokenward], valid, besideGuesses, o.duration)
+			s, err := f.paced(ctx, f.peers[tokenward], valid, besideGuesses, o.duration)
 			wg.Wait()
 			if err = errors.Join(err, failed); err != nil {
 				return err
@@ -171,7 +172,7 @@ func guessingCase(ctx context.Context, o options, f *field) error {
 			if guessing {
 				at = 1
 			}
-			p95[at] = float64(d.Nanoseconds()) / 1000
+			p95[at] = float64(s.p95.Nanoseconds()) / 1000
 		}
 		calm, harried, ratio = append(calm, p95[0]), append(harried, p95[1]), append(ratio, p95[1]/p95[0])
 	}

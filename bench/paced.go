@@ -16,15 +16,20 @@ import (
 	"time"
 )
 
-// paced sends requests at a fixed rate and returns the 95th percentile, timed from
-// the moment at which each request should have been sent.
-func (f *field) paced(ctx context.Context, p *peer, l load, rate float64, length time.Duration) (time.Duration, error) {
+// paced sends requests at a fixed rate and measures what the peer spent, and the 95th
+// percentile, timed from the moment at which each request should have been sent.
+func (f *field) paced(ctx context.Context, p *peer, l load, rate float64, length time.Duration) (sample, error) {
+	before, err := p.cpu()
+	if err != nil {
+		return sample{}, err
+	}
 	all, err := f.pacedTimes(ctx, p, l, time.Duration(float64(l.connections)/rate*float64(time.Second)), length)
 	if err != nil {
-		return 0, err
+		return sample{}, err
 	}
+	after, err := p.cpu()
 	slices.Sort(all)
-	return all[len(all)*95/100], nil
+	return sample{requests: len(all), elapsed: length, cpu: after - before, p95: all[len(all)*95/100]}, err
 }
 
 // saturation is how many requests a second the peer answers to the client of paced
