@@ -308,6 +308,7 @@ func (c *conn) waitForRequest() (ready bool, how outcome) {
 
 // readFirst reads the first bytes of a request into a new block.
 func (c *conn) readFirst() (int, error) {
+	giveWay() // the client may have sent the next one until then
 	if c.lazy != nil {
 		c.lazyN, c.lazyErr = 0, nil
 		if err := c.raw.Read(c.lazy); err != nil {

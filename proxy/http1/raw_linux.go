@@ -55,6 +55,7 @@ func newAsker(raw syscall.RawConn) asker {
 
 func (a *rawAsker) ask(q question) reply {
 	a.q, a.r = q, reply{}
+	giveWay()
 	if err := a.raw.Read(a.fn); err != nil {
 		a.r.err = err
 	}
@@ -131,6 +132,7 @@ func (r *rawReader) try(fd uintptr) bool {
 // Write writes all of p, or says how much of it was written.
 func (w *rawWriter) Write(p []byte) (int, error) {
 	w.p, w.n, w.err = p, 0, nil
+	giveWay()
 	err := w.raw.Write(w.fn)
 	w.p = nil
 	if err == nil {
