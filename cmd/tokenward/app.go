@@ -140,7 +140,7 @@ func (a *app) buildProxy() error {
 	door.HeaderCount = l.HeaderCount
 	a.proxyHTTP2 = proxy.NewHTTP2(door, t.Header, t.Idle, int(l.HeaderBytes), a.log)
 	a.proxyServer = &http1.Server{
-		Handler: wire.Serve, HTTP2: a.proxyHTTP2.ServeConn, Refused: wire.Refuse, Panicked: a.panicked, Starved: a.starved("proxy"),
+		Handler: wire.Serve, NoHijack: true, HTTP2: a.proxyHTTP2.ServeConn, Refused: wire.Refuse, Panicked: a.panicked, Starved: a.starved("proxy"),
 		Limits: http1.Limits{
 			HeaderBytes: int(l.HeaderBytes), HeaderCount: l.HeaderCount, TargetBytes: int(l.URIBytes),
 			Connections: l.Connections, ConnectionsPerSource: l.ConnectionsPerSource,

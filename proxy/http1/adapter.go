@@ -489,6 +489,8 @@ func (w *responseWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		return nil, nil, http.ErrHijacked
 	case w.headOut:
 		return nil, nil, errors.New("http1: hijack after the answer began")
+	case c.srv.NoHijack:
+		return nil, nil, errors.New("http1: the server's handler takes over no connections (Server.NoHijack)")
 	}
 	w.body.end()
 	x.hijacked, x.answered = true, true

@@ -18,7 +18,7 @@ import (
 
 func adapted(t *testing.T, h http.HandlerFunc) *client {
 	t.Helper()
-	return dial(t, start(t, &Server{Handler: Adapter(h)}))
+	return dial(t, startHijackable(t, &Server{Handler: Adapter(h)}))
 }
 
 func TestAdapterGivesTheWholeRequest(t *testing.T) {

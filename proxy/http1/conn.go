@@ -54,10 +54,8 @@ type conn struct {
 	source     netip.Addr // as counted; guarded by Server.mu
 	next, prev *conn      // guarded by Server.mu
 	in         stream
-	lazy       func(fd uintptr) bool
-	lazyN      int
-	lazyErr    error
-	one        [1]byte // what an idle connection without lazy reads into
+	visit      visit   // where the connection is cleartext TCP
+	one        [1]byte // what an idle connection without a visit reads into
 
 	phase    atomic.Int32
 	deadline atomic.Int64  // coarse moment at which patience ends; 0: never
@@ -118,10 +116,11 @@ func (s *stream) grow(mem *memory, bytes int) bool {
 type outcome int
 
 const (
-	ended    outcome = iota // the connection is to be closed
-	handOn                  // the client speaks HTTP/2
-	hijacked                // the handler owns the connection
-	parked                  // it goes on with another goroutine
+	ended     outcome = iota // the connection is to be closed
+	lingering                // likewise, once the client has read its last answer
+	handOn                   // the client speaks HTTP/2
+	hijacked                 // the handler owns the connection
+	parked                   // it goes on with another goroutine
 )
 
 // serve runs a new connection.
@@ -146,12 +145,17 @@ func (c *conn) resume() {
 // run serves requests one after the other.
 func (c *conn) run() outcome {
 	for {
-		if ready, how := c.waitForRequest(); !ready {
-			return how
+		ready, how := c.waitForRequest()
+		if ready {
+			if how, ready = c.exchangeOnce(); ready {
+				continue
+			}
 		}
-		if how, keep := c.exchangeOnce(); !keep {
-			return how
+		if how == lingering {
+			c.linger()
+			how = ended
 		}
+		return how
 	}
 }
 
@@ -162,7 +166,7 @@ func (c *conn) leave(how outcome) {
 		return // another goroutine may own it already
 	case handOn:
 		c.handOn(c.takeBuffered())
-	case ended:
+	case ended, lingering:
 		c.srv.mem.put(c.in.blk)
 		_ = c.nc.Close() // nothing more can be done for it
 	case hijacked:
@@ -193,7 +197,9 @@ func (c *conn) open() (outcome, bool) {
 	}
 	if tcp != nil {
 		c.tcp = tcp
-		c.lazy = c.readLazily
+		if raw != nil {
+			c.visit.fn = c.try
+		}
 	}
 	c.rd, c.wr = directIO(c.nc, c.tcp, c.raw)
 	return ended, true
@@ -277,23 +283,22 @@ func (c *conn) waitForRequest() (ready bool, how outcome) {
 	if !c.in.empty() {
 		return true, ended
 	}
-	c.srv.mem.put(c.in.blk)
-	c.in = stream{}
-	if c.phase.Load() != phaseIdle {
-		c.arm(c.srv.timeouts.Idle)
-		c.phase.Store(phaseIdle)
-	}
+	c.becomeIdle()
 	for {
 		if c.srv.closing.Load() {
 			return c.lastLook(), ended
 		}
 		n, err := c.readFirst()
-		if n > 0 {
+		switch {
+		case n > 0:
 			c.phase.Store(phaseHead)
 			c.arm(c.srv.timeouts.Header)
 			return true, ended
-		}
-		if !c.spurious(err) {
+		case c.visit.ended:
+			return false, c.visit.how
+		case !c.in.empty(): // the next request came with the one that was served
+			return true, ended
+		case err != nil && !c.spurious(err):
 			return errors.Is(err, os.ErrDeadlineExceeded) && c.lastLook(), ended
 		}
 		if c.mayPark && c.wantPark.Swap(false) {
@@ -306,21 +311,29 @@ func (c *conn) waitForRequest() (ready bool, how outcome) {
 	}
 }
 
-// readFirst reads the first bytes of a request into a new block.
+// becomeIdle gives back the block, of which nothing is left.
+func (c *conn) becomeIdle() {
+	c.srv.mem.put(c.in.blk)
+	c.in = stream{}
+	if c.phase.Load() != phaseIdle {
+		c.arm(c.srv.timeouts.Idle)
+		c.phase.Store(phaseIdle)
+	}
+}
+
+// readFirst reads the first bytes of a request into a new block. Without any and
+// without an error, requests were served meanwhile, and what becomes of the connection
+// is to be seen.
 func (c *conn) readFirst() (int, error) {
 	giveWay() // the client may have sent the next one until then
-	if c.lazy != nil {
-		c.lazyN, c.lazyErr = 0, nil
-		if err := c.raw.Read(c.lazy); err != nil {
-			return 0, err
-		}
-		if c.lazyN == 0 && c.lazyErr == nil {
-			return 0, io.EOF
-		}
-		return c.lazyN, c.lazyErr
+	if c.visit.fn != nil {
+		return c.visitSocket()
 	}
 	n, err := c.nc.Read(c.one[:])
-	if n == 0 {
+	switch {
+	case n == 0 && err == nil:
+		return 0, io.ErrNoProgress
+	case n == 0:
 		return 0, err
 	}
 	c.in.blk = c.srv.mem.get(headBlock)
@@ -329,32 +342,16 @@ func (c *conn) readFirst() (int, error) {
 	return 1, nil
 }
 
-// readLazily reads into a block that it takes only while there is something to
-// read.
-func (c *conn) readLazily(fd uintptr) bool {
-	blk := c.srv.mem.get(headBlock)
-	n, again, err := readNow(fd, blk.data)
-	if n <= 0 {
-		c.srv.mem.put(blk)
-		c.lazyErr = err
-		return !again
-	}
-	c.in.blk = blk
-	c.in.r, c.in.w = 0, n
-	c.lazyN = n
-	return true
-}
-
 // lastLook takes a request that has already arrived although the connection is about to
 // be closed, for having been idle too long or because all idle ones are. Closed over it,
 // its client could not know whether anybody acted on it.
 func (c *conn) lastLook() bool {
-	if c.lazy == nil {
+	if c.visit.fn == nil {
 		return c.lastLookTLS()
 	}
-	c.lazyN = 0
-	_ = c.raw.Control(func(fd uintptr) { c.readLazily(fd) }) // an error means no request
-	if c.lazyN == 0 {
+	n := 0
+	_ = c.raw.Control(func(fd uintptr) { n, _, _ = c.readLazily(fd) }) // an error means no request
+	if n == 0 {
 		return false
 	}
 	c.phase.Store(phaseHead)
@@ -398,11 +395,16 @@ func (c *conn) exchangeOnce() (how outcome, keep bool) {
 		if refusal, ok := errors.AsType[*ProtocolError](err); ok {
 			x.refuse(refusal)
 			if refusal != errSlowHead && !x.broken {
-				c.linger()
+				return lingering, false
 			}
 		}
 		return ended, false
 	}
+	return c.serveExchange(x)
+}
+
+// serveExchange has a request handled whose head was read.
+func (c *conn) serveExchange(x *Exchange) (how outcome, keep bool) {
 	x.startBody()
 	c.phase.Store(phaseBusy)
 	c.arm(-1)
@@ -410,7 +412,7 @@ func (c *conn) exchangeOnce() (how outcome, keep bool) {
 	if x.hijacked {
 		return hijacked, false
 	}
-	return ended, x.finish()
+	return x.finish()
 }
 
 // handle runs the handler.
@@ -452,8 +454,7 @@ func (c *conn) readHead(r *Request) (h2 bool, err error) {
 				return false, err
 			}
 			if done {
-				c.in.r += r.end
-				c.in.base = c.in.r
+				c.passHead(r)
 				return false, nil
 			}
 		}
@@ -467,6 +468,12 @@ func (c *conn) readHead(r *Request) (h2 bool, err error) {
 		}
 		c.in.w += n
 	}
+}
+
+// passHead leaves a head that is complete where it is.
+func (c *conn) passHead(r *Request) {
+	c.in.r += r.end
+	c.in.base = c.in.r
 }
 
 // isPreface reports whether buf may be the beginning of an HTTP/2 connection.
@@ -598,6 +605,7 @@ func (c *conn) cutNow() {
 
 func (c *conn) cutLocked() {
 	c.cut.Store(true)
+	c.wakeLocked()
 	c.breakOff()
 	c.abandonLocked()
 }
@@ -611,7 +619,9 @@ func closeNow(nc net.Conn) error {
 }
 
 // breakOff resets the connection, beneath TLS where there is that: an end that
-// TLS vouches for would make an answer look whole that is not (RFC 9112 §9.8).
+// TLS vouches for would make an answer look whole that is not (RFC 9112 §9.8). A
+// connection that is being visited is closed, and so reset, when the visit ends: closing
+// it before would wait for that.
 func (c *conn) breakOff() {
 	nc := c.nc
 	if t, ok := nc.(*tls.Conn); ok {
@@ -620,7 +630,9 @@ func (c *conn) breakOff() {
 	if _, tcp := socketOf(nc); tcp != nil {
 		_ = tcp.SetLinger(0) // a connection that is gone cannot be taken for whole
 	}
-	_ = nc.Close() // likewise
+	if !c.visit.serving.Load() {
+		_ = nc.Close() // likewise
+	}
 }
 
 // abandonLocked ends what the exchange waits for beside its client.
@@ -634,7 +646,8 @@ func (c *conn) abandonLocked() {
 }
 
 // needsLook reports whether the sweeper should look at the connection: its
-// patience ended, or it is in the same exchange as at the last tick.
+// patience ended, or it is in the same exchange as at the last tick, or has been idle
+// since then and may have ended with its last request (see visit).
 func (c *conn) needsLook(now int64) bool {
 	seen := c.exchange.Load()
 	same := seen == c.lastSeen
@@ -646,7 +659,7 @@ func (c *conn) needsLook(now int64) bool {
 		c.idleTicks++
 	}
 	d := c.deadline.Load()
-	return d != 0 && d <= now || same && phase == phaseBusy
+	return d != 0 && d <= now || same && phase == phaseBusy || c.idleTicks == 1 && c.srv.NoHijack
 }
 
 // askToPark has an idle connection give its goroutine up.
@@ -659,12 +672,15 @@ func (c *conn) askToPark() {
 	c.wake()
 }
 
-// look is the sweeper's: it ends waits that took too long, and exchanges whose
-// client went away.
+// look is the sweeper's: it ends waits that took too long, and those for a client that
+// went away.
 func (c *conn) look(now int64) {
-	if c.phase.Load() == phaseBusy && !c.gone.Load() && c.raw != nil {
-		gone := false
-		if err := c.raw.Control(func(fd uintptr) { gone = peerGone(fd) }); err == nil && gone {
+	switch phase := c.phase.Load(); {
+	case phase == phaseIdle && c.clientGone():
+		c.wake() // so that it reads the end
+		return
+	case phase == phaseBusy && !c.gone.Load():
+		if c.clientGone() {
 			c.mu.Lock()
 			same := c.phase.Load() == phaseBusy && c.exchange.Load() == c.lastSeen
 			if same {
@@ -689,6 +705,12 @@ func (c *conn) look(now int64) {
 	if d := c.deadline.Load(); d != 0 && d <= now {
 		c.wakeLocked()
 	}
+}
+
+// clientGone asks the socket whether the client has ended its side.
+func (c *conn) clientGone() bool {
+	gone := false
+	return c.raw != nil && c.raw.Control(func(fd uintptr) { gone = peerGone(fd) }) == nil && gone
 }
 
 // closeWrite closes the writing half of a connection, where it has one.

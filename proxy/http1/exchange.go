@@ -338,36 +338,36 @@ func (x *Exchange) mayFollow() bool {
 	return err == nil && !silent
 }
 
-// finish ends the exchange on the wire and reports whether the connection may
-// carry another.
-func (x *Exchange) finish() bool {
+// finish ends the exchange on the wire. keep says that the connection may carry
+// another.
+func (x *Exchange) finish() (how outcome, keep bool) {
 	c := x.c
 	if x.broken || c.cut.Load() || c.gone.Load() {
-		return false
+		return ended, false
 	}
 	if !x.close {
 		c.arm(c.srv.timeouts.Header)
 		for !x.body.done {
 			had := c.in.r
 			if _, err := x.body.take(); err != nil || c.in.r == had && !x.body.done && x.readBody() != nil {
-				return false
+				return ended, false
 			}
 		}
 	}
 	if x.close {
 		if x.mayFollow() {
-			c.linger()
+			return lingering, false
 		}
-		return false
+		return ended, false
 	}
 	in := &c.in
 	if in.empty() {
 		in.base, in.r, in.w = 0, 0, 0
-		return true
+		return ended, true
 	}
 	in.w = copy(in.blk.data, in.buffered())
 	in.base, in.r = 0, 0
 	c.phase.Store(phaseHead)
 	c.arm(c.srv.timeouts.Header)
-	return true
+	return ended, true
 }

@@ -25,6 +25,13 @@ const patience = time.Minute
 // nothing of it is left over.
 func start(t testing.TB, s *Server) (addr string) {
 	t.Helper()
+	s.NoHijack = true
+	return startHijackable(t, s)
+}
+
+// startHijackable is start for a server whose handler may take over connections.
+func startHijackable(t testing.TB, s *Server) (addr string) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -13,3 +13,6 @@ func directIO(nc net.Conn, _ *net.TCPConn, _ syscall.RawConn) (io.Reader, io.Wri
 
 // newAsker returns nil: a connection is looked at, written and read in turn.
 func newAsker(syscall.RawConn) asker { return nil }
+
+// giveWay does nothing: the runtime is asked for its yield only where it was measured.
+func giveWay() {}

@@ -61,6 +61,10 @@ type Server struct {
 	// answers through the exchange before it returns, and keeps nothing of it.
 	// An exchange it leaves unanswered is answered with 500.
 	Handler func(*Exchange)
+	// NoHijack says that Handler takes over no connections (http.Hijacker), which fails
+	// then. The engine can then leave the connection with the runtime's poller while a
+	// request is served, which saves a system call each.
+	NoHijack bool
 	// HTTP2 is given the connections that speak HTTP/2: by ALPN on TLS, by the
 	// preface on cleartext, with the bytes that were read before. It owns the
 	// connection and returns when that has ended. If nil, the preface is

@@ -1,1 +1,0 @@
-// This file lets yield.go declare a function without a body.
