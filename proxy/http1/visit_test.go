@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -41,17 +42,21 @@ func TestVisitChangesNothing(t *testing.T) {
 		"a broken answer":    {[]string{"GET /broken HTTP/1.1\r\nHost: h\r\n\r\n"}, "reset"},
 		"a body nobody read": {[]string{"POST /refuse HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabc" + get}, "403 no|200 GET / h 0 "},
 		"a panic":            {[]string{"GET /panic HTTP/1.1\r\nHost: h\r\n\r\n"}, "end"},
+		"a large answer":     {[]string{"GET /large HTTP/1.1\r\nHost: h\r\n\r\n", get}, "200 " + largeAnswer + "|200 GET / h 0 "},
 		"its end with it":    {[]string{second, ""}, "200 GET /second h 0 "},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, hijackable := range []bool{false, true} {
 				if got := afterFirst(t, hijackable, c.pieces); got != c.want {
-					t.Errorf("may be hijacked %t: %q, want %q", hijackable, got, c.want)
+					t.Errorf("may be hijacked %t: %.200q, want %.200q", hijackable, got, c.want)
 				}
 			}
 		})
 	}
 }
+
+// largeAnswer is moved by splice.
+var largeAnswer = strings.Repeat("0123456789abcdef", 64<<10)
 
 // exactly is a request of so many bytes.
 func exactly(n int) string {
@@ -70,6 +75,9 @@ func afterFirst(t *testing.T, hijackable bool, pieces []string) string {
 			case r.URL.Path == "/broken":
 				c.reply("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")
 				return
+			case r.URL.Path == "/large":
+				c.reply(fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(largeAnswer), largeAnswer))
+				continue
 			case r.URL.Path == "/up":
 				c.reply("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n")
 				_, _ = io.Copy(c.nc, c.br)
@@ -249,4 +257,57 @@ func TestHijackFailsWhereNoneWasAnnounced(t *testing.T) {
 	}))}))
 	c.send(get).want("GET", 200, "here")
 	c.send(get).want("GET", 200, "here")
+}
+
+// A stream that is served in a visit and then cut is reset, also if its client does not read.
+func TestCutOfAStreamInAVisit(t *testing.T) {
+	for _, reads := range []bool{true, false} {
+		t.Run(fmt.Sprintf("client reads %t", reads), func(t *testing.T) {
+			settled(t)
+			up := scripted(t, func(_ int, uc *client) {
+				uc.request()
+				uc.reply("HTTP/1.1 204 No Content\r\n\r\n")
+				uc.request()
+				uc.reply("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+				for {
+					if _, err := io.WriteString(uc.nc, "5\r\nevent\r\n"); err != nil {
+						return
+					}
+					if reads {
+						_, _ = io.Copy(io.Discard, uc.br)
+						return
+					}
+				}
+			})
+			pool := upstreamTo(t, up.addr())
+			cutters, results := make(chan Cutter, 2), make(chan Result, 2)
+			c := dial(t, start(t, &Server{Handler: func(x *Exchange) {
+				cutters <- x.Cutter()
+				r, _ := x.Forward(pool, x.Edit())
+				results <- r
+			}}))
+			c.send(get).want("GET", 204, "")
+			<-cutters
+			<-results
+			c.send(get)
+			resp, err := http.ReadResponse(c.br, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			event := make([]byte, 5)
+			if _, err := io.ReadFull(resp.Body, event); err != nil {
+				t.Fatal(err)
+			}
+			if !(<-cutters).Cut() {
+				t.Error("there was nothing to cut")
+			}
+			if r := <-results; r.Stage != StageCut {
+				t.Errorf("%+v", r)
+			}
+			if _, err := io.Copy(io.Discard, resp.Body); !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("the stream ended with %v, want a reset", err)
+			}
+		})
+	}
 }
