@@ -647,8 +647,9 @@ func (c *conn) abandonLocked() {
 
 // needsLook reports whether the sweeper should look at the connection: its
 // patience ended, or it is in the same exchange as at the last tick, or has been idle
-// since then and may have ended with its last request (see visit).
-func (c *conn) needsLook(now int64) bool {
+// since then and may have ended with its last request (see visit). Where many are idle
+// that is found out as they are parked.
+func (c *conn) needsLook(now int64, many bool) bool {
 	seen := c.exchange.Load()
 	same := seen == c.lastSeen
 	c.lastSeen = seen
@@ -659,7 +660,7 @@ func (c *conn) needsLook(now int64) bool {
 		c.idleTicks++
 	}
 	d := c.deadline.Load()
-	return d != 0 && d <= now || same && phase == phaseBusy || c.idleTicks == 1 && c.srv.NoHijack
+	return d != 0 && d <= now || same && phase == phaseBusy || c.idleTicks == 1 && c.srv.NoHijack && !(many && c.mayPark)
 }
 
 // askToPark has an idle connection give its goroutine up.

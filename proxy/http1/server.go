@@ -440,7 +440,7 @@ func (s *Server) sweep() {
 		due = due[:0]
 		many, idle := warm > warmIdle, 0
 		for c := s.conns; c != nil; c = c.next {
-			if c.needsLook(now) {
+			if c.needsLook(now, many) {
 				due = append(due, c)
 			}
 			if c.idleTicks > 0 {
