@@ -63,7 +63,7 @@ func (e *Engine) Decide(ctx context.Context, p *Policy, q *canon.Request, now ti
 		return d
 	}
 	if d.Reason, d.Cause = e.find(ctx, q, &d.Match); d.Reason == Allowed {
-		d.near, _ = d.Match.Beside.Get().(*meter)
+		d.near, _ = d.Match.Beside.Limits().(*meter)
 		d.judge(p, q, &v, now, kinship{ctx, e.Parents, p.parents, nil})
 	}
 	return d
@@ -180,7 +180,7 @@ func (e *Engine) admit(limits *limitTable, d *Decision, near *meter, others *Lim
 		return true
 	}
 	if m := limits.admit(d, near, others, now); m != near && limits == e.limits {
-		d.Match.Beside.Put(m)
+		d.Match.Beside.PutLimits(m)
 	}
 	return d.Allowed()
 }

@@ -11,7 +11,7 @@ type entry struct {
 	generation uint32 // what it was before the store was read
 	weight     uint32
 	slot       uint16 // which generation the stored digest belongs to
-	secret     *SecretRecord
+	secret     uint16 // which of the token's it is
 	beside     Beside
 
 	token Token // from here on in cache lines of its own, where a pointer takes 8 bytes
@@ -22,17 +22,18 @@ type entry struct {
 // newEntry returns the entry of the token's secret number n, which shares no text and,
 // where there is room, no list with the token.
 func newEntry(key lookupKey, t *Token, n int, slot uint16, generation uint32) *entry {
-	e := &entry{key: key, generation: generation, slot: slot, token: *t}
+	e := &entry{key: key, generation: generation, slot: slot, secret: uint16(n), token: *t} //nolint:gosec // at most MaxSecrets
 	e.token.Scopes = move(e.room.scopes[:], t.Scopes)
 	e.token.Resources.Grants = move(e.room.grants[:], t.Resources.Grants)
 	e.token.Sources.Allow = move(e.room.allow[:], t.Sources.Allow)
 	e.token.Secrets = move(e.room.secrets[:], t.Secrets)
-	e.secret = &e.token.Secrets[n]
 	e.weight = 1 + uint32((e.gather()+e.listed())/bytesOfWeight) //nolint:gosec // Validate bounds all of it
 	return e
 }
 
-func (e *entry) match() Match { return Match{Token: &e.token, Secret: e.secret, Beside: &e.beside} }
+func (e *entry) match() Match {
+	return Match{Token: &e.token, Secret: &e.token.Secrets[e.secret], Beside: &e.beside}
+}
 
 // move copies a list into the room, or elsewhere if it is larger.
 func move[T any](room, list []T) []T {

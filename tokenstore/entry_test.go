@@ -141,26 +141,38 @@ func TestBesideIsThereAsLongAsTheEntry(t *testing.T) {
 		return m.Beside
 	}
 	one, other := new(int), new(int)
-	if got := beside(cache).Get(); got != nil {
+	if got := beside(cache).Limits(); got != nil {
 		t.Errorf("beside a token that was just read is %v", got)
 	}
-	beside(cache).Put(one)
-	if got := beside(cache).Get(); got != one {
+	beside(cache).PutLimits(one)
+	if got := beside(cache).Limits(); got != one {
 		t.Errorf("beside it is %v, want what was put there", got)
 	}
-	beside(cache).Put(other)
-	if got := beside(cache).Get(); got != other {
+	beside(cache).PutLimits(other)
+	if got := beside(cache).Limits(); got != other {
 		t.Errorf("beside it is %v, want what was put there last", got)
+	}
+	if got := beside(cache).Use(); got != nil {
+		t.Errorf("the trace of its use is %v", got)
+	}
+	var trace any = one
+	beside(cache).PutUse(&trace)
+	if got := beside(cache).Use(); got != one || beside(cache).Limits() != other {
+		t.Errorf("the trace of its use is %v, want what was put there; beside it is %v", got, beside(cache).Limits())
 	}
 	if err := edit(store, id, func(tok *tokenstore.Token) { tok.Name = "changed" }); err != nil {
 		t.Fatal(err)
 	}
-	if got := beside(cache).Get(); got != nil {
+	if got := beside(cache).Limits(); got != nil {
 		t.Errorf("beside the changed token is %v", got)
 	}
+	if got := beside(cache).Use(); got != nil {
+		t.Errorf("the trace of the changed token is %v", got)
+	}
 	none := beside(newCache(t, store, 0))
-	none.Put(one)
-	if none != nil || none.Get() != nil {
+	none.PutLimits(one)
+	none.PutUse(&trace)
+	if none != nil || none.Limits() != nil || none.Use() != nil {
 		t.Error("something is kept beside a token that is not")
 	}
 }

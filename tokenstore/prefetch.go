@@ -9,7 +9,8 @@ package tokenstore
 //go:noescape
 func prefetch(e *entry)
 
-// prefetchValue asks for the first 128 bytes of what the pointer in value points to.
+// prefetchBeside asks for the first 128 bytes of what the pointer in limits leads to, and
+// of what use does.
 //
 //go:noescape
-func prefetchValue(value any)
+func prefetchBeside(limits any, use *any)

@@ -21,9 +21,12 @@ TEXT ·prefetch(SB), NOSPLIT, $0-8
 	PREFETCHT0 960(AX)
 	RET
 
-// func prefetchValue(value any)
-TEXT ·prefetchValue(SB), NOSPLIT, $0-16
-	MOVQ value_data+8(FP), AX
+// func prefetchBeside(limits any, use *any)
+TEXT ·prefetchBeside(SB), NOSPLIT, $0-24
+	MOVQ limits_data+8(FP), AX
+	MOVQ use+16(FP), BX
 	PREFETCHT0 (AX)
 	PREFETCHT0 64(AX)
+	PREFETCHT0 (BX)
+	PREFETCHT0 64(BX)
 	RET

@@ -21,9 +21,12 @@ TEXT ·prefetch(SB), NOSPLIT, $0-8
 	PRFM 960(R0), PLDL1KEEP
 	RET
 
-// func prefetchValue(value any)
-TEXT ·prefetchValue(SB), NOSPLIT, $0-16
-	MOVD value_data+8(FP), R0
+// func prefetchBeside(limits any, use *any)
+TEXT ·prefetchBeside(SB), NOSPLIT, $0-24
+	MOVD limits_data+8(FP), R0
+	MOVD use+16(FP), R1
 	PRFM (R0), PLDL1KEEP
 	PRFM 64(R0), PLDL1KEEP
+	PRFM (R1), PLDL1KEEP
+	PRFM 64(R1), PLDL1KEEP
 	RET

@@ -4,4 +4,4 @@ package tokenstore
 
 func prefetch(*entry) {} // the entry comes as it is read
 
-func prefetchValue(any) {}
+func prefetchBeside(any, *any) {}

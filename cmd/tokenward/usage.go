@@ -27,7 +27,7 @@ func (a *app) usedBy(words *usage.Vocabulary) func(*enforce.Decision, *canon.Req
 	return func(d *enforce.Decision, q *canon.Request, userAgent []byte, now time.Time) {
 		a.vault.usage.Record(words, &usage.Use{
 			Token: d.Match.Token.ID, Secret: d.Match.Secret.Digest, At: now,
-			From: q.Client.Addr, UserAgent: userAgent, Route: d.Route.Index,
+			From: q.Client.Addr, UserAgent: userAgent, Route: d.Route.Index, Beside: d.Match.Beside,
 		})
 	}
 }
@@ -37,7 +37,7 @@ func (a *app) lastingBy(words *usage.Vocabulary) func(*tokenstore.Match, *enforc
 	return func(m *tokenstore.Match, route *enforce.Route, q *canon.Request, userAgent []byte, now time.Time) {
 		a.vault.usage.Record(words, &usage.Use{
 			Token: m.Token.ID, Secret: m.Secret.Digest, At: now,
-			From: q.Client.Addr, UserAgent: userAgent, Route: route.Index, Lasts: true,
+			From: q.Client.Addr, UserAgent: userAgent, Route: route.Index, Lasts: true, Beside: m.Beside,
 		})
 	}
 }

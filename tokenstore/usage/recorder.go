@@ -9,8 +9,9 @@
 //
 // # What it costs
 //
-// [Recorder.Record] takes one of 64 locks, by the token, for a map access, and
-// allocates nothing once the token and the user agent were seen. Memory is bounded:
+// [Recorder.Record] takes one of 64 locks, by the token, for a moment, and allocates
+// nothing once the token and the user agent were seen; beside a cached token it finds the
+// trace of its last use without looking for it. Memory is bounded:
 // only tokens used since the last write are held, at most [MaxTracked]. When one
 // of the parts is nearly full everything is written early; what comes while it is
 // quite full is counted as lost, and whoever draws conclusions from silence asks
@@ -101,11 +102,12 @@ type Recorder struct {
 // shard's mutex guards the fields below it and is held for a map access.
 type shard struct {
 	mu      sync.Mutex
+	epoch   uint64 // counts how often what it holds was taken
 	entries map[Key]*entry
 	retired []*entry // of a vocabulary that is not in force any more, or of an equal key
 	spare   map[Key]*entry
 	free    []*entry
-	_       [40]byte // a cache line of its own, as good as
+	_       [32]byte // a cache line of its own, as good as
 }
 
 type place struct {
@@ -115,6 +117,9 @@ type place struct {
 
 // entry is the use of one secret since the last write.
 type entry struct {
+	self   any    // itself, for [tokenstore.Beside.PutUse]
+	shard  *shard // whose lock guards what follows while it holds the entry
+	epoch  uint64 // of the shard, when it came to hold it
 	place  place
 	words  *Vocabulary
 	uses   uint64
@@ -174,6 +179,8 @@ type Use struct {
 	UserAgent []byte     // as received; not kept
 	Route     int        // index in the vocabulary; -1: none
 	Lasts     bool       // the request was noted before and goes on: it is not counted again
+
+	Beside *tokenstore.Beside // the secret in the cache of tokens; nil: it is not there
 }
 
 // Record notes a use.
@@ -184,21 +191,15 @@ func (r *Recorder) Record(v *Vocabulary, u *Use) {
 	at := u.At.UnixMilli()
 	where := place{u.Token, KeyOf(u.Secret)}
 	s := &r.shards[uint64(u.Token)%shards]
+	e, _ := u.Beside.Use().(*entry)
 	s.mu.Lock()
-	e := s.entries[where.key]
-	if e == nil || e.words != v || e.place != where {
-		if e = s.add(where, v, e); e == nil {
+	if !s.holds(e) || e.words != v || e.place != where {
+		if e = r.entryOf(s, where, v); e == nil {
 			s.mu.Unlock()
 			r.lose(at)
 			return
 		}
-		if len(s.entries)+len(s.retired) == nearFull {
-			r.early.Add(1)
-			select {
-			case r.full <- struct{}{}:
-			default:
-			}
-		}
+		u.Beside.PutUse(&e.self)
 	}
 	if !u.Lasts {
 		e.uses++
@@ -209,6 +210,28 @@ func (r *Recorder) Record(v *Vocabulary, u *Use) {
 	}
 	e.exercise(u.Route)
 	s.mu.Unlock()
+}
+
+// holds reports whether what an entry says is still to be taken. An entry that was put
+// beside a token stays there when it was taken, and when it serves another since.
+func (s *shard) holds(e *entry) bool { return e != nil && e.shard == s && e.epoch == s.epoch }
+
+// entryOf returns the shard's entry, a fresh one if there is none, and nil when there is
+// no room. The shard's lock is held.
+func (r *Recorder) entryOf(s *shard, where place, v *Vocabulary) *entry {
+	e := s.entries[where.key]
+	if e != nil && e.words == v && e.place == where {
+		return e
+	}
+	e = s.add(where, v, e)
+	if e != nil && len(s.entries)+len(s.retired) == nearFull {
+		r.early.Add(1)
+		select {
+		case r.full <- struct{}{}:
+		default:
+		}
+	}
+	return e
 }
 
 // describe notes how the last use was made. Most are made as the one before: what stays
@@ -250,7 +273,8 @@ func (s *shard) add(where place, v *Vocabulary, old *entry) *entry {
 	if n := len(s.free); n > 0 {
 		e, s.free = s.free[n-1], s.free[:n-1]
 	} else {
-		e = &entry{}
+		e = &entry{shard: s}
+		e.self = e
 	}
 	bits := e.inline[:]
 	if words := v.words(); words <= len(bits) {
@@ -259,7 +283,7 @@ func (s *shard) add(where place, v *Vocabulary, old *entry) *entry {
 		bits = slices.Grow(e.bits[:0], words)[:words]
 	}
 	clear(bits)
-	e.place, e.words, e.bits, e.route = where, v, bits, -1
+	e.epoch, e.place, e.words, e.bits, e.route = s.epoch, where, v, bits, -1
 	e.uses, e.last, e.agent, e.beyond = 0, 0, "", false
 	s.entries[where.key] = e
 	return e
@@ -436,6 +460,7 @@ func (r *Recorder) drain(s *shard) {
 	}
 	entries, retired := s.entries, s.retired
 	s.entries, s.retired = s.spare, nil
+	s.epoch++ // what is taken is not written to any more
 	s.mu.Unlock()
 	for _, e := range entries {
 		r.take(e)

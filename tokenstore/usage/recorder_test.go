@@ -38,6 +38,10 @@ type world struct {
 	store    *boltstore.Store
 	recorder *usage.Recorder
 	tokens   []*tokenstore.Token
+
+	mu     sync.Mutex
+	beside map[tokenstore.Digest]*tokenstore.Beside // of the cached secrets; restarts leave it as it is
+	uses   int
 }
 
 func newWorld(t *testing.T, tokens int) *world {
@@ -48,7 +52,7 @@ func newWorld(t *testing.T, tokens int) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = store.Close() })
-	w := &world{store: store}
+	w := &world{store: store, beside: map[tokenstore.Digest]*tokenstore.Beside{}}
 	for range tokens {
 		w.tokens = append(w.tokens, w.add(t))
 	}
@@ -83,8 +87,21 @@ func (w *world) restart(t *testing.T) {
 	}
 }
 
+// record notes every other use beside the cached secret.
+func (w *world) record(words *usage.Vocabulary, u *usage.Use) {
+	w.mu.Lock()
+	if w.uses++; w.uses%2 == 0 {
+		if w.beside[u.Secret] == nil {
+			w.beside[u.Secret] = &tokenstore.Beside{}
+		}
+		u.Beside = w.beside[u.Secret]
+	}
+	w.mu.Unlock()
+	w.recorder.Record(words, u)
+}
+
 func (w *world) use(token *tokenstore.Token, when time.Time, route int, agent string) {
-	w.recorder.Record(routes, &usage.Use{
+	w.record(routes, &usage.Use{
 		Token: token.ID, Secret: token.Secrets[0].Digest, At: when, From: client, UserAgent: []byte(agent), Route: route,
 	})
 }
@@ -149,7 +166,7 @@ func TestRequestThatLastsIsOneUse(t *testing.T) {
 	w.use(token, at(1), 0, "app")
 	for _, second := range []int{61, 121} {
 		w.flush(t)
-		w.recorder.Record(routes, &usage.Use{
+		w.record(routes, &usage.Use{
 			Token: token.ID, Secret: token.Secrets[0].Digest, At: at(second), From: client, UserAgent: []byte("app"), Route: 0, Lasts: true,
 		})
 	}
@@ -185,7 +202,7 @@ func TestExercisedNamesOutliveThePolicy(t *testing.T) {
 	// The same index means another route in the next policy, before and after a write.
 	next := usage.NewVocabulary([]usage.Route{{Pattern: "GET /a", Scopes: []string{"a"}}, {Pattern: "GET /b", Scopes: []string{"b"}}})
 	for range 2 {
-		w.recorder.Record(next, &usage.Use{Token: token.ID, Secret: token.Secrets[0].Digest, At: at(2), Route: 1})
+		w.record(next, &usage.Use{Token: token.ID, Secret: token.Secrets[0].Digest, At: at(2), Route: 1})
 		got, err := w.recorder.Of(token)
 		if err != nil {
 			t.Fatal(err)
@@ -214,7 +231,7 @@ func TestLargePoliciesAreFollowedUpToTheirBound(t *testing.T) {
 	large := usage.NewVocabulary(many)
 	take := func(words *usage.Vocabulary, taken ...int) {
 		for _, route := range taken {
-			w.recorder.Record(words, &usage.Use{Token: w.tokens[0].ID, Secret: w.tokens[0].Secrets[0].Digest, At: at(route), Route: route})
+			w.record(words, &usage.Use{Token: w.tokens[0].ID, Secret: w.tokens[0].Secrets[0].Digest, At: at(route), Route: route})
 		}
 		w.flush(t)
 	}
@@ -225,7 +242,7 @@ func TestLargePoliciesAreFollowedUpToTheirBound(t *testing.T) {
 	}
 	// What is known of a route that is not followed is that there was one: it must not
 	// pass for one that was never taken.
-	w.recorder.Record(large, &usage.Use{Token: w.tokens[0].ID, Secret: w.tokens[0].Secrets[0].Digest, At: at(4999), Route: 4999})
+	w.record(large, &usage.Use{Token: w.tokens[0].ID, Secret: w.tokens[0].Secrets[0].Digest, At: at(4999), Route: 4999})
 	if got, err := w.recorder.Of(w.tokens[0]); err != nil || !got.More {
 		t.Errorf("before it is written it took no more routes than %v, %v", got.Routes, err)
 	}
@@ -346,7 +363,7 @@ func TestMemoryIsBoundedAndWhatIsLostIsTold(t *testing.T) {
 	w := newWorld(t, 0)
 	digest := tokenstore.Digest{1}
 	for i := range usage.MaxTracked + 64 {
-		w.recorder.Record(routes, &usage.Use{Token: tokenstore.ID(i + 1), Secret: digest, At: at(i), Route: 0})
+		w.record(routes, &usage.Use{Token: tokenstore.ID(i + 1), Secret: digest, At: at(i), Route: 0})
 	}
 	st := w.recorder.Stats()
 	if st.Tracked != usage.MaxTracked || st.Lost != 64 || st.Early != 64 {
@@ -437,11 +454,77 @@ func TestRecordDoesNotAllocate(t *testing.T) {
 			w.recorder.Record(routes, &u)
 		}
 	}
-	use()
-	if n := testing.AllocsPerRun(1000, use); n != 0 {
-		t.Errorf("%v allocations for %d uses", n, len(clients))
+	for _, u.Beside = range []*tokenstore.Beside{nil, {}} {
+		use()
+		if n := testing.AllocsPerRun(1000, use); n != 0 {
+			t.Errorf("%v allocations for %d uses, in the cache: %t", n, len(clients), u.Beside != nil)
+		}
 	}
 }
+
+// TestTraceBesideATokenServesNoOther: what a cached secret leads to may have been written
+// since, and note the use of another token by now, or of the same one.
+func TestTraceBesideATokenServesNoOther(t *testing.T) {
+	t.Parallel()
+	const sharing = 64 // tokens whose ids differ by so much share a part, and its traces
+	w := newWorld(t, sharing+1)
+	one, other := w.tokens[0], w.tokens[sharing]
+	use := func(token *tokenstore.Token, words *usage.Vocabulary, when, route int) {
+		secret := token.Secrets[0].Digest
+		if w.beside[secret] == nil {
+			w.beside[secret] = &tokenstore.Beside{}
+		}
+		w.recorder.Record(words, &usage.Use{Token: token.ID, Secret: secret, At: at(when), Route: route, Beside: w.beside[secret]})
+	}
+	want := func(token *tokenstore.Token, uses uint64, last int) {
+		t.Helper()
+		got, err := w.recorder.Of(token)
+		if err != nil || got.Uses != uses || uses > 0 && (!got.Last.Equal(at(last)) || len(got.Secrets) != 1) {
+			t.Errorf("token %d: %+v, %v, want %d uses, the last at %v", token.ID, got, err, uses, at(last))
+		}
+	}
+	use(one, routes, 0, 0)
+	w.restart(t) // what was not written is lost, and the trace beside it is another recorder's
+	use(one, routes, 1, 0)
+	use(one, routes, 2, 0)
+	want(one, 2, 2)
+	w.flush(t)
+	use(other, routes, 3, 1) // takes the trace that one left
+	want(one, 2, 2)
+	want(other, 1, 3)
+	use(one, routes, 4, 0)
+	use(other, routes, 5, 1)
+	want(one, 3, 4)
+	want(other, 2, 5)
+	// One that a reload replaced still counts, and the later words are found again.
+	later := usage.NewVocabulary([]usage.Route{{Pattern: "GET /later"}})
+	use(one, later, 6, 0)
+	use(one, routes, 7, 0)
+	use(one, later, 8, 0)
+	want(one, 6, 8)
+	w.flush(t)
+	want(one, 6, 8)
+	want(other, 2, 5)
+	// Nor is one written to that was taken, and waits for a store that fails.
+	w.recorder, _ = usage.NewRecorder(nameless{w.store}, usage.Pace{})
+	latest := usage.NewVocabulary([]usage.Route{{Pattern: "GET /latest"}})
+	use(other, latest, 10, 0)
+	if err := w.recorder.Flush(t.Context()); !errors.Is(err, errNameless) {
+		t.Fatalf("flush: %v", err)
+	}
+	use(other, latest, 11, 0)
+	if st := w.recorder.Stats(); st.Tracked != 1 {
+		t.Errorf("after a use stats are %+v", st)
+	}
+	want(other, 4, 11)
+}
+
+var errNameless = errors.New("no more names")
+
+// nameless takes no new names.
+type nameless struct{ usage.Store }
+
+func (nameless) AddUsageNames(context.Context, []string) ([]string, error) { return nil, errNameless }
 
 // Many more agents than texts that are shared: each use must keep its own.
 func TestUserAgentsDoNotTakeOneAnothersPlace(t *testing.T) {
@@ -477,11 +560,12 @@ func BenchmarkRecord(b *testing.B) {
 	for _, tokens := range []int{1, 100, 10_000} {
 		b.Run(fmt.Sprintf("tokens=%d", tokens), func(b *testing.B) {
 			b.ReportAllocs()
+			beside := make([]tokenstore.Beside, tokens)
 			i := 0
 			for b.Loop() {
 				i++
 				id := tokenstore.ID(i%tokens + 1) //nolint:gosec // not negative
-				r.Record(routes, &usage.Use{Token: id, Secret: tokenstore.Digest{byte(id), byte(id >> 8)}, At: storetest.Epoch, From: client, UserAgent: agent, Route: i % 3})
+				r.Record(routes, &usage.Use{Token: id, Secret: tokenstore.Digest{byte(id), byte(id >> 8)}, At: storetest.Epoch, From: client, UserAgent: agent, Route: i % 3, Beside: &beside[i%tokens]})
 			}
 		})
 	}
