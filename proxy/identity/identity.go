@@ -118,7 +118,7 @@ func appendOwner(b []byte, t *tokenstore.Token) []byte {
 	return strconv.AppendUint(b, t.Owner, 10)
 }
 
-func appendName(b []byte, t *tokenstore.Token) []byte { return appendEncoded(b, t.Name, "%") }
+func appendName(b []byte, t *tokenstore.Token) []byte { return appendEncoded(b, t.Name, &nameBytes) }
 
 func appendScopes(b []byte, t *tokenstore.Token) []byte {
 	for i, s := range t.Scopes {
@@ -140,20 +140,29 @@ func appendResources(b []byte, t *tokenstore.Token) []byte {
 		}
 		b = append(b, g.Type...)
 		b = append(b, ':')
-		b = appendEncoded(b, g.ID, "%,:")
+		b = appendEncoded(b, g.ID, &grantBytes)
 		b = append(b, ':')
 		b = append(b, g.Level.String()...)
 	}
 	return b
 }
 
-// appendEncoded percent-encodes the bytes of s that are not visible ASCII or
-// are among special, so that the value is one header value whatever s is and
-// reads back to s.
-func appendEncoded(b []byte, s, special string) []byte {
+// The bytes that stand for themselves in a name, and in the id of a grant.
+var nameBytes, grantBytes = visibleExcept("%"), visibleExcept("%,:")
+
+func visibleExcept(special string) (set [256]bool) {
+	for c := byte('!'); c <= '~'; c++ {
+		set[c] = strings.IndexByte(special, c) < 0
+	}
+	return set
+}
+
+// appendEncoded percent-encodes the bytes of s but those of plain, so that the value is
+// one header value whatever s is and reads back to s.
+func appendEncoded(b []byte, s string, plain *[256]bool) []byte {
 	const hex = "0123456789ABCDEF"
 	for i := range len(s) {
-		if c := s[i]; c > ' ' && c < 0x7f && strings.IndexByte(special, c) < 0 {
+		if c := s[i]; plain[c] {
 			b = append(b, c)
 		} else {
 			b = append(b, '%', hex[c>>4], hex[c&15])
