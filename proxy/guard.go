@@ -181,18 +181,18 @@ type passage struct {
 	live     live   // guarded by the list it is on
 	cutter   cutter // set by the door before hold
 	id       requestID
-	mount    http.Handler  // set when a mount takes the request
-	lane     *lane         // of the route; set when the request may go on to an upstream
-	gate     *gate         // of the lane, once a place was taken
-	limits   limitFields   // held by extra
-	extra    []canon.Field // of every answer to the request, the upstream's too
-	set      []canon.Field // to be added to what goes upstream
-	scratch  []byte        // holds their values
-	refusal  refusal       // set when the request is refused
-	answer   []http1.Field // of a refusal
-	took     time.Duration // negative: says nothing
-	over     func()        // giveBack, made once for all the requests of a pooled passage
-	status   int           // of the upstream's answer
+	mount    http.Handler       // set when a mount takes the request
+	lane     *lane              // of the route; set when the request may go on to an upstream
+	gate     *gate              // of the lane, once a place was taken
+	limits   limitFields        // held by extra
+	extra    []canon.Field      // of every answer to the request, the upstream's too
+	set      []http1.NamedField // to be added to what goes upstream
+	scratch  []byte             // holds their values
+	refusal  refusal            // set when the request is refused
+	answer   []http1.Field      // of a refusal
+	took     time.Duration      // negative: says nothing
+	over     func()             // giveBack, made once for all the requests of a pooled passage
+	status   int                // of the upstream's answer
 
 	read      bool // req is this request's
 	observed  bool // it would have been refused, and goes on without identity
@@ -477,37 +477,43 @@ func (p *passage) prepare() {
 		p.set, p.scratch = p.rules.Identity.Append(p.set, p.scratch, t)
 		p.set = p.rules.Signer.Append(p.set, t, p.started)
 	}
-	add := func(name []byte, start int) {
+	add := func(name http1.FieldName, start int) {
 		if len(p.scratch) > start {
-			p.set = append(p.set, canon.Field{Name: name, Value: p.scratch[start:len(p.scratch):len(p.scratch)]})
+			p.set = append(p.set, http1.NamedField{Name: name, Value: p.scratch[start:len(p.scratch):len(p.scratch)]})
 		}
 	}
 	start := len(p.scratch)
 	p.scratch = p.req.AppendForwardedFor(p.scratch)
-	add(nameForwardedFor, start)
+	add(setForwardedFor, start)
 	start = len(p.scratch)
 	p.scratch = append(p.scratch, p.req.Authority...)
-	add(nameForwardedHost, start)
+	add(setForwardedHost, start)
 	proto := protoHTTP
 	if p.req.Secure {
 		proto = protoHTTPS
 	}
-	p.set = append(p.set, canon.Field{Name: nameForwardedProto, Value: proto}, canon.Field{Name: nameRequestID, Value: p.id[:]})
+	p.set = append(p.set, http1.NamedField{Name: setForwardedProto, Value: proto}, http1.NamedField{Name: setRequestID, Value: p.id[:]})
 	if protocols, _ := p.subprotocols(); protocols != nil {
-		p.set = append(p.set, canon.Field{Name: nameSubprotocol, Value: protocols})
+		p.set = append(p.set, http1.NamedField{Name: setSubprotocol, Value: protocols})
 	}
 }
 
 var (
-	protoHTTP          = []byte("http")
-	protoHTTPS         = []byte("https")
-	nameConnection     = []byte("Connection")
-	nameForwardedFor   = []byte("X-Forwarded-For")
-	nameForwardedHost  = []byte("X-Forwarded-Host")
-	nameForwardedProto = []byte("X-Forwarded-Proto")
-	nameRequestID      = []byte(headerRequestID)
-	nameUserAgent      = []byte("User-Agent")
-	nameSubprotocol    = []byte("Sec-Websocket-Protocol")
+	protoHTTP       = []byte("http")
+	protoHTTPS      = []byte("https")
+	nameConnection  = []byte("Connection")
+	nameRequestID   = []byte(headerRequestID)
+	nameUserAgent   = []byte("User-Agent")
+	nameSubprotocol = []byte("Sec-Websocket-Protocol")
+)
+
+// What prepare sets.
+var (
+	setForwardedFor   = http1.MustFieldName("X-Forwarded-For")
+	setForwardedHost  = http1.MustFieldName("X-Forwarded-Host")
+	setForwardedProto = http1.MustFieldName("X-Forwarded-Proto")
+	setRequestID      = http1.MustFieldName(headerRequestID)
+	setSubprotocol    = http1.MustFieldName("Sec-Websocket-Protocol")
 )
 
 const headerRequestID = "X-Request-Id"

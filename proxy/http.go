@@ -244,7 +244,7 @@ func (h *HTTP) rewrite(pr *httputil.ProxyRequest) {
 		}
 	}
 	for _, f := range p.set {
-		name := string(f.Name)
+		name := f.Name.String()
 		delete(out.Header, http.CanonicalHeaderKey(name))
 		out.Header[name] = []string{string(f.Value)}
 	}

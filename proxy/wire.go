@@ -85,9 +85,9 @@ func (w *Wire) forward(x *http1.Exchange, p *passage) {
 		}
 	}
 	for i := range p.set {
-		e.Add(http1.Field(p.set[i]))
+		e.AddNamed(p.set[i])
 	}
-	e.AddAnswer(http1.Field{Name: nameRequestID, Value: p.id[:]})
+	e.AddAnswerNamed(http1.NamedField{Name: setRequestID, Value: p.id[:]})
 	e.Answer = dropRequestID
 	e.Judged = p.rules.judged
 	e.KeepTrailer = p.rules.keepTrailer
@@ -178,7 +178,7 @@ func selectSubprotocol(r *http1.Response, e *http1.Edit, announced string) {
 			return
 		}
 	}
-	e.AddAnswer(http1.Field{Name: nameSubprotocol, Value: []byte(announced)})
+	e.AddAnswerNamed(http1.NamedField{Name: setSubprotocol, Value: []byte(announced)})
 }
 
 // answerFailure answers for an exchange that could not be forwarded and of which

@@ -1,6 +1,9 @@
 package http1
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // Edit says how a request is changed on its way to the upstream, and its answer
 // on the way back. The zero value forwards everything that HTTP lets a proxy
@@ -57,6 +60,52 @@ func (e *Edit) Add(f Field) { e.added = e.appendChecked(e.added, f) }
 
 // AddAnswer adds a field to the final answer. A malformed one makes Forward fail.
 func (e *Edit) AddAnswer(f Field) { e.answerAdded = e.appendChecked(e.answerAdded, f) }
+
+// FieldName is the name of a field that is added to many messages: it was checked once,
+// and is ready to be written. The zero FieldName can be added to none.
+type FieldName struct{ lead string } // with the colon and the space
+
+// NewFieldName returns a name that may be added. Names of fields that frame messages or
+// belong to the connection may not.
+func NewFieldName(name string) (FieldName, error) {
+	if b := []byte(name); !isToken(b) || !addable(classify(b)) {
+		return FieldName{}, fmt.Errorf("%q cannot be the name of an added field", name)
+	}
+	return FieldName{name + ": "}, nil
+}
+
+// MustFieldName is [NewFieldName] for names that are constants.
+func MustFieldName(name string) FieldName {
+	n, err := NewFieldName(name)
+	if err != nil {
+		panic(err)
+	}
+	return n
+}
+
+func (n FieldName) String() string { return n.lead[:max(0, len(n.lead)-len(": "))] }
+
+// NamedField is a field under a name that was checked before.
+type NamedField struct {
+	Name  FieldName
+	Value []byte
+}
+
+// AddNamed is [Edit.Add] for names that were checked before.
+func (e *Edit) AddNamed(f NamedField) { e.added = e.appendNamed(e.added, f) }
+
+// AddAnswerNamed is [Edit.AddAnswer] for names that were checked before.
+func (e *Edit) AddAnswerNamed(f NamedField) { e.answerAdded = e.appendNamed(e.answerAdded, f) }
+
+func (e *Edit) appendNamed(dst []byte, f NamedField) []byte {
+	if f.Name.lead == "" || !validValue(f.Value) {
+		e.bad = true
+		return dst
+	}
+	dst = append(dst, f.Name.lead...)
+	dst = append(dst, f.Value...)
+	return append(dst, "\r\n"...)
+}
 
 // DropAnswer leaves a field of the answer out; i is its index in
 // Response.Fields.

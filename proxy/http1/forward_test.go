@@ -106,8 +106,9 @@ func TestEditedRequest(t *testing.T) {
 		e.Host = []byte("up:1")
 		e.Target = []byte("/b?c")
 		e.Add(Field{Name: []byte("X-Id"), Value: []byte("7")})
+		e.AddNamed(NamedField{Name: MustFieldName("X-Account"), Value: []byte("8")})
 	})
-	if want := "GET /b?c HTTP/1.1\r\nHost: up:1\r\nKeep: 2\r\nX-Id: 7\r\n\r\n"; got != want {
+	if want := "GET /b?c HTTP/1.1\r\nHost: up:1\r\nKeep: 2\r\nX-Id: 7\r\nX-Account: 8\r\n\r\n"; got != want {
 		t.Errorf("upstream got\n%q, want\n%q", got, want)
 	}
 }
@@ -167,6 +168,10 @@ func TestMalformedEditIsNeverSent(t *testing.T) {
 		"target not ASCII":    func(e *Edit) { e.Target = []byte("/\xe4") },
 		"absolute target":     func(e *Edit) { e.Target = []byte("http://h/") },
 		"index out of range":  func(e *Edit) { e.Drop = append(e.Drop, 1) },
+		"no name":             func(e *Edit) { e.AddNamed(NamedField{Value: []byte("c")}) },
+		"break under a name":  func(e *Edit) { e.AddNamed(NamedField{MustFieldName("A"), []byte("b\r\nC: d")}) },
+		"no answer's name":    func(e *Edit) { e.AddAnswerNamed(NamedField{Value: []byte("c")}) },
+		"control in answer":   func(e *Edit) { e.AddAnswerNamed(NamedField{MustFieldName("A"), []byte("\x00")}) },
 		"answer field":        func(e *Edit) { e.AddAnswer(Field{Name: []byte("A"), Value: []byte("\n")}) },
 	} {
 		addr := start(t, &Server{Handler: forwarding(pool, func(_ *Exchange, e *Edit) { edit(e) })})
@@ -176,6 +181,19 @@ func TestMalformedEditIsNeverSent(t *testing.T) {
 	}
 	if up.connections() != 0 {
 		t.Error("something was sent")
+	}
+}
+
+func TestFieldNamesThatFrameOrAreNoneAreRefused(t *testing.T) {
+	for _, name := range []string{"", "A b", "A:", "A\r\nB", "\x00", "ä", "Content-Length", "transfer-ENCODING", "Connection", "Keep-Alive", "TE", "Upgrade", "Host", "Expect", "Proxy-Authorization", "Proxy"} {
+		if n, err := NewFieldName(name); err == nil || n != (FieldName{}) || n.String() != "" {
+			t.Errorf("%q is a name to add: %q, %v", name, n, err)
+		}
+	}
+	for _, name := range []string{"X-Id", "a", "Date", "Proxy-Status", "!#$%&'*+-.^_`|~"} {
+		if n, err := NewFieldName(name); err != nil || n.String() != name {
+			t.Errorf("%q is no name to add: %q, %v", name, n, err)
+		}
 	}
 }
 

@@ -9,7 +9,7 @@ import (
 	"strconv"
 	"strings"
 
-	"tokenward/enforce/canon"
+	"tokenward/proxy/http1"
 	"tokenward/tokenstore"
 )
 
@@ -34,7 +34,7 @@ func DefaultNames() Names {
 type Headers struct{ fields []field }
 
 type field struct {
-	name  []byte
+	name  http1.FieldName
 	value func([]byte, *tokenstore.Token) []byte
 }
 
@@ -54,11 +54,15 @@ func New(n Names) (*Headers, error) {
 		if !validName(f.name) {
 			return nil, fmt.Errorf("identity header %s: %q must begin with X- and consist of letters, digits and dashes", f.key, f.name)
 		}
-		same := func(o field) bool { return strings.EqualFold(string(o.name), f.name) }
+		same := func(o field) bool { return strings.EqualFold(o.name.String(), f.name) }
 		if slices.ContainsFunc(h.fields, same) {
 			return nil, fmt.Errorf("identity header %s: %q is used twice", f.key, f.name)
 		}
-		h.fields = append(h.fields, field{[]byte(f.name), f.value})
+		name, err := http1.NewFieldName(f.name)
+		if err != nil {
+			return nil, fmt.Errorf("identity header %s: %w", f.key, err)
+		}
+		h.fields = append(h.fields, field{name, f.value})
 	}
 	return h, nil
 }
@@ -85,14 +89,14 @@ func (h *Headers) Names() []string {
 	}
 	names := make([]string, len(h.fields))
 	for i, f := range h.fields {
-		names[i] = string(f.name)
+		names[i] = f.name.String()
 	}
 	return names
 }
 
 // Append appends the fields that describe t to dst. Values are built in scratch,
 // which is returned grown; they stay valid as long as it is not reused.
-func (h *Headers) Append(dst []canon.Field, scratch []byte, t *tokenstore.Token) ([]canon.Field, []byte) {
+func (h *Headers) Append(dst []http1.NamedField, scratch []byte, t *tokenstore.Token) ([]http1.NamedField, []byte) {
 	if h == nil {
 		return dst, scratch
 	}
@@ -100,7 +104,7 @@ func (h *Headers) Append(dst []canon.Field, scratch []byte, t *tokenstore.Token)
 		start := len(scratch)
 		scratch = h.fields[i].value(scratch, t)
 		if len(scratch) > start {
-			dst = append(dst, canon.Field{Name: h.fields[i].name, Value: scratch[start:len(scratch):len(scratch)]})
+			dst = append(dst, http1.NamedField{Name: h.fields[i].name, Value: scratch[start:len(scratch):len(scratch)]})
 		}
 	}
 	return dst, scratch

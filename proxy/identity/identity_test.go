@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"tokenward/enforce/canon"
+	"tokenward/proxy/http1"
 	"tokenward/tokenstore"
 )
 
@@ -28,10 +28,10 @@ func TestFieldsDescribeTheToken(t *testing.T) {
 		"X-Token-Scopes": "a b:*", "X-Token-Resources": "card:a%2Cb%3Ac%0Ad:read,account:*:write",
 	}
 	for _, f := range fields {
-		if want[string(f.Name)] != string(f.Value) {
-			t.Errorf("%s: %q, want %q", f.Name, f.Value, want[string(f.Name)])
+		if want[f.Name.String()] != string(f.Value) {
+			t.Errorf("%s: %q, want %q", f.Name, f.Value, want[f.Name.String()])
 		}
-		delete(want, string(f.Name))
+		delete(want, f.Name.String())
 	}
 	if len(want) > 0 {
 		t.Errorf("not sent: %v", want)
@@ -45,19 +45,19 @@ func TestFieldsDescribeTheToken(t *testing.T) {
 func TestAbsentValueSendsNoField(t *testing.T) {
 	fields, _ := defaults(t).Append(nil, nil, &tokenstore.Token{ID: 1, Owner: 1, Name: "n"})
 	for _, f := range fields {
-		if n := string(f.Name); n == "X-Token-Scopes" || n == "X-Token-Resources" {
+		if n := f.Name.String(); n == "X-Token-Scopes" || n == "X-Token-Resources" {
 			t.Errorf("%s sent as %q for a token that has none", f.Name, f.Value)
 		}
 	}
 	var none *Headers
-	if fields, scratch := none.Append([]canon.Field{{}}, []byte("x"), &tokenstore.Token{ID: 1}); len(fields) != 1 || string(scratch) != "x" || none.Names() != nil {
+	if fields, scratch := none.Append([]http1.NamedField{{}}, []byte("x"), &tokenstore.Token{ID: 1}); len(fields) != 1 || string(scratch) != "x" || none.Names() != nil {
 		t.Error("nil headers sent something")
 	}
 }
 
 func TestUnrestrictedIsSaidOutLoud(t *testing.T) {
 	fields, _ := defaults(t).Append(nil, nil, &tokenstore.Token{ID: 1, Resources: tokenstore.Resources{All: true}})
-	if last := fields[len(fields)-1]; string(last.Name) != "X-Token-Resources" || string(last.Value) != "all" {
+	if last := fields[len(fields)-1]; last.Name.String() != "X-Token-Resources" || string(last.Value) != "all" {
 		t.Errorf("%s: %s", last.Name, last.Value)
 	}
 }
@@ -99,7 +99,7 @@ func FuzzNameIsOneHeaderValue(f *testing.F) {
 					t.Fatalf("%s: %q", one.Name, one.Value)
 				}
 			}
-			if string(one.Name) == "X-Token-Name" {
+			if one.Name.String() == "X-Token-Name" {
 				if back, err := url.PathUnescape(string(one.Value)); err != nil || back != name {
 					t.Fatalf("%q reads back as %q, %v", name, back, err)
 				}
@@ -111,7 +111,7 @@ func FuzzNameIsOneHeaderValue(f *testing.F) {
 func BenchmarkAppend(b *testing.B) {
 	h := defaults(b)
 	tok := &tokenstore.Token{ID: 7, Account: 42, Owner: 3, Name: "billing worker", Scopes: []string{"accounts", "cards"}, Resources: tokenstore.Resources{All: true}}
-	var fields []canon.Field
+	var fields []http1.NamedField
 	var scratch []byte
 	b.ReportAllocs()
 	for b.Loop() {

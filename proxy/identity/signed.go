@@ -14,7 +14,7 @@ import (
 
 	"github.com/maypok86/otter/v2"
 
-	"tokenward/enforce/canon"
+	"tokenward/proxy/http1"
 	"tokenward/tokenstore"
 )
 
@@ -31,7 +31,7 @@ const maxSigned = 1 << 16
 // (RFC 7519) signed with Ed25519 (RFC 8037). An upstream that others can reach
 // too checks it against [Signer.JWKS]. It is safe for concurrent use.
 type Signer struct {
-	name     []byte
+	name     http1.FieldName
 	issuer   string
 	lifetime time.Duration
 	keys     []signingKey // the first signs, all are published
@@ -74,7 +74,11 @@ func NewSigner(o SignerOptions) (*Signer, error) {
 	if len(o.Keys) == 0 {
 		return nil, errors.New("signed identity header: there is no key: make one with `openssl genpkey -algorithm ed25519 -out identity.pem`")
 	}
-	s := &Signer{name: []byte(o.Name), issuer: o.Issuer, lifetime: o.Lifetime}
+	name, err := http1.NewFieldName(o.Name)
+	if err != nil {
+		return nil, fmt.Errorf("signed identity header: %w", err)
+	}
+	s := &Signer{name: name, issuer: o.Issuer, lifetime: o.Lifetime}
 	if s.issuer == "" {
 		s.issuer = "tokenward"
 	}
@@ -91,7 +95,6 @@ func NewSigner(o SignerOptions) (*Signer, error) {
 		}
 		s.keys = append(s.keys, key)
 	}
-	var err error
 	s.kept, err = otter.New(&otter.Options[signedKey, signed]{MaximumSize: maxSigned})
 	return s, err
 }
@@ -128,13 +131,13 @@ func (s *Signer) Name() string {
 	if s == nil {
 		return ""
 	}
-	return string(s.name)
+	return s.name.String()
 }
 
 // Append appends the signed field for t. The same text serves a token for half of
 // its life, so that signing, some 20 µs, is rare; what it says is at most that
 // much older than the decision. The nil *Signer appends nothing.
-func (s *Signer) Append(dst []canon.Field, t *tokenstore.Token, now time.Time) []canon.Field {
+func (s *Signer) Append(dst []http1.NamedField, t *tokenstore.Token, now time.Time) []http1.NamedField {
 	if s == nil {
 		return dst
 	}
@@ -146,7 +149,7 @@ func (s *Signer) Append(dst []canon.Field, t *tokenstore.Token, now time.Time) [
 		one = signed{text: s.sign(t, now), fresh: now.Add(s.lifetime / 2)}
 		s.kept.Set(key, one)
 	}
-	return append(dst, canon.Field{Name: s.name, Value: one.text})
+	return append(dst, http1.NamedField{Name: s.name, Value: one.text})
 }
 
 // claims are what the JWT says. Its end is never later than the token's own.

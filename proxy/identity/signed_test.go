@@ -15,7 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"tokenward/enforce/canon"
+	"tokenward/proxy/http1"
 	"tokenward/tokenstore"
 )
 
@@ -104,7 +104,7 @@ func sampleToken() *tokenstore.Token {
 func TestUpstreamCanCheckWhoAsks(t *testing.T) {
 	s := newSigner(t, pemKey(t))
 	fields := s.Append(nil, sampleToken(), noon)
-	if len(fields) != 1 || string(fields[0].Name) != "X-Token-Jwt" || s.Name() != "X-Token-Jwt" {
+	if len(fields) != 1 || fields[0].Name.String() != "X-Token-Jwt" || s.Name() != "X-Token-Jwt" {
 		t.Fatalf("%v", fields)
 	}
 	c := verify(t, s.JWKS(), fields[0].Value)
@@ -217,7 +217,7 @@ func TestUnusableSignersAreRefused(t *testing.T) {
 		}
 	}
 	var none *Signer
-	if fields := none.Append(make([]canon.Field, 1), sampleToken(), noon); len(fields) != 1 || none.Name() != "" || string(none.JWKS()) != `{"keys":[]}` {
+	if fields := none.Append(make([]http1.NamedField, 1), sampleToken(), noon); len(fields) != 1 || none.Name() != "" || string(none.JWKS()) != `{"keys":[]}` {
 		t.Error("the nil signer says something")
 	}
 }
