@@ -236,9 +236,7 @@ func (g *Guard) leave(p *passage) {
 		p.rules.Observe(route, p.decision.Reason, p.outcome(), took)
 	}
 	// Nothing of a request may be seen by the next one.
-	clear(p.head.Fields)
-	fields := p.head.Fields[:0]
-	p.head = canon.Head{Fields: fields}
+	p.head = canon.Head{}
 	p.set = p.set[:0]
 	p.extra = p.extra[:0]
 	p.scratch = p.scratch[:0]

@@ -58,7 +58,7 @@ func BenchmarkGuard(b *testing.B) {
 		p := g.enter()
 		p.head.Method, p.head.Target, p.head.Major, p.head.Minor = method, target, 1, 1
 		p.head.Peer = netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, 1}), 40000)
-		p.head.Fields = append(p.head.Fields, fields...)
+		p.head.Fields = fields
 		if !g.judge(context.Background(), p) {
 			b.Fatal(p.decision.Reason)
 		}

@@ -190,7 +190,7 @@ func FillHead(dst *canon.Head, r *http.Request) {
 	dst.TLS = r.TLS != nil
 	dst.Upgrade = r.Header.Get("Upgrade") != ""
 	dst.Peer = peerOf(r.RemoteAddr)
-	dst.Fields = dst.Fields[:0]
+	dst.Fields = make([]canon.Field, 0, len(r.Header)+1)
 	switch {
 	case r.ProtoMajor >= 2:
 		dst.Authority = []byte(r.Host)

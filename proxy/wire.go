@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 
-	"tokenward/enforce/canon"
 	"tokenward/proxy/http1"
 )
 
@@ -33,9 +32,7 @@ func (w *Wire) Serve(x *http1.Exchange) {
 	p.head.Major, p.head.Minor = 1, uint8(r.Minor) //nolint:gosec // 0 or 1
 	p.head.TLS = x.TLS() != nil
 	p.head.Peer = x.Peer()
-	for _, f := range r.Fields {
-		p.head.Fields = append(p.head.Fields, canon.Field(f))
-	}
+	p.head.Fields = r.Fields
 	p.head.Upgrade = len(r.Upgrade) > 0
 	// A look-up is not worth cancelling: it ends within the store's own bounds.
 	if !w.guard.judge(context.Background(), p) {
@@ -66,11 +63,7 @@ func (w *Wire) Serve(x *http1.Exchange) {
 
 func (w *Wire) refuse(x *http1.Exchange, p *passage) {
 	p.giveBack()
-	p.answer = p.answer[:0]
-	for _, f := range p.extra {
-		p.answer = append(p.answer, http1.Field(f))
-	}
-	p.answer, p.scratch = p.refusal.appendFields(p.answer, p.scratch[:0], &p.id)
+	p.answer, p.scratch = p.refusal.appendFields(append(p.answer[:0], p.extra...), p.scratch[:0], &p.id)
 	body := len(p.scratch)
 	p.scratch = p.refusal.appendBody(p.scratch, &p.id)
 	_ = x.Respond(p.refusal.status, p.answer, p.scratch[body:]) // a client that is gone needs no answer
@@ -98,7 +91,7 @@ func (w *Wire) forward(x *http1.Exchange, p *passage) {
 		e.Ending = p.over
 	}
 	for i := range p.extra {
-		e.AddAnswer(http1.Field(p.extra[i]))
+		e.AddAnswer(p.extra[i])
 	}
 	if p.lane.cors != nil {
 		e.Answer = dropUpstreamCORS

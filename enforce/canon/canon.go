@@ -17,8 +17,9 @@ import "net/netip"
 
 // Field is one header field line as received. The door has split it, trimmed optional
 // whitespace around the value, and made sure that the value holds no CR, LF or NUL;
-// canon checks the name again.
-type Field struct {
+// canon checks the name again. Any struct of this form is one: a door need not copy its
+// list.
+type Field = struct {
 	Name, Value []byte
 }
 

@@ -7,8 +7,9 @@ import (
 
 // Field is one field line of a head or trailer section. Name is as it was
 // sent; Value has no white space around it. Both are slices of the connection's
-// buffer: valid until the exchange ends, not to be written to.
-type Field struct {
+// buffer: valid until the exchange ends, not to be written to. It has no name of its own
+// as a type, so that a list of fields need not be copied for who reads it elsewhere.
+type Field = struct {
 	Name, Value []byte
 }
 
