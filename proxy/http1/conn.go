@@ -663,10 +663,11 @@ func (c *conn) needsLook(now int64, many bool) bool {
 	return d != 0 && d <= now || same && phase == phaseBusy || c.idleTicks == 1 && c.srv.NoHijack && !(many && c.mayPark)
 }
 
-// askToPark has an idle connection give its goroutine up.
+// askToPark has an idle connection give its goroutine up. If a request comes between, its
+// exchange takes the interruption back, and the connection has to be asked again.
 func (c *conn) askToPark() {
 	c.idleTicks = 0
-	if !c.mayPark || c.raw == nil || c.wantPark.Load() {
+	if !c.mayPark || c.raw == nil {
 		return
 	}
 	c.wantPark.Store(true)

@@ -748,6 +748,32 @@ func parkedConn(s *Server) *conn {
 	return s.conns
 }
 
+// A connection that is asked to park as its next request comes goes on with that, and parks
+// when it is asked again: the request took the interruption, and not the wish.
+func TestConnectionThatWasBusyParksWhenAskedAgain(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("connections are parked on Linux only")
+	}
+	settled(t)
+	for _, noHijack := range []bool{false, true} {
+		s := &Server{NoHijack: noHijack, Handler: func(x *Exchange) {
+			x.c.askToPark() // as if the connection had been idle a moment ago
+			_ = x.Respond(200, nil, []byte("ok"))
+		}}
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		go s.Serve(l)
+		c := dial(t, l.Addr().String())
+		for range 3 {
+			c.send(get).want("GET", 200, "ok")
+			park(t, s)
+		}
+		_ = s.Close()
+	}
+}
+
 // TestManyIdleConnectionsGiveUpTheirGoroutines also holds them to their memory
 // in goroutines: all but warmIdle.
 func TestManyIdleConnectionsGiveUpTheirGoroutines(t *testing.T) {
