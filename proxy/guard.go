@@ -72,7 +72,9 @@ type Ruleset struct {
 	judged, keepTrailer func(name []byte) bool
 	lanes               []lane // by index of Policy's routes
 	noRoute             lane
-	cors                bool // some route has it
+	cors                bool              // some route has it
+	identity            []http1.FieldName // by the index of Identity's names
+	signed              http1.FieldName   // Signer's
 }
 
 // Observer is told, once for each judged request, the index of its route (-1 for
@@ -159,6 +161,13 @@ func (g *Guard) SetRules(r *Ruleset) {
 	r.buildLanes(g.rules.Load())
 	r.judged = r.Canon.Protected
 	r.keepTrailer = func(name []byte) bool { return !r.Canon.ForbiddenTrailer(name) }
+	r.identity = nil
+	for _, name := range r.Identity.Names() {
+		r.identity = append(r.identity, http1.MustFieldName(name)) // each begins with X-: none frames a message
+	}
+	if r.Signer != nil {
+		r.signed = http1.MustFieldName(r.Signer.Name())
+	}
 	g.rules.Store(r)
 }
 
@@ -471,13 +480,19 @@ func (p *passage) first(name []byte) []byte {
 // prepare makes the fields that only we set: identity, the believed way to us,
 // the request's id.
 func (p *passage) prepare() {
-	if t := p.decision.Match.Token; t != nil && !p.observed {
-		p.set, p.scratch = p.rules.Identity.Append(p.set, p.scratch, t)
-		p.set = p.rules.Signer.Append(p.set, t, p.started)
-	}
 	add := func(name http1.FieldName, start int) {
 		if len(p.scratch) > start {
 			p.set = append(p.set, http1.NamedField{Name: name, Value: p.scratch[start:len(p.scratch):len(p.scratch)]})
+		}
+	}
+	if t := p.decision.Match.Token; t != nil && !p.observed {
+		for i, name := range p.rules.identity {
+			start := len(p.scratch)
+			p.scratch = p.rules.Identity.AppendValue(p.scratch, i, t)
+			add(name, start)
+		}
+		if signed := p.rules.Signer.Value(t, p.started); len(signed) > 0 {
+			p.set = append(p.set, http1.NamedField{Name: p.rules.signed, Value: signed})
 		}
 	}
 	start := len(p.scratch)

@@ -146,7 +146,7 @@ var house = map[string]room{
 	},
 	"proxy/identity": {
 		what:    "identity headers to the upstream, the signed one, its keys",
-		ours:    []string{"enforce/canon", "tokenstore"},
+		ours:    []string{"tokenstore"},
 		outside: []string{"github.com/maypok86/otter/v2"},
 		never:   []ban{noAdmin, noDrivers, noCluster},
 	},

@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 
-	"tokenward/proxy/http1"
 	"tokenward/tokenstore"
 )
 
@@ -29,12 +28,12 @@ func DefaultNames() Names {
 		Name: "X-Token-Name", Scopes: "X-Token-Scopes", Resources: "X-Token-Resources"}
 }
 
-// Headers writes identity fields. The nil *Headers writes none. It is immutable
+// Headers says who asks, header by header. The nil *Headers has none. It is immutable
 // and safe for concurrent use.
 type Headers struct{ fields []field }
 
 type field struct {
-	name  http1.FieldName
+	name  string
 	value func([]byte, *tokenstore.Token) []byte
 }
 
@@ -54,15 +53,11 @@ func New(n Names) (*Headers, error) {
 		if !validName(f.name) {
 			return nil, fmt.Errorf("identity header %s: %q must begin with X- and consist of letters, digits and dashes", f.key, f.name)
 		}
-		same := func(o field) bool { return strings.EqualFold(o.name.String(), f.name) }
+		same := func(o field) bool { return strings.EqualFold(o.name, f.name) }
 		if slices.ContainsFunc(h.fields, same) {
 			return nil, fmt.Errorf("identity header %s: %q is used twice", f.key, f.name)
 		}
-		name, err := http1.NewFieldName(f.name)
-		if err != nil {
-			return nil, fmt.Errorf("identity header %s: %w", f.key, err)
-		}
-		h.fields = append(h.fields, field{name, f.value})
+		h.fields = append(h.fields, field{f.name, f.value})
 	}
 	return h, nil
 }
@@ -89,25 +84,15 @@ func (h *Headers) Names() []string {
 	}
 	names := make([]string, len(h.fields))
 	for i, f := range h.fields {
-		names[i] = f.name.String()
+		names[i] = f.name
 	}
 	return names
 }
 
-// Append appends the fields that describe t to dst. Values are built in scratch,
-// which is returned grown; they stay valid as long as it is not reused.
-func (h *Headers) Append(dst []http1.NamedField, scratch []byte, t *tokenstore.Token) ([]http1.NamedField, []byte) {
-	if h == nil {
-		return dst, scratch
-	}
-	for i := range h.fields {
-		start := len(scratch)
-		scratch = h.fields[i].value(scratch, t)
-		if len(scratch) > start {
-			dst = append(dst, http1.NamedField{Name: h.fields[i].name, Value: scratch[start:len(scratch):len(scratch)]})
-		}
-	}
-	return dst, scratch
+// AppendValue appends to dst what the header i of [Headers.Names] says of t. Where t has
+// nothing to say there it appends nothing, and the header is not sent.
+func (h *Headers) AppendValue(dst []byte, i int, t *tokenstore.Token) []byte {
+	return h.fields[i].value(dst, t)
 }
 
 func appendID(b []byte, t *tokenstore.Token) []byte {

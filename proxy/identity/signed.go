@@ -14,7 +14,6 @@ import (
 
 	"github.com/maypok86/otter/v2"
 
-	"tokenward/proxy/http1"
 	"tokenward/tokenstore"
 )
 
@@ -31,7 +30,7 @@ const maxSigned = 1 << 16
 // (RFC 7519) signed with Ed25519 (RFC 8037). An upstream that others can reach
 // too checks it against [Signer.JWKS]. It is safe for concurrent use.
 type Signer struct {
-	name     http1.FieldName
+	name     string
 	issuer   string
 	lifetime time.Duration
 	keys     []signingKey // the first signs, all are published
@@ -74,11 +73,7 @@ func NewSigner(o SignerOptions) (*Signer, error) {
 	if len(o.Keys) == 0 {
 		return nil, errors.New("signed identity header: there is no key: make one with `openssl genpkey -algorithm ed25519 -out identity.pem`")
 	}
-	name, err := http1.NewFieldName(o.Name)
-	if err != nil {
-		return nil, fmt.Errorf("signed identity header: %w", err)
-	}
-	s := &Signer{name: name, issuer: o.Issuer, lifetime: o.Lifetime}
+	s := &Signer{name: o.Name, issuer: o.Issuer, lifetime: o.Lifetime}
 	if s.issuer == "" {
 		s.issuer = "tokenward"
 	}
@@ -95,6 +90,7 @@ func NewSigner(o SignerOptions) (*Signer, error) {
 		}
 		s.keys = append(s.keys, key)
 	}
+	var err error
 	s.kept, err = otter.New(&otter.Options[signedKey, signed]{MaximumSize: maxSigned})
 	return s, err
 }
@@ -131,15 +127,15 @@ func (s *Signer) Name() string {
 	if s == nil {
 		return ""
 	}
-	return s.name.String()
+	return s.name
 }
 
-// Append appends the signed field for t. The same text serves a token for half of
-// its life, so that signing, some 20 µs, is rare; what it says is at most that
-// much older than the decision. The nil *Signer appends nothing.
-func (s *Signer) Append(dst []http1.NamedField, t *tokenstore.Token, now time.Time) []http1.NamedField {
+// Value returns the header's value for t, which is not to be changed. The same text
+// serves a token for half of its life, so that signing, some 20 µs, is rare; what it
+// says is at most that much older than the decision. The nil *Signer says nothing.
+func (s *Signer) Value(t *tokenstore.Token, now time.Time) []byte {
 	if s == nil {
-		return dst
+		return nil
 	}
 	key := signedKey{t.ID, t.Revision}
 	one, _ := s.kept.GetIfPresent(key)
@@ -149,7 +145,7 @@ func (s *Signer) Append(dst []http1.NamedField, t *tokenstore.Token, now time.Ti
 		one = signed{text: s.sign(t, now), fresh: now.Add(s.lifetime / 2)}
 		s.kept.Set(key, one)
 	}
-	return append(dst, http1.NamedField{Name: s.name, Value: one.text})
+	return one.text
 }
 
 // claims are what the JWT says. Its end is never later than the token's own.

@@ -15,7 +15,6 @@ import (
 	"testing"
 	"time"
 
-	"tokenward/proxy/http1"
 	"tokenward/tokenstore"
 )
 
@@ -103,11 +102,10 @@ func sampleToken() *tokenstore.Token {
 
 func TestUpstreamCanCheckWhoAsks(t *testing.T) {
 	s := newSigner(t, pemKey(t))
-	fields := s.Append(nil, sampleToken(), noon)
-	if len(fields) != 1 || fields[0].Name.String() != "X-Token-Jwt" || s.Name() != "X-Token-Jwt" {
-		t.Fatalf("%v", fields)
+	if s.Name() != "X-Token-Jwt" {
+		t.Fatal(s.Name())
 	}
-	c := verify(t, s.JWKS(), fields[0].Value)
+	c := verify(t, s.JWKS(), s.Value(sampleToken(), noon))
 	want := map[string]any{"sub": "7", "account": 42.0, "owner": 3.0, "name": "Zoë", "scope": "a b", "resources": "all", "iss": "tokenward",
 		"iat": float64(noon.Unix()), "exp": float64(noon.Add(DefaultLifetime).Unix())}
 	for k, v := range want {
@@ -127,7 +125,7 @@ func TestSignedIdentityIsOfThisTokenAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	say := func(tok *tokenstore.Token) map[string]any {
-		return verify(t, s.JWKS(), s.Append(nil, tok, noon)[0].Value)
+		return verify(t, s.JWKS(), s.Value(tok, noon))
 	}
 	one, other := sampleToken(), sampleToken()
 	other.ID = 8
@@ -150,7 +148,7 @@ func TestSignedIdentityIsOfThisTokenAlone(t *testing.T) {
 func TestSignedIdentityServesHalfItsLife(t *testing.T) {
 	s := newSigner(t, pemKey(t))
 	tok := sampleToken()
-	at := func(d time.Duration) []byte { return s.Append(nil, tok, noon.Add(d))[0].Value }
+	at := func(d time.Duration) []byte { return s.Value(tok, noon.Add(d)) }
 	first := at(0)
 	if !bytes.Equal(first, at(DefaultLifetime/2-1)) {
 		t.Error("it was signed again before half of its life")
@@ -177,19 +175,18 @@ func TestSignedIdentityEndsWithTheToken(t *testing.T) {
 	s := newSigner(t, pemKey(t))
 	tok := sampleToken()
 	tok.Expiry = tokenstore.EndsAt(noon.Add(time.Minute))
-	fields := s.Append(nil, tok, noon)
-	if c := verify(t, s.JWKS(), fields[0].Value); c["exp"] != float64(noon.Add(time.Minute).Unix()) {
+	if c := verify(t, s.JWKS(), s.Value(tok, noon)); c["exp"] != float64(noon.Add(time.Minute).Unix()) {
 		t.Errorf("exp %v", c["exp"])
 	}
 }
 
 func TestReplacedKeyStaysPublished(t *testing.T) {
 	old, fresh := pemKey(t), pemKey(t)
-	before := newSigner(t, old).Append(nil, sampleToken(), noon)
+	before := newSigner(t, old).Value(sampleToken(), noon)
 	both := newSigner(t, fresh, old)
-	after := both.Append(nil, sampleToken(), noon)
-	verify(t, both.JWKS(), before[0].Value)
-	verify(t, both.JWKS(), after[0].Value)
+	after := both.Value(sampleToken(), noon)
+	verify(t, both.JWKS(), before)
+	verify(t, both.JWKS(), after)
 }
 
 func TestUnusableSignersAreRefused(t *testing.T) {
@@ -217,7 +214,7 @@ func TestUnusableSignersAreRefused(t *testing.T) {
 		}
 	}
 	var none *Signer
-	if fields := none.Append(make([]http1.NamedField, 1), sampleToken(), noon); len(fields) != 1 || none.Name() != "" || string(none.JWKS()) != `{"keys":[]}` {
+	if none.Value(sampleToken(), noon) != nil || none.Name() != "" || string(none.JWKS()) != `{"keys":[]}` {
 		t.Error("the nil signer says something")
 	}
 }
@@ -225,8 +222,8 @@ func TestUnusableSignersAreRefused(t *testing.T) {
 func TestKeptIdentityDoesNotAllocate(t *testing.T) {
 	s := newSigner(t, pemKey(t))
 	tok := sampleToken()
-	fields := s.Append(nil, tok, noon)
-	if n := testing.AllocsPerRun(100, func() { fields = s.Append(fields[:0], tok, noon) }); n != 0 {
+	s.Value(tok, noon)
+	if n := testing.AllocsPerRun(100, func() { s.Value(tok, noon) }); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
 }
