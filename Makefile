@@ -67,7 +67,7 @@ test: ## Vet, lint, run all tests with the race detector and each fuzz target fo
 .PHONY: race
 race: ## Run all tests with the race detector
 	@command -v "$$(go env CC)" >/dev/null || { echo "the race detector needs a C compiler: apt-get install gcc libc6-dev" >&2; exit 1; }
-	@$(STEP) "tests with the race detector" go test -race -vet=off -timeout 9m -p $(RACE_PACKAGES) -parallel 4 $(TEST_FLAGS) $(LONG_FIRST) ./...
+	@$(STEP) "tests with the race detector" tools/raced go test -race -vet=off -timeout 9m -p $(RACE_PACKAGES) -parallel 4 $(TEST_FLAGS) $(LONG_FIRST) ./...
 
 .PHONY: allocations
 allocations: ## Run the tests that a request allocates nothing, which the race detector would falsify
