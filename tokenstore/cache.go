@@ -171,7 +171,12 @@ func (c *Cache) Find(ctx context.Context, text []byte) (Match, error) {
 	if class == ClassForeign {
 		return c.fillForeign(ctx, formats, key, text)
 	}
-	return c.fill(ctx, key, SchemeNative, func(i int) Digest { return c.peppers.Candidate(i, text) })
+	for i := range c.peppers.Candidates() {
+		if m, err := c.fill(ctx, key, SchemeNative, c.peppers.Candidate(i, text)); !errors.Is(err, ErrNotFound) {
+			return m, err
+		}
+	}
+	return Match{}, ErrNotFound
 }
 
 func (c *Cache) lookupKey(text []byte) (k lookupKey) {
@@ -182,53 +187,53 @@ func (c *Cache) lookupKey(text []byte) (k lookupKey) {
 // fillForeign looks for a secret from elsewhere under each scheme of which there
 // are any.
 func (c *Cache) fillForeign(ctx context.Context, f *Formats, key lookupKey, text []byte) (Match, error) {
-	m, err := Match{}, ErrNotFound
 	if f.foreign[SchemeSHA256] {
-		d := Digest(sha256.Sum256(text))
-		m, err = c.fill(ctx, key, SchemeSHA256, func(i int) Digest { return c.peppers.ImportedCandidate(i, SchemeSHA256, d) })
+		if m, err := c.fillImported(ctx, key, SchemeSHA256, sha256.Sum256(text)); !errors.Is(err, ErrNotFound) {
+			return m, err
+		}
 	}
 	keys := c.importKeys.Load()
 	if !f.foreign[SchemeHMAC] || keys == nil {
-		return m, err
+		return Match{}, ErrNotFound
 	}
 	for k := range keys.keys {
-		if !errors.Is(err, ErrNotFound) {
-			break
+		if m, err := c.fillImported(ctx, key, SchemeHMAC, keys.digest(k, text)); !errors.Is(err, ErrNotFound) {
+			return m, err
 		}
-		d := keys.digest(k, text)
-		m, err = c.fill(ctx, key, SchemeHMAC, func(i int) Digest { return c.peppers.ImportedCandidate(i, SchemeHMAC, d) })
-	}
-	return m, err
-}
-
-// fill reads the store under each digest of the scheme that the text can be
-// stored under; candidate makes them, one for each pepper. A secret that is
-// stored under another scheme is not meant: without a pepper whoever knows an
-// imported digest could else present it in the place of the text.
-func (c *Cache) fill(ctx context.Context, key lookupKey, scheme Scheme, candidate func(i int) Digest) (Match, error) {
-	for i := range c.peppers.Candidates() {
-		d := candidate(i)
-		slot := slotOf(&d)
-		generation := c.generations[slot].Load()
-		t, err := c.store.ByDigest(ctx, d)
-		if errors.Is(err, ErrNotFound) {
-			continue
-		}
-		if err != nil {
-			return Match{}, err
-		}
-		n := t.secretWith(d)
-		if n < 0 || t.Secrets[n].Scheme != scheme {
-			continue // the store's index points to a token that lacks the secret
-		}
-		if c.entries == nil {
-			return Match{Token: t, Secret: &t.Secrets[n]}, nil
-		}
-		e := newEntry(key, t, n, slot, generation)
-		c.entries.put(e)
-		return e.match(), nil
 	}
 	return Match{}, ErrNotFound
+}
+
+// fillImported looks for a digest that was made elsewhere, under each pepper.
+func (c *Cache) fillImported(ctx context.Context, key lookupKey, scheme Scheme, d Digest) (Match, error) {
+	for i := range c.peppers.Candidates() {
+		if m, err := c.fill(ctx, key, scheme, c.peppers.ImportedCandidate(i, scheme, d)); !errors.Is(err, ErrNotFound) {
+			return m, err
+		}
+	}
+	return Match{}, ErrNotFound
+}
+
+// fill reads the store under one digest that the text can be stored under. A secret
+// that is stored under another scheme is not meant: without a pepper whoever knows an
+// imported digest could else present it in the place of the text.
+func (c *Cache) fill(ctx context.Context, key lookupKey, scheme Scheme, d Digest) (Match, error) {
+	slot := slotOf(&d)
+	generation := c.generations[slot].Load()
+	t, err := c.store.ByDigest(ctx, d)
+	if err != nil {
+		return Match{}, err
+	}
+	n := t.secretWith(d)
+	if n < 0 || t.Secrets[n].Scheme != scheme {
+		return Match{}, ErrNotFound // the store's index points to a token that lacks the secret
+	}
+	if c.entries == nil {
+		return Match{Token: t, Secret: &t.Secrets[n]}, nil
+	}
+	e := newEntry(key, t, n, slot, generation)
+	c.entries.put(e)
+	return e.match(), nil
 }
 
 func slotOf(d *Digest) uint16 { return binary.LittleEndian.Uint16(d[:]) }
