@@ -59,12 +59,11 @@ const (
 func (x *Exchange) begin(c *conn) {
 	x.c = c
 	x.req.reset()
-	x.edit.reset()
 	c.exchange.Add(1)
 }
 
-// end gives back all that was lent. The connection's stream keeps bytes of the
-// next request.
+// end gives back all that was lent, and leaves the exchange as begin expects it. The
+// connection's stream keeps bytes of the next request.
 func (x *Exchange) end() {
 	c := x.c
 	x.fwd.release(false) // after a panic of the caller's in the middle of Forward
