@@ -120,7 +120,6 @@ func (l *ProxyProtocol) accept() {
 		case l.keep(nc):
 			go l.greet(nc)
 		default:
-			_ = nc.Close() // likewise
 			l.refuse(nc, errManyPending)
 		}
 	}
@@ -155,10 +154,13 @@ func (l *ProxyProtocol) keep(nc net.Conn) bool {
 	return true
 }
 
+// refuse tells of a connection and then closes it: a peer that sees the end can
+// already find it counted.
 func (l *ProxyProtocol) refuse(nc net.Conn, err error) {
 	if l.refused != nil && !errors.Is(err, net.ErrClosed) {
 		l.refused(nc.RemoteAddr(), err)
 	}
+	_ = nc.Close() // nobody will take it
 }
 
 // greet is the goroutine that reads one connection's header.
@@ -168,7 +170,6 @@ func (l *ProxyProtocol) greet(nc net.Conn) {
 	delete(l.pending, nc)
 	l.mu.Unlock()
 	if err != nil {
-		_ = nc.Close() // it is refused
 		l.refuse(nc, err)
 		return
 	}

@@ -295,6 +295,54 @@ func TestClosingEndsTheWaitForHeaders(t *testing.T) {
 	}
 }
 
+// closeTeller is a listener whose connections tell of their end.
+type closeTeller struct {
+	net.Listener
+	tell chan<- string
+}
+
+func (l closeTeller) Accept() (net.Conn, error) {
+	nc, err := l.Listener.Accept()
+	return closingConn{nc, l.tell}, err
+}
+
+type closingConn struct {
+	net.Conn
+	tell chan<- string
+}
+
+func (c closingConn) Close() error {
+	c.tell <- "closed"
+	return c.Conn.Close()
+}
+
+// TestRefusedPeerIsToldOfBeforeItsEnd: who sees a connection end and looks at the
+// metrics then finds it there.
+func TestRefusedPeerIsToldOfBeforeItsEnd(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	events := make(chan string, 2)
+	l := proxy.NewProxyProtocol(closeTeller{ln, events}, []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}, patience,
+		func(net.Addr, error) { events <- "told" })
+	accepted := make(chan struct{})
+	go func() {
+		defer close(accepted)
+		_, _ = l.Accept() // it ends with the listener
+	}()
+	if status := send(t, l.Addr().String(), get+"\r\n\r\n"); status != 0 {
+		t.Errorf("answered with %d", status)
+	}
+	if first, second := <-events, <-events; first != "told" || second != "closed" {
+		t.Errorf("%s, then %s", first, second)
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	<-accepted
+}
+
 // A load balancer looks whether the port is open every few seconds, for years.
 func TestPortChecksWithoutAHeaderDoNotFillTheLog(t *testing.T) {
 	var log bytes.Buffer

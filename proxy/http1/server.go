@@ -312,10 +312,10 @@ func (s *Server) add(nc net.Conn) *conn {
 	if s.draining.Load() || s.limits.Connections > 0 && s.count >= s.limits.Connections {
 		full := !s.draining.Load()
 		s.mu.Unlock()
-		_ = nc.Close()
-		if full {
+		if full { // before the end: a peer that sees it can already find it counted
 			s.turnAway(errConnections, nc.RemoteAddr())
 		}
+		_ = nc.Close()
 		return nil
 	}
 	s.count++
