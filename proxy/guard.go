@@ -15,7 +15,6 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -75,6 +74,7 @@ type Ruleset struct {
 	cors                bool              // some route has it
 	identity            []http1.FieldName // by the index of Identity's names
 	signed              http1.FieldName   // Signer's
+	prepared            *preparedRefusals
 }
 
 // Observer is told, once for each judged request, the index of its route (-1 for
@@ -168,6 +168,7 @@ func (g *Guard) SetRules(r *Ruleset) {
 	if r.Signer != nil {
 		r.signed = http1.MustFieldName(r.Signer.Name())
 	}
+	r.prepareRefusals()
 	g.rules.Store(r)
 }
 
@@ -351,10 +352,7 @@ func (g *Guard) deny(ctx context.Context, p *passage) {
 	if p.rules.Denied != nil {
 		p.rules.Denied(d, &p.req, p.started)
 	}
-	p.refusal = refusalOf(d)
-	if d.Reason == enforce.MissingToken {
-		p.refusal.detail = p.rules.Canon.Required()
-	}
+	p.refusal = p.rules.refusalOf(d)
 }
 
 // canonicalize reads the head as it will be judged. On false p.refusal says what is
@@ -530,120 +528,6 @@ var (
 )
 
 const headerRequestID = "X-Request-Id"
-
-// refusal is an answer of our own to a request that is not forwarded.
-type refusal struct {
-	status     int
-	code       string // empty: it is no refusal, and has no body
-	detail     string
-	challenge  string // WWW-Authenticate
-	scope      string // ends the challenge where it is not empty
-	retryAfter time.Duration
-}
-
-var overloaded = refusal{
-	status: http.StatusServiceUnavailable, code: "overloaded", retryAfter: time.Second,
-	detail: "The proxy cannot take the request just now: try again shortly.",
-}
-
-var internalError = refusal{
-	status: http.StatusInternalServerError, code: "internal_error",
-	detail: "The proxy could not forward the request.",
-}
-
-func refusalOf(d *enforce.Decision) refusal {
-	r := refusal{status: d.Status(), code: d.Reason.Code(), detail: d.Detail(), retryAfter: d.RetryAfter}
-	switch {
-	case d.Reason == enforce.MissingToken:
-		r.challenge = enforce.Challenge
-	case d.Reason == enforce.ScopeMissing:
-		r.challenge, r.scope = enforce.Challenge+`, error="insufficient_scope", scope=`, d.Scope
-	case r.status == http.StatusUnauthorized:
-		r.challenge = enforce.Challenge + `, error="invalid_token"`
-	case r.status == http.StatusServiceUnavailable:
-		r.retryAfter = time.Second
-	}
-	return r
-}
-
-// appendBody appends the problem details of RFC 9457. Every text is ours or a
-// token by construction, so nothing needs escaping.
-func (r *refusal) appendBody(dst []byte, id *requestID) []byte {
-	if r.code == "" {
-		return dst
-	}
-	dst = append(dst, `{"type":"about:blank","title":"`...)
-	dst = append(dst, http.StatusText(r.status)...)
-	dst = append(dst, `","status":`...)
-	dst = strconv.AppendInt(dst, int64(r.status), 10)
-	dst = append(dst, `,"code":"`...)
-	dst = append(dst, r.code...)
-	dst = append(dst, `","detail":`...)
-	dst = appendQuoted(dst, r.detail)
-	dst = append(dst, `,"request_id":"`...)
-	dst = append(dst, id[:]...)
-	return append(dst, "\"}\n"...)
-}
-
-// appendQuoted appends s in double quotes. Most texts need no escaping.
-func appendQuoted(dst []byte, s string) []byte {
-	for i := range len(s) {
-		if c := s[i]; c < ' ' || c > '~' || c == '"' || c == '\\' {
-			return strconv.AppendQuote(dst, s)
-		}
-	}
-	dst = append(dst, '"')
-	dst = append(dst, s...)
-	return append(dst, '"')
-}
-
-// appendFields appends the fields of the answer but its length. Values are built
-// in scratch, which is returned grown; they stay valid as long as it is not reused.
-func (r *refusal) appendFields(dst []http1.Field, scratch []byte, id *requestID) ([]http1.Field, []byte) {
-	if r.code != "" {
-		dst = append(dst, http1.Field{Name: nameContentType, Value: valueProblem}, http1.Field{Name: nameCacheControl, Value: valueNoStore})
-	}
-	dst = append(dst, http1.Field{Name: nameRequestID, Value: id[:]})
-	add := func(name []byte, start int) {
-		dst = append(dst, http1.Field{Name: name, Value: scratch[start:len(scratch):len(scratch)]})
-	}
-	if r.challenge != "" {
-		start := len(scratch)
-		scratch = append(scratch, r.challenge...)
-		if r.scope != "" {
-			scratch = append(append(append(scratch, '"'), r.scope...), '"')
-		}
-		add(nameAuthenticate, start)
-	}
-	if r.retryAfter > 0 {
-		start := len(scratch)
-		scratch = strconv.AppendInt(scratch, seconds(r.retryAfter), 10)
-		add(nameRetryAfter, start)
-	}
-	if r.status == http.StatusMethodNotAllowed {
-		dst = append(dst, http1.Field{Name: nameAllow, Value: valueAllow})
-	}
-	return dst, scratch
-}
-
-// fields calls add for each field of the answer but its length.
-func (r *refusal) fields(id *requestID, add func(name, value string)) {
-	fields, _ := r.appendFields(nil, nil, id)
-	for _, f := range fields {
-		add(string(f.Name), string(f.Value))
-	}
-}
-
-var (
-	nameContentType  = []byte("Content-Type")
-	nameCacheControl = []byte("Cache-Control")
-	nameAuthenticate = []byte("WWW-Authenticate")
-	nameRetryAfter   = []byte("Retry-After")
-	nameAllow        = []byte("Allow")
-	valueProblem     = []byte("application/problem+json")
-	valueNoStore     = []byte("no-store")
-	valueAllow       = []byte("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
-)
 
 // PrefixMount takes the paths that equal one of the prefixes or lie below it. A
 // segment `{x}` of a prefix stands for any non-empty segment.

@@ -558,7 +558,7 @@ func (g *Guard) hold(ctx context.Context, p *passage) bool {
 	}
 	g.Streams.release(p)
 	p.decision.Reason, p.decision.Scope, p.decision.Cause = d.Reason, d.Scope, d.Cause
-	p.refusal = refusalOf(&p.decision)
+	p.refusal = p.rules.refusalOf(&p.decision)
 	return false
 }
 

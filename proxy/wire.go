@@ -63,10 +63,16 @@ func (w *Wire) Serve(x *http1.Exchange) {
 
 func (w *Wire) refuse(x *http1.Exchange, p *passage) {
 	p.giveBack()
-	p.answer, p.scratch = p.refusal.appendFields(append(p.answer[:0], p.extra...), p.scratch[:0], &p.id)
+	p.answer = append(p.answer[:0], p.extra...)
+	if t := p.refusal.template; t != nil {
+		p.answer, p.scratch = p.refusal.appendRetryAfter(p.answer, p.scratch[:0])
+		_ = x.RespondWith(t, p.id[:], p.answer) // a client that is gone needs no answer
+		return
+	}
+	p.answer, p.scratch = p.refusal.appendFields(p.answer, p.scratch[:0], &p.id)
 	body := len(p.scratch)
 	p.scratch = p.refusal.appendBody(p.scratch, &p.id)
-	_ = x.Respond(p.refusal.status, p.answer, p.scratch[body:]) // a client that is gone needs no answer
+	_ = x.Respond(p.refusal.status, p.answer, p.scratch[body:]) // likewise
 }
 
 func (w *Wire) forward(x *http1.Exchange, p *passage) {

@@ -90,6 +90,10 @@ func TestNothingIsAllocatedPerRequest(t *testing.T) {
 	}
 	body := []byte("body")
 	answer401 := []Field{{[]byte("WWW-Authenticate"), []byte("Bearer")}}
+	template401, err := NewTemplate(401, []Field{{[]byte("X-Id"), []byte("??")}}, body, []byte("??"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		name, request, end string
 		handler            func(*Exchange)
@@ -98,6 +102,7 @@ func TestNothingIsAllocatedPerRequest(t *testing.T) {
 		{"forward a body", benchPost, "body", benchHandler(silentUpstream(t, benchAnswer))},
 		{"forward a chunked answer", benchRequest, "0\r\n\r\n", benchHandler(silentUpstream(t, benchChunked))},
 		{"respond", benchRequest, "body", func(x *Exchange) { _ = x.Respond(401, answer401, body) }},
+		{"respond from a template", benchRequest, "body", func(x *Exchange) { _ = x.RespondWith(template401, []byte("id"), answer401) }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			round := rounds(t, c.handler, c.request, c.end)
@@ -130,11 +135,33 @@ func BenchmarkForward(b *testing.B) {
 	}
 }
 
+// BenchmarkRespond answers as a refusal is answered, put together each time and from a
+// template.
 func BenchmarkRespond(b *testing.B) {
-	round := rounds(b, saying("body"), benchRequest, "body")
-	b.ReportAllocs()
-	for b.Loop() {
-		round()
+	fields := []Field{
+		{[]byte("Content-Type"), []byte("application/problem+json")}, {[]byte("Cache-Control"), []byte("no-store")},
+		{[]byte("X-Request-Id"), []byte("0123456789")}, {[]byte("WWW-Authenticate"), []byte(`Bearer realm="r", error="invalid_token"`)},
+	}
+	body := []byte(`{"status":401,"detail":"The API token is not valid.","request_id":"0123456789"}`)
+	template, err := NewTemplate(401, fields, body, []byte("0123456789"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	for name, answer := range map[string]func(*Exchange) error{
+		"composed": func(x *Exchange) error { return x.Respond(401, fields, body) },
+		"template": func(x *Exchange) error { return x.RespondWith(template, []byte("abcdefghij"), nil) },
+	} {
+		b.Run(name, func(b *testing.B) {
+			round := rounds(b, func(x *Exchange) {
+				if err := answer(x); err != nil {
+					b.Error(err)
+				}
+			}, benchRequest, "}")
+			b.ReportAllocs()
+			for b.Loop() {
+				round()
+			}
+		})
 	}
 }
 

@@ -4,7 +4,7 @@
 //
 // A [Server] runs one goroutine per connection. For each request whose head
 // passed every check of RFC 9110 and RFC 9112 it calls Handler with an
-// [Exchange]; the handler answers it once, with [Exchange.Respond],
+// [Exchange]; the handler answers it once, with [Exchange.Respond], a [Template],
 // [Exchange.Forward] or an [Adapter] around an http.Handler. What is odd is
 // refused by the engine itself, with a 4xx or 5xx status and Connection: close;
 // docs/http1.md lists what and why.

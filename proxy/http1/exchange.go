@@ -137,16 +137,27 @@ func (x *Exchange) Respond(status int, fields []Field, body []byte) error {
 	if x.answered {
 		return ErrAnswered
 	}
-	if status < 200 || status > 599 {
+	if !finalStatus(status) {
 		return ErrField
 	}
+	if err := checkFields(fields); err != nil {
+		return err
+	}
+	x.respond(status, fields, body)
+	return x.flushed()
+}
+
+// finalStatus reports whether status is one that an answer of ours may end with.
+func finalStatus(status int) bool { return status >= 200 && status <= 599 }
+
+// checkFields fails with ErrField where one of fields may not be part of an answer of ours.
+func checkFields(fields []Field) error {
 	for _, f := range fields {
 		if !sendable(f) {
 			return ErrField
 		}
 	}
-	x.respond(status, fields, body)
-	return x.flushed()
+	return nil
 }
 
 // flushed turns broken into an error for the handler.
@@ -174,28 +185,10 @@ func sendable(f Field) bool {
 }
 
 func (x *Exchange) respond(status int, fields []Field, body []byte) {
-	x.answered = true
-	x.started = true
-	if !x.canDrain() {
-		x.close = true
-	}
-	dst := appendStatus(x.outBuffer(), status)
-	dated := false
-	for _, f := range fields {
-		dated = dated || classify(f.Name) == kindDate
-		dst = appendField(dst, f)
-	}
-	if !dated {
-		dst = append(dst, x.c.srv.date.Load().line...)
-	}
-	bare := status == 204 || status == 304
-	if !bare {
-		dst = append(dst, "Content-Length: "...)
-		dst = strconv.AppendInt(dst, int64(len(body)), 10)
-		dst = append(dst, "\r\n"...)
-	}
-	dst = append(x.appendConnection(dst), "\r\n"...)
-	if bare || string(x.req.Method) == "HEAD" {
+	x.beginAnswer()
+	dst, dated := appendHead(x.outBuffer(), status, fields, len(body))
+	dst = x.endHead(dst, dated)
+	if bare(status) || x.bodyless() {
 		body = nil
 	}
 	if len(dst)+len(body) <= cap(dst) {
@@ -206,6 +199,49 @@ func (x *Exchange) respond(status int, fields []Field, body []byte) {
 		x.send(body)
 	}
 }
+
+// beginAnswer notes that the exchange has its answer, and what that means for the
+// connection.
+func (x *Exchange) beginAnswer() {
+	x.answered = true
+	x.started = true
+	if !x.canDrain() {
+		x.close = true
+	}
+}
+
+// appendHead writes what is the same in every answer with this status, these fields and
+// a body of this length; endHead writes the rest. dated says that Date is among fields.
+func appendHead(dst []byte, status int, fields []Field, length int) (_ []byte, dated bool) {
+	dst, dated = appendFields(appendStatus(dst, status), fields)
+	if !bare(status) {
+		dst = append(dst, "Content-Length: "...)
+		dst = strconv.AppendInt(dst, int64(length), 10)
+		dst = append(dst, "\r\n"...)
+	}
+	return dst, dated
+}
+
+func appendFields(dst []byte, fields []Field) (_ []byte, dated bool) {
+	for _, f := range fields {
+		dated = dated || classify(f.Name) == kindDate
+		dst = appendField(dst, f)
+	}
+	return dst, dated
+}
+
+func (x *Exchange) endHead(dst []byte, dated bool) []byte {
+	if !dated {
+		dst = append(dst, x.c.srv.date.Load().line...)
+	}
+	return append(x.appendConnection(dst), "\r\n"...)
+}
+
+// bare reports whether an answer of this status has no content, whatever the method.
+func bare(status int) bool { return status == 204 || status == 304 }
+
+// bodyless reports whether the method's answers have no content.
+func (x *Exchange) bodyless() bool { return string(x.req.Method) == "HEAD" }
 
 // outBuffer gives the empty buffer in which outgoing bytes are put together.
 func (x *Exchange) outBuffer() []byte {

@@ -114,6 +114,108 @@ func TestRespondRefusesWhatItMustNotSend(t *testing.T) {
 	dial(t, addr).send(get).want("GET", 200, "ok")
 }
 
+// TestTemplateAnswersAsRespondDoes: the same bytes, whatever the request.
+func TestTemplateAnswersAsRespondDoes(t *testing.T) {
+	const then = "Thu, 01 Jan 1970 00:00:00 GMT"
+	big := strings.Repeat("b", 100_000)
+	answers := []struct {
+		name   string
+		status int
+		fields string // name and value, with %s for the exchange's own value
+		body   string
+	}{
+		{"no blank", 401, "X-A: b", "no"},
+		{"a blank in a field", 401, "X-Id: %s", "no"},
+		{"blanks side by side", 403, "X-Id: %s%s-%s", "%s%s"},
+		{"a blank at the end", 403, "X-A: b", "id %s"},
+		{"a large body", 200, "X-Id: %s", big + "%s" + big},
+		{"an empty body", 200, "X-Id: %s", ""},
+		{"no content", 204, "X-Id: %s", "%s"},
+		{"not modified", 304, "X-Id: %s", "%s"},
+	}
+	requests := []string{
+		get, "HEAD / HTTP/1.1\r\nHost: h\r\n\r\n", "GET / HTTP/1.0\r\nHost: h\r\nConnection: keep-alive\r\n\r\n", "GET / HTTP/1.0\r\nHost: h\r\n\r\n",
+		"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n", "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabc",
+		"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3000000\r\n\r\n",
+	}
+	for _, a := range answers {
+		fieldsWith := func(value string) []Field {
+			name, text, _ := strings.Cut(a.fields, ": ")
+			return []Field{{[]byte(name), []byte(strings.ReplaceAll(text, "%s", value))}, {[]byte("Date"), []byte(then)}}
+		}
+		const blank = "4f2d"
+		template, err := NewTemplate(a.status, fieldsWith(blank), []byte(strings.ReplaceAll(a.body, "%s", blank)), []byte(blank))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, request := range requests {
+			t.Run(a.name+" to "+strings.ReplaceAll(request, "\r\n", " "), func(t *testing.T) {
+				whole := func(answer func(x *Exchange) error) string {
+					ours, theirs := net.Pipe()
+					s := &Server{Handler: func(x *Exchange) {
+						if err := answer(x); err != nil {
+							t.Error(err)
+						}
+						_ = ours.Close()
+					}}
+					served := make(chan struct{})
+					go func() { s.ServeConn(ours); close(served) }()
+					go func() { _, _ = io.WriteString(theirs, request) }()
+					text, _ := io.ReadAll(theirs)
+					_ = theirs.Close()
+					<-served
+					return string(text)
+				}
+				for _, value := range []string{"0001", "zzzz", blank} {
+					want := whole(func(x *Exchange) error {
+						return x.Respond(a.status, fieldsWith(value), []byte(strings.ReplaceAll(a.body, "%s", value)))
+					})
+					if got := whole(func(x *Exchange) error { return x.RespondWith(template, []byte(value), nil) }); got != want || want == "" {
+						t.Errorf("value %s: %.300q, want %.300q", value, got, want)
+					}
+				}
+			})
+		}
+	}
+}
+
+func TestTemplateRefusesWhatItMustNotSend(t *testing.T) {
+	for name, c := range map[string]struct {
+		status int
+		field  Field
+		blank  string
+	}{
+		"an interim status":    {100, Field{[]byte("A"), []byte("b")}, "x"},
+		"a second line":        {200, Field{[]byte("A"), []byte("b\r\nC: d")}, "x"},
+		"a field that frames":  {200, Field{[]byte("Content-Length"), []byte("1")}, "x"},
+		"no blank":             {200, Field{[]byte("A"), []byte("b")}, ""},
+		"a blank of two lines": {200, Field{[]byte("A"), []byte("b")}, "\r\n"},
+	} {
+		if _, err := NewTemplate(c.status, []Field{c.field}, nil, []byte(c.blank)); !errors.Is(err, ErrField) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	template, err := NewTemplate(200, []Field{{[]byte("X-Id"), []byte("1234")}}, []byte("ok"), []byte("1234"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := start(t, &Server{Handler: func(x *Exchange) {
+		for _, value := range []string{"", "123", "12345", "1\r\n2", "1\x002 "} {
+			if err := x.RespondWith(template, []byte(value), nil); !errors.Is(err, ErrField) {
+				t.Errorf("%q: %v", value, err)
+			}
+		}
+		_ = x.RespondWith(template, []byte("5678"), []Field{{[]byte("X-More"), []byte("m")}})
+		if err := x.RespondWith(template, []byte("9abc"), nil); !errors.Is(err, ErrAnswered) {
+			t.Errorf("a second answer: %v", err)
+		}
+	}})
+	resp := dial(t, addr).send(get).want("GET", 200, "ok")
+	if id := resp.Header["X-Id"]; len(id) != 1 || id[0] != "5678" {
+		t.Errorf("X-Id %q", id)
+	}
+}
+
 // TestUnreadBodyNeverBecomesARequest: the body looks like a request.
 func TestUnreadBodyNeverBecomesARequest(t *testing.T) {
 	settled(t)
