@@ -3,6 +3,7 @@ package http1
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -32,10 +33,39 @@ func start(t testing.TB, s *Server) (addr string) {
 // startHijackable is start for a server whose handler may take over connections.
 func startHijackable(t testing.TB, s *Server) (addr string) {
 	t.Helper()
+	l := listen(t)
+	serve(t, s, l)
+	return l.Addr().String()
+}
+
+// startTLS is start over TLS; it returns what connects.
+func startTLS(t *testing.T, s *Server) (dialTLS func() *client) {
+	t.Helper()
+	serverTLS, clientTLS := testTLS(t)
+	clientTLS = clientTLS.Clone()
+	clientTLS.NextProtos = []string{"http/1.1"}
+	s.NoHijack = true
+	l := listen(t)
+	serve(t, s, tls.NewListener(Direct(l), serverTLS))
+	return func() *client {
+		c := dial(t, l.Addr().String())
+		c.nc = tls.Client(c.nc, clientTLS)
+		c.br.Reset(c.nc)
+		return c
+	}
+}
+
+func listen(t testing.TB) net.Listener {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
+	return l
+}
+
+func serve(t testing.TB, s *Server, l net.Listener) {
+	t.Helper()
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
 	t.Cleanup(func() {
@@ -45,7 +75,6 @@ func startHijackable(t testing.TB, s *Server) (addr string) {
 		}
 		waitFor(t, "connections to end", func() bool { return s.Connections() == 0 })
 	})
-	return l.Addr().String()
 }
 
 // waitFor polls until ok holds.

@@ -185,76 +185,111 @@ var oddRequests = []odd{
 
 // TestOddRequestIsRefusedWithItsStatus sends each odd request through a server
 // that forwards, with another request behind it: a refusal has its status and
-// Connection: close, and nothing of what follows is read as a request.
+// Connection: close, and nothing of what follows is read as a request. TLS is read in
+// another way than a socket, and the second request of a connection in another way than
+// the first.
 func TestOddRequestIsRefusedWithItsStatus(t *testing.T) {
 	settled(t)
 	var mu sync.Mutex
 	codes := map[string]string{} // by client address
 	up := scripted(t, echoing)
 	pool := upstreamTo(t, up.addr())
-	addr := start(t, &Server{
-		Handler: func(x *Exchange) {
-			res, err := x.Forward(pool, nil)
-			if status := answerStatus(res, err); status != 0 {
-				refusal, ok := err.(*ProtocolError) //nolint:errorlint // it is not wrapped
-				if ok {
-					mu.Lock()
-					codes[x.Conn().RemoteAddr().String()] = refusal.Code
-					mu.Unlock()
+	server := func() *Server {
+		return &Server{
+			Handler: func(x *Exchange) {
+				res, err := x.Forward(pool, nil)
+				if status := answerStatus(res, err); status != 0 {
+					refusal, ok := err.(*ProtocolError) //nolint:errorlint // it is not wrapped
+					if ok {
+						mu.Lock()
+						codes[x.Conn().RemoteAddr().String()] = refusal.Code
+						mu.Unlock()
+					}
+					_ = x.Respond(status, nil, nil)
 				}
-				_ = x.Respond(status, nil, nil)
-			}
-		},
-		Refused: func(r Refusal) Answer {
-			mu.Lock()
-			defer mu.Unlock()
-			codes[r.Remote.String()] = r.Code
-			return Answer{}
-		},
-	})
-	for _, o := range oddRequests {
-		t.Run(o.name, func(t *testing.T) {
-			c := dial(t, addr)
-			c.send(o.raw)
-			if o.status != 200 {
-				// A refused request may have no end, so nothing is sent behind it.
-				_ = c.nc.(*net.TCPConn).CloseWrite()
-			}
-			resp, _ := c.answer("GET")
-			mu.Lock()
-			code := codes[c.nc.LocalAddr().String()]
-			mu.Unlock()
-			if resp.StatusCode != o.status || code != o.code {
-				t.Errorf("status %d, code %q; want %d, %q", resp.StatusCode, code, o.status, o.code)
-			}
-			if o.status != 200 {
+			},
+			Refused: func(r Refusal) Answer {
+				mu.Lock()
+				defer mu.Unlock()
+				codes[r.Remote.String()] = r.Code
+				return Answer{}
+			},
+		}
+	}
+	addr, dialTLS := start(t, server()), startTLS(t, server())
+	for name, by := range map[string]struct {
+		dial  func() *client
+		first string
+	}{
+		"first":          {func() *client { return dial(t, addr) }, ""},
+		"later":          {func() *client { return dial(t, addr) }, get},
+		"first over TLS": {dialTLS, ""},
+		"later over TLS": {dialTLS, get},
+	} {
+		for _, o := range oddRequests {
+			t.Run(name+"/"+o.name, func(t *testing.T) {
+				c := by.dial()
+				if by.first != "" {
+					c.send(by.first).want("GET", 200, "GET / h 0 ")
+				}
+				c.send(o.raw)
+				if o.status != 200 {
+					// A refused request may have no end, so nothing is sent behind it.
+					_ = c.nc.(interface{ CloseWrite() error }).CloseWrite()
+				}
+				resp, _ := c.answer("GET")
+				mu.Lock()
+				code := codes[c.nc.LocalAddr().String()]
+				delete(codes, c.nc.LocalAddr().String()) // its port may be another's later
+				mu.Unlock()
+				if resp.StatusCode != o.status || code != o.code {
+					t.Errorf("status %d, code %q; want %d, %q", resp.StatusCode, code, o.status, o.code)
+				}
+				if o.status != 200 {
+					if !resp.Close {
+						t.Error("refused without Connection: close")
+					}
+					c.wantEnd()
+					return
+				}
 				if !resp.Close {
-					t.Error("refused without Connection: close")
+					c.send("GET /next HTTP/1.1\r\nHost: h\r\n\r\n").want("GET", 200, "GET /next h 0 ")
 				}
-				c.wantEnd()
-				return
-			}
-			if !resp.Close {
-				c.send("GET /next HTTP/1.1\r\nHost: h\r\n\r\n").want("GET", 200, "GET /next h 0 ")
-			}
-		})
+			})
+		}
 	}
 }
 
-// TestHeadSurvivesAnySplit sends heads byte by byte and in two parts.
+// TestHeadSurvivesAnySplit sends heads byte by byte and in two parts, as the first and as
+// the second request.
 func TestHeadSurvivesAnySplit(t *testing.T) {
 	raw := "POST /a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nA: b\r\n\r\n3\r\nabc\r\n0\r\nX: y\r\n\r\n"
 	up := scripted(t, echoing)
-	addr := start(t, &Server{Handler: forwarding(upstreamTo(t, up.addr()), nil)})
-	for i := 1; i < len(raw); i++ {
-		c := dial(t, addr)
-		_ = c.nc.(*net.TCPConn).SetNoDelay(true)
-		c.send(raw[:i]).send(raw[i:])
-		c.want("POST", 200, "POST /a h 3 abc")
+	server := func() *Server { return &Server{Handler: forwarding(upstreamTo(t, up.addr()), nil)} }
+	addr, dialTLS := start(t, server()), startTLS(t, server())
+	for name, dial := range map[string]func() *client{
+		"cleartext": func() *client {
+			c := dial(t, addr)
+			_ = c.nc.(*net.TCPConn).SetNoDelay(true)
+			return c
+		},
+		"TLS": dialTLS,
+	} {
+		t.Run(name, func(t *testing.T) {
+			for i := 1; i < len(raw); i++ {
+				c := dial()
+				for range 2 {
+					c.send(raw[:i]).send(raw[i:])
+					c.want("POST", 200, "POST /a h 3 abc")
+				}
+			}
+			c := dial()
+			for range 2 {
+				for i := range len(raw) {
+					c.send(raw[i : i+1])
+				}
+				c.want("POST", 200, "POST /a h 3 abc")
+			}
+		})
 	}
-	c := dial(t, addr)
-	for i := range len(raw) {
-		c.send(raw[i : i+1])
-	}
-	c.want("POST", 200, "POST /a h 3 abc")
 }
