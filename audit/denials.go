@@ -49,6 +49,8 @@ const (
 // Noting one takes a lock that is never held during I/O. All methods may be called
 // from many goroutines; a nil Denials notes nothing.
 type Denials struct {
+	node string // where they are refused
+
 	mu      sync.Mutex // guards all below
 	held    map[denialKey]*held
 	known   int            // of held: those of known tokens
@@ -81,9 +83,10 @@ type held struct {
 	until time.Time
 }
 
-// NewDenials returns an empty collection.
-func NewDenials() *Denials {
-	return &Denials{held: make(map[denialKey]*held), account: make(map[uint64]int)}
+// NewDenials returns an empty collection, whose events are those of node; nothing: there is
+// one node only.
+func NewDenials(node string) *Denials {
+	return &Denials{node: node, held: make(map[denialKey]*held), account: make(map[uint64]int)}
 }
 
 // Note counts one denial at now. It never waits for a disk.
@@ -190,7 +193,7 @@ func (d *Denials) Flush(l *Log, now time.Time) error {
 	if len(taken) == 0 {
 		return nil
 	}
-	err := l.Append(now, denialEvents(taken)...)
+	err := l.Append(now, d.events(taken)...)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for k, h := range taken {
@@ -231,12 +234,12 @@ func (d *Denials) lose() {
 	d.stats.Waiting = 0
 }
 
-// denialEvents tells of what was taken, in the order of the first of each kind.
-func denialEvents(taken map[denialKey]*held) []Event {
+// events tells of what was taken, in the order of the first of each kind.
+func (d *Denials) events(taken map[denialKey]*held) []Event {
 	events := make([]Event, 0, len(taken))
 	for _, h := range taken {
 		events = append(events, Event{
-			Time: h.until, Verb: VerbDeny, Outcome: Refusal, Reason: h.first.Reason,
+			Time: h.until, Node: d.node, Verb: VerbDeny, Outcome: Refusal, Reason: h.first.Reason,
 			Actor: Actor{
 				Token: h.first.Token, Account: h.first.Account, Owner: h.first.Owner,
 				Address: h.first.Address.WithZone(""), Via: h.first.Via,

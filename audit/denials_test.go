@@ -27,7 +27,7 @@ func denials(t *testing.T, path string) (out []Event) {
 func TestDenialsOfOneKindAreOneLine(t *testing.T) {
 	path := newPath(t)
 	l := mustOpen(t, path, Options{MACKeys: [][]byte{[]byte(strings.Repeat("k", 32))}})
-	d := NewDenials()
+	d := NewDenials("")
 	stolen := Denial{Reason: "revoked_token", Route: "GET /a", Via: "proxy", Token: 7, Account: 3, Owner: 4, Address: netip.MustParseAddr("192.0.2.1")}
 	for i := range 1000 {
 		d.Note(noon.Add(time.Duration(i)*time.Millisecond), stolen)
@@ -66,7 +66,7 @@ func TestDenialsOfOneKindAreOneLine(t *testing.T) {
 func TestFloodOfDenialsIsBounded(t *testing.T) {
 	path := newPath(t)
 	l := mustOpen(t, path, Options{})
-	d := NewDenials()
+	d := NewDenials("")
 	longest := "GET /" + strings.Repeat("long/", 400)
 	n := uint64(0)
 	for i := range uint32(20_000) {
@@ -117,7 +117,7 @@ func TestFloodOfDenialsIsBounded(t *testing.T) {
 // TestDenialIsNotWrittenWhileItIsNoted: what was taken to be written is no longer
 // what is noted into, not even where it was nothing.
 func TestDenialIsNotWrittenWhileItIsNoted(t *testing.T) {
-	d := NewDenials()
+	d := NewDenials("")
 	for noted := range 3 {
 		taken := d.take()
 		d.Note(noon, Denial{Reason: "unknown_token", Via: "proxy"})
@@ -135,7 +135,7 @@ func TestDenialIsNotWrittenWhileItIsNoted(t *testing.T) {
 func TestDenialsThatCannotBeWrittenWait(t *testing.T) {
 	path := newPath(t)
 	l := mustOpen(t, path, Options{})
-	d := NewDenials()
+	d := NewDenials("")
 	one := Denial{Reason: "revoked_token", Via: "proxy", Token: 7, Account: 3}
 	d.Note(noon, one)
 	l.file = &faultyFile{logFile: l.file, writeAtMost: -1, sync: []error{syscall.EIO}}
@@ -160,7 +160,7 @@ func TestDenialsAreWrittenEachMinuteAndAtTheEnd(t *testing.T) {
 	path := newPath(t)
 	l := mustOpen(t, path, Options{})
 	synctest.Test(t, func(t *testing.T) {
-		d := NewDenials()
+		d := NewDenials("")
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() {
@@ -196,7 +196,7 @@ func TestDenialsAreWrittenEachMinuteAndAtTheEnd(t *testing.T) {
 }
 
 func BenchmarkNoteDenial(b *testing.B) {
-	d := NewDenials()
+	d := NewDenials("")
 	one := Denial{Reason: "revoked_token", Route: "GET /accounts/{account}", Via: "proxy", Token: 7, Account: 3, Address: netip.MustParseAddr("192.0.2.1")}
 	b.ReportAllocs()
 	for b.Loop() {

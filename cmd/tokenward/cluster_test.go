@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"tokenward/audit"
 	"tokenward/tokenstore"
 	"tokenward/tokenstore/etcdstore/etcdtest"
 )
@@ -185,6 +186,10 @@ func TestThreeNodesAreOne(t *testing.T) {
 		if err := n.stop(); err != nil {
 			t.Error(err)
 		}
+		name := filepath.Base(n.dir)
+		if log, err := os.ReadFile(filepath.Join(n.dir, "audit.jsonl")); err != nil || !strings.Contains(string(log), `"node":"`+name+`","verb":"deny"`) {
+			t.Errorf("the audit log of %s does not say what %s refused (%v):\n%s", name, name, err, log)
+		}
 	}
 	want := map[string][]string{"a": {"bootstrap", "create"}, "b": {"enable", "revoke"}, "c": {"disable"}}
 	for _, n := range nodes {
@@ -195,7 +200,9 @@ func TestThreeNodesAreOne(t *testing.T) {
 	}
 }
 
-// verbsIn returns what the audit log says that was done on the node.
+// verbsIn returns what the audit log says that was done on the node. Of what the node did
+// by itself it looks at the name only: a request whose answer was just read may be there
+// still when its token ends, and is cut.
 func verbsIn(t *testing.T, path, node string) (verbs []string) {
 	t.Helper()
 	b, err := os.ReadFile(path)
@@ -209,13 +216,15 @@ func verbsIn(t *testing.T, path, node string) (verbs []string) {
 		if err := json.Unmarshal([]byte(line), &l); err != nil {
 			t.Fatal(err)
 		}
-		if l.Event.Verb == "" || l.Event.Verb == "deny" {
+		if l.Event.Verb == "" {
 			continue
 		}
 		if l.Event.Node != node {
-			t.Errorf("the log of %s has an event of %q", node, l.Event.Node)
+			t.Errorf("the log of %s has a %s of %q", node, l.Event.Verb, l.Event.Node)
 		}
-		verbs = append(verbs, l.Event.Verb)
+		if l.Event.Verb != audit.VerbDeny && l.Event.Verb != string(verbCut) {
+			verbs = append(verbs, l.Event.Verb)
+		}
 	}
 	return verbs
 }

@@ -12,7 +12,7 @@ import (
 
 // runDenials writes refused requests to the audit log, until the vault is closed.
 func (v *vault) runDenials(log *slog.Logger) {
-	v.denials = audit.NewDenials()
+	v.denials = audit.NewDenials(v.nodeOf())
 	v.background(func(ctx context.Context) {
 		v.denials.Run(ctx, v.log, v.now, func(err error) {
 			log.Warn("refused requests could not be written to the audit log; they are tried again, and lost if the program ends before that", "error", err)

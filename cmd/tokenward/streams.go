@@ -50,7 +50,7 @@ func (a *app) auditCuts(cuts []proxy.CutReport, dropped uint64) {
 		cuts = cuts[len(batch):]
 		err := a.vault.store.Change(ctx, func(tx tokenstore.Tx) error {
 			for i := range batch {
-				b, err := audit.Encode(cutEvent(&batch[i], now))
+				b, err := audit.Encode(cutEvent(&batch[i], a.vault.nodeOf(), now))
 				if err != nil {
 					return err
 				}
@@ -70,9 +70,9 @@ func (a *app) auditCuts(cuts []proxy.CutReport, dropped uint64) {
 // maxCutsPerChange bounds the events of one change of the store.
 const maxCutsPerChange = 500
 
-func cutEvent(c *proxy.CutReport, now time.Time) audit.Event {
+func cutEvent(c *proxy.CutReport, node string, now time.Time) audit.Event {
 	return audit.Event{
-		Time: now, Verb: verbCut, Outcome: audit.Success,
+		Time: now, Node: node, Verb: verbCut, Outcome: audit.Success,
 		Reason: fmt.Sprintf("%s: %d exchanges", c.Reason, c.Exchanges),
 		Target: audit.Target{Token: uint64(c.Token.ID), Account: c.Token.Account, Owner: c.Token.Owner},
 	}

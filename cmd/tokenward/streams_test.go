@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -11,6 +12,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"tokenward/tokenstore/etcdstore/etcdtest"
 )
 
 // TestRevokedTokensStreamEndsAndIsAudited goes the whole way: a stream through the
@@ -42,12 +45,7 @@ func TestRevokedTokensStreamEndsAndIsAudited(t *testing.T) {
 		t.Fatal(resp, err)
 	}
 	defer resp.Body.Close()
-	scrape := send(t, "GET", "http://"+s.metricsListener.Addr().String()+"/metrics", "", "")
-	for _, want := range []string{`tokenward_requests_in_flight{listener="proxy"} 1`, `tokenward_connections{listener="proxy"} 1`, `tokenward_requests_in_flight{listener="admin"} 0`, `tokenward_connections{listener="admin"} 1`} {
-		if !strings.Contains(scrape, want+"\n") {
-			t.Errorf("no %s", want)
-		}
-	}
+	wantMetrics(t, s, `tokenward_requests_in_flight{listener="proxy"} 1`, `tokenward_connections{listener="proxy"} 1`, `tokenward_requests_in_flight{listener="admin"} 0`, `tokenward_connections{listener="admin"} 1`)
 	send(t, "DELETE", fmt.Sprintf("%s/v1/tokens/%d", admin, made.ID), s.root, "")
 	if _, err := io.ReadAll(resp.Body); err == nil {
 		t.Error("the stream looks whole")
@@ -68,10 +66,22 @@ func TestRevokedTokensStreamEndsAndIsAudited(t *testing.T) {
 		}
 		time.Sleep(10 * time.Millisecond) //nolint:forbidigo // the audit log is a file: nobody tells when it grows
 	}
-	scrape = send(t, "GET", "http://"+s.metricsListener.Addr().String()+"/metrics", "", "")
-	if want := `tokenward_streams_cut_total{reason="revoked_token"} 1`; !strings.Contains(scrape, want) {
-		t.Errorf("no %s", want)
-	}
+	wantMetrics(t, s, `tokenward_streams_cut_total{reason="revoked_token"} 1`)
+}
+
+// wantMetrics waits until the metrics have each of the lines: what a request did is counted
+// when it is over, which its client may know before.
+func wantMetrics(t *testing.T, s *started, lines ...string) {
+	t.Helper()
+	etcdtest.WaitFor(t, "the metrics to tell of it", func(context.Context) error {
+		scrape := send(t, "GET", "http://"+s.metricsListener.Addr().String()+"/metrics", "", "")
+		for _, line := range lines {
+			if !strings.Contains(scrape, "\n"+line+"\n") {
+				return fmt.Errorf("no %s", line)
+			}
+		}
+		return nil
+	})
 }
 
 // TestStreamEndsWhoseRevocationWasMissed: all that is known is that something was.
@@ -190,10 +200,6 @@ func TestRevokedTokenReadsNoListToItsEnd(t *testing.T) {
 			}
 		}
 	}
-	scrape := send(t, "GET", "http://"+s.metricsListener.Addr().String()+"/metrics", "", "")
-	for _, want := range []string{`{reason="revoked_token"} 6`, `{reason="scope_missing"} 6`, `{reason="source_not_allowed"} 6`} {
-		if !strings.Contains(scrape, "tokenward_streams_cut_total"+want+"\n") {
-			t.Errorf("the metrics do not have %s", want)
-		}
-	}
+	// They are counted once they are cut, which the last was a moment ago.
+	wantMetrics(t, s, `tokenward_streams_cut_total{reason="revoked_token"} 6`, `tokenward_streams_cut_total{reason="scope_missing"} 6`, `tokenward_streams_cut_total{reason="source_not_allowed"} 6`)
 }
